@@ -1,0 +1,100 @@
+# `make` lists the targets. Each sets up .venv by itself when it is missing or older than pyproject.toml or constraints.txt.
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+TRAIN_ARGS ?=
+BUNDLED_MODEL := serve_app/bundled/digits.nemo
+
+# `make constraints` takes the newest release of everything but these. The engine drives NeMo's decoder by parts that NeMo does not
+# promise to keep; replica scheduling was measured on this Ray, and deploy/kuberay names it; torch has to suit both.
+HELD := nemo_toolkit==3.0.0 ray==2.60.0 torch==2.13.0
+
+BIN := .venv/bin
+# Stamps, touched when an installation is complete. RUNTIME: what serving needs; DEV: tests, linters and tools on top.
+RUNTIME := .venv/.runtime
+DEV := .venv/.dev
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+# Started below `uv run`, Ray would make every worker rebuild its environment through uv.
+export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
+# Ray would otherwise report usage statistics to its makers.
+export RAY_USAGE_STATS_ENABLED := 0
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+# Two goals that install at the same time would write into one .venv.
+.NOTPARALLEL:
+.PHONY: help demo serve test check lint types unit format evaluate train constraints clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(RUNTIME) ## Serve the web page and API with the bundled model (configs/demo.yaml)
+	$(BIN)/serve run configs/demo.yaml
+
+serve: $(RUNTIME) ## Serve the Parakeet models (configs/serve_config.yaml)
+	$(BIN)/serve run configs/serve_config.yaml
+
+# STATUS_FILE: see .ci/run.
+test: $(DEV) ## Run the whole test suite; PYTEST_ARGS="-k words" narrows it
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)$(if $(STATUS_FILE),; echo $$? >'$(STATUS_FILE)')
+
+check: lint types unit ## Quick loop: linters, types, unit tests
+
+lint: $(DEV) ## Run ruff: rules and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(DEV) ## Run mypy
+	$(BIN)/mypy
+
+unit: $(DEV) ## Run the quick tests: no Ray Serve, nothing slow
+	@$(BIN)/python -m pytest -m "not serve and not slow" $(PYTEST_ARGS)
+
+format: $(DEV) ## Format the code and mend what ruff can mend
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+evaluate: $(DEV) recordings ## Measure the bundled model on FSDD_RECORDINGS
+	$(BIN)/python -m tools.evaluate_bundled_model "$(FSDD_RECORDINGS)"
+
+train: $(DEV) recordings ## Train the bundled model anew from FSDD_RECORDINGS (needs espeak-ng and flite)
+	$(BIN)/python -m tools.train_bundled_model "$(FSDD_RECORDINGS)" $(BUNDLED_MODEL) $(TRAIN_ARGS)
+
+.PHONY: recordings
+recordings:
+	@test -d "$(FSDD_RECORDINGS)" || { echo "FSDD_RECORDINGS must name the folder of the Free Spoken Digit Dataset's recordings." >&2; exit 1; }
+
+# A build for one device only (torch's +cpu and the like) is written as the plain version, which every build satisfies.
+constraints: ## Write constraints.txt anew from the newest releases
+	@$(check-python)
+	@set -eu; scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; \
+	$(PYTHON) -m venv "$$scratch/venv"; \
+	"$$scratch/venv/bin/python" -m pip install --quiet --disable-pip-version-check $(HELD) -e '.[dev]'; \
+	{ echo "# Every version that the project is tested with. Made by \`make constraints\`; do not edit."; \
+	  "$$scratch/venv/bin/python" -m pip freeze --all --exclude pip --exclude-editable | sed 's/+[A-Za-z0-9.]*$$//'; } >"$$scratch/pins"; \
+	if grep -E ' @ |^-|//' "$$scratch/pins" >&2; then echo "These are not plain pins." >&2; exit 1; fi; \
+	cp "$$scratch/pins" constraints.txt
+
+clean: ## Remove everything that make and the tests leave behind, .venv too
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	find serve_app tools tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+define check-python
+$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
+echo "Python 3.11, 3.12 or 3.13 is needed; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
+endef
+
+.venv/pyvenv.cfg:
+	@$(check-python)
+	$(PYTHON) -m venv .venv
+
+# The environment is an order-only prerequisite: it is made when missing, and its age says nothing.
+$(RUNTIME): pyproject.toml constraints.txt | .venv/pyvenv.cfg
+	$(INSTALL) -e .
+	@touch $@
+
+# Covers RUNTIME too, so that `make demo` after `make test` installs nothing.
+$(DEV): pyproject.toml constraints.txt | .venv/pyvenv.cfg
+	$(INSTALL) -e '.[dev]'
+	@touch $(RUNTIME) $@

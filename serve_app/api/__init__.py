@@ -1,0 +1,17 @@
+"""The HTTP side: routes, wire schemas and error mapping. Knows FastAPI and the service, not Ray."""
+
+from fastapi import FastAPI
+
+from serve_app import __version__
+from serve_app.api import errors, rest
+from serve_app.service import SpeechService
+
+DESCRIPTION = "Speech to text with NVIDIA Parakeet models. The routes under `/v1` speak OpenAI's audio API."
+
+
+def create_api(service: SpeechService) -> FastAPI:
+    """The FastAPI application of one service."""
+    api = FastAPI(title="Parakeet on Ray Serve", version=__version__, description=DESCRIPTION)
+    errors.install(api)
+    api.include_router(rest.create_router(service))
+    return api

@@ -1,0 +1,63 @@
+"""The one place where failures become HTTP: OpenAI's error object, whatever went wrong and wherever."""
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from serve_app.api.schemas import ErrorBody, ErrorObject
+from serve_app.errors import RequestError, SpeechError
+
+log = logging.getLogger("ray.serve")
+
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": description}
+    for status, description in {
+        400: "The request cannot be honoured as it stands: a field is missing or wrong, or the file is not audio.",
+        404: "No such model.",
+        413: "The upload is larger than the server accepts.",
+        429: "The server has as much work as it can take; `Retry-After` says when to try again.",
+        500: "Recognition failed.",
+        503: "The model cannot be had now; the message says why, `Retry-After` when to try again.",
+        504: "The answer did not come in time.",
+    }.items()
+}
+
+
+def install(api: FastAPI) -> None:
+    """Answer every failure of this application with OpenAI's error object."""
+
+    @api.exception_handler(SpeechError)
+    async def speech_error(request: Request, error: SpeechError) -> JSONResponse:
+        if error.status >= 500:
+            log.warning("%s %s: %s", request.method, request.url.path, error.message)
+        return _answer(error.status, error.message, error.code, error.param, error.retry_after_s)
+
+    @api.exception_handler(RequestValidationError)
+    async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        # FastAPI gives the place as ("body", field, index, ...).
+        param = str(first["loc"][1]) if len(first["loc"]) > 1 else None
+        if first["type"] == "missing":
+            return _answer(400, f"The field `{param}` is required.", "missing_required_parameter", param)
+        return _answer(400, f"The field `{param}` is wrong: {first['msg']}.", "invalid_value", param)
+
+    @api.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        messages = {404: f"Unknown route: {request.url.path}", 413: "The upload is larger than this server accepts."}
+        message = messages.get(error.status_code, str(error.detail))
+        return _answer(error.status_code, message, RequestError.code if error.status_code < 500 else SpeechError.code)
+
+    @api.exception_handler(Exception)
+    async def unforeseen(request: Request, error: Exception) -> JSONResponse:
+        return _answer(500, "The server failed; its log says how.", SpeechError.code)
+
+
+def _answer(status: int, message: str, code: str, param: str | None = None, retry_after_s: int | None = None) -> JSONResponse:
+    kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
+    body = ErrorBody(error=ErrorObject(message=message, type=kind, param=param, code=code))
+    headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
+    return JSONResponse(body.model_dump(), status, headers)

@@ -1,0 +1,100 @@
+"""REST routes: OpenAI's transcription and model routes, and the two that tell how the server fares."""
+
+import time
+from dataclasses import asdict
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, File, Form, UploadFile
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+
+from serve_app import export
+from serve_app.api.errors import ERROR_RESPONSES
+from serve_app.api.schemas import (
+    Health,
+    Model,
+    ModelList,
+    ModelReadiness,
+    Readiness,
+    ReplicaReadiness,
+    TranscriptionJson,
+    TranscriptionVerboseJson,
+)
+from serve_app.audio import AudioFile
+from serve_app.service import ModelStatus, SpeechService
+
+ResponseFormat = Literal["json", "text", "verbose_json"]
+Granularity = Literal["word", "segment"]
+
+TRANSCRIPTION_RESPONSES = ERROR_RESPONSES | {
+    200: {
+        "model": TranscriptionJson | TranscriptionVerboseJson,
+        "description": "The transcript in the format asked for.",
+        "content": {"text/plain": {"schema": {"type": "string"}}},
+    }
+}
+
+
+def create_router(service: SpeechService) -> APIRouter:
+    """The routes of one service."""
+    router = APIRouter()
+    started_at = int(time.time())
+
+    @router.post(
+        "/v1/audio/transcriptions",
+        responses=TRANSCRIPTION_RESPONSES,
+        response_model=None,
+        max_body_size=service.settings.limits.max_upload_bytes,
+        tags=["audio"],
+    )
+    async def transcribe(
+        file: Annotated[UploadFile, File(description="An audio or video file of any common format.")],
+        model: Annotated[str | None, Form(description="Name of a model; none, or `whisper-1`, is the default model.")] = None,
+        response_format: Annotated[ResponseFormat, Form(description="Form of the answer.")] = "json",
+        timestamp_granularities: Annotated[
+            list[Granularity],
+            Form(alias="timestamp_granularities[]", description="With `verbose_json`: `word` adds the words and their times."),
+        ] = ["segment"],  # noqa: B006
+    ) -> Response:
+        """Transcribe a file."""
+        audio = AudioFile(file.file)
+        transcript = await service.transcribe_file(audio, service.find_model(model))
+        if response_format == "text":
+            return PlainTextResponse(export.to_text(transcript))
+        if response_format == "verbose_json":
+            return JSONResponse(export.to_verbose_json(transcript, with_words="word" in timestamp_granularities))
+        return JSONResponse(export.to_json(transcript))
+
+    @router.get("/v1/models", tags=["models"])
+    async def list_models() -> ModelList:
+        """The models that requests can name."""
+        return ModelList(data=[Model(id=m.name, created=started_at, owned_by=m.source) for m in service.settings.models])
+
+    @router.get("/health", tags=["server"])
+    async def health() -> Health:
+        """Whether the server is alive. Says nothing of the models."""
+        return Health()
+
+    @router.get(
+        "/ready", responses={503: {"model": Readiness, "description": "A model that is kept loaded is not."}}, tags=["server"]
+    )
+    async def ready(response: Response) -> Readiness:
+        """How every model fares. Asking does not load a model."""
+        statuses = await service.model_statuses()
+        is_ready = all(status.is_ready for status in statuses)
+        response.status_code = 200 if is_ready else 503
+        return Readiness(ready=is_ready, models=[_readiness(status) for status in statuses])
+
+    return router
+
+
+def _readiness(status: ModelStatus) -> ModelReadiness:
+    loaded = next((replica for replica in status.replicas if replica.state == "ready"), None)
+    replicas = [{k: v for k, v in asdict(replica).items() if k != "replica_id"} for replica in status.replicas]
+    return ModelReadiness(
+        id=status.model.name,
+        state=status.state,
+        detail=status.detail,
+        device=loaded.device if loaded else "",
+        precision=loaded.precision if loaded else "",
+        replicas=[ReplicaReadiness(**replica) for replica in replicas],
+    )

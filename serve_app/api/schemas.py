@@ -1,0 +1,113 @@
+"""Wire schemas, with OpenAI's names. They describe and check what goes out; the domain types are in `transcript.py`."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+
+class ErrorObject(BaseModel):
+    """OpenAI's error object."""
+
+    message: str = Field(description="What is wrong, for people.")
+    type: str = Field(description="`invalid_request_error`, `rate_limit_error` or `server_error`.")
+    param: str | None = Field(None, description="The request field at fault.")
+    code: str | None = Field(None, description="What is wrong, for programs.")
+
+
+class ErrorBody(BaseModel):
+    error: ErrorObject
+
+
+class Usage(BaseModel):
+    type: Literal["duration"] = "duration"
+    seconds: float = Field(description="Length of the audio, seconds.")
+
+
+class TranscriptionJson(BaseModel):
+    """`response_format=json`."""
+
+    text: str
+    usage: Usage
+
+
+class VerboseSegment(BaseModel):
+    id: int
+    seek: int = Field(description="Start, hundredths of a second.")
+    start: float = Field(description="Seconds.")
+    end: float = Field(description="Seconds.")
+    text: str
+    tokens: list[int] = Field(description="Token ids of the model's vocabulary.")
+    temperature: float = Field(description="Always 0: decoding is greedy.")
+    avg_logprob: float = Field(description="Mean natural logarithm of the token probabilities.")
+    compression_ratio: float = Field(description="Bytes of the text over its bytes when deflated.")
+    no_speech_prob: float = Field(description="Always 0: a transducer has no such output.")
+
+
+class VerboseWord(BaseModel):
+    word: str
+    start: float = Field(description="Seconds.")
+    end: float = Field(description="Seconds.")
+    confidence: float = Field(description="The model's probability of the least certain token of the word.")
+
+
+class TranscriptionVerboseJson(BaseModel):
+    """`response_format=verbose_json`."""
+
+    task: Literal["transcribe"]
+    language: str = Field(description="English name of the language.")
+    duration: float = Field(description="Length of the audio, seconds.")
+    text: str
+    segments: list[VerboseSegment]
+    words: list[VerboseWord] | None = Field(None, description="Present when `timestamp_granularities[]` has `word`.")
+    usage: Usage
+    warnings: list[str] | None = Field(None, description="Present when the file was damaged: what is missing.")
+
+
+class Model(BaseModel):
+    """OpenAI's model object."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = Field(description="Unix time at which this server started.")
+    owned_by: str
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Health(BaseModel):
+    status: Literal["ok"] = "ok"
+
+
+class ReplicaReadiness(BaseModel):
+    """One replica of a model."""
+
+    state: str
+    device: str
+    precision: str
+    decoder: str
+    detail: str
+    batches: int = Field(description="Batches run since it started.")
+    windows: int = Field(description="Windows run since it started.")
+    largest_batch: int = Field(description="Windows in the largest batch so far.")
+    queued: int = Field(description="Windows waiting now.")
+
+
+class ModelReadiness(BaseModel):
+    """One configured model."""
+
+    id: str
+    state: str = Field(
+        description="`unloaded` (loads when asked for), `starting`, `downloading`, `loading`, `ready` or `failed`."
+    )
+    detail: str = Field(description="Progress of a download, or why the model could not be had.")
+    device: str = Field(description="`cpu` or `cuda`; empty until loaded.")
+    precision: str = Field(description="`fp32`, `bf16` or `fp16`; empty until loaded.")
+    replicas: list[ReplicaReadiness]
+
+
+class Readiness(BaseModel):
+    ready: bool = Field(description="Every model is loaded, or free to load when asked for.")
+    models: list[ModelReadiness]

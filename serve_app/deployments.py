@@ -1,0 +1,239 @@
+"""The Serve deployments behind the ingress, and the client side of calling them.
+
+`ModelReplica` holds one loaded model and batches the windows of all requests. `ModelBoard` keeps what replicas last said of
+themselves, so that asking for it never wakes a model that is unloaded. `ModelClient` sends windows from the ingress and explains
+failures.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+from ray import serve
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle as _DeploymentHandle
+
+from serve_app.batching import Batcher, BatchLimits
+from serve_app.engine import Engine, ParakeetEngine, SimulatedEngine
+from serve_app.errors import (
+    DeadlineExceeded,
+    EngineBroken,
+    EngineError,
+    ModelUnavailable,
+    Overloaded,
+    SpeechError,
+)
+from serve_app.model_files import DownloadProgress, find_model_file
+from serve_app.service import ModelState, ReplicaStatus
+from serve_app.settings import BatchingSettings, LimitSettings, ModelSettings
+from serve_app.transcript import SAMPLE_RATE, Lane, Samples, Token, Window
+
+log = logging.getLogger("ray.serve")
+
+HEARTBEAT_S = 1.0
+SILENT_AFTER_S = 15.0
+"""A replica that has said nothing for so long is gone."""
+
+LOAD_AGAIN_AFTER_S = 3.0
+"""A failed load is told to every request that comes within this time; a later request tries again."""
+
+MOST_TRIES = 3
+"""A window is sent this many times at most when replicas are lost under it."""
+
+GPU_BATCH_AUDIO_S = 600.0
+CPU_BATCH_AUDIO_S = 60.0
+
+DeploymentHandle: TypeAlias = _DeploymentHandle[Any]
+
+
+class ModelReplica:
+    """One copy of one model. All use of the engine, loading included, is on a single thread that owns it."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits constructors
+        self, model: ModelSettings, batching: BatchingSettings, window_s: float, board: DeploymentHandle
+    ) -> None:
+        self._model = model
+        self._batching = batching
+        self._window_samples = round(window_s * SAMPLE_RATE)
+        self._board = board
+        self._engine_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self._engine: Engine | None = None
+        self._batcher: Batcher[Samples, list[Token]] | None = None
+        self._status = ReplicaStatus(replica_id=serve.get_replica_context().replica_id.unique_id, state="starting")
+        self._broken: EngineBroken | None = None
+        self._failed_at_s = 0.0
+        self._heart = asyncio.create_task(self._beat())
+        self._loading: asyncio.Task[None] = asyncio.create_task(self._load())
+        # Serve sends requests here only after the constructor, so a replica that joins others takes work once it is loaded. A
+        # failed load must not fail the constructor: Serve would retry it blindly and nobody would be told the reason.
+        await asyncio.wait([self._loading])
+
+    async def transcribe(self, samples: Samples, lane: int) -> list[Token]:
+        """Tokens of one window, int16 [samples], with times from its start. Raises ModelUnavailable or EngineError."""
+        batcher = await self._ready_batcher()
+        return await batcher.submit(samples, len(samples), Lane(lane))
+
+    def check_health(self) -> None:
+        """Serve replaces the replica when this raises."""
+        if self._broken is not None:
+            raise self._broken
+
+    async def _ready_batcher(self) -> "Batcher[Samples, list[Token]]":
+        if self._loading.done() and self._batcher is None and time.monotonic() - self._failed_at_s > LOAD_AGAIN_AFTER_S:
+            self._loading = asyncio.create_task(self._load())
+        # Shielded: a client that leaves must not stop a load that others wait for.
+        await asyncio.shield(self._loading)
+        if self._batcher is None:
+            raise ModelUnavailable(f"The model `{self._model.name}` cannot be had: {self._status.detail}", param="model")
+        return self._batcher
+
+    async def _load(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            self._engine = await loop.run_in_executor(self._engine_thread, self._load_engine)
+        except Exception as error:
+            self._failed_at_s = time.monotonic()
+            reason = error.message if isinstance(error, SpeechError) else f"{type(error).__name__}: {error}"
+            log.error("model %s could not be loaded: %s", self._model.name, reason, exc_info=not isinstance(error, SpeechError))
+            self._set_state("failed", reason)
+            return
+        info = self._engine.info
+        self._batcher = Batcher(self._process, self._batch_limits())
+        self._status = replace(self._status, device=info.device, precision=info.precision, decoder=info.decoder)
+        self._set_state("ready")
+
+    def _load_engine(self) -> Engine:
+        """Runs on the engine thread."""
+        model = self._model
+        if model.source == "simulated":
+            return SimulatedEngine(model.simulation)
+        path = find_model_file(model.source, timeout_s=model.load_timeout_s, on_progress=self._note_download)
+        self._set_state("loading")
+        engine = ParakeetEngine.load(path, device=model.device, precision=model.precision, cpu_threads=model.cpu_threads)
+        if engine.info.device == "cuda":
+            items = int(self._batch_audio_s(engine) * SAMPLE_RATE / self._window_samples)
+            engine.warm_up(max(1, min(items, self._batching.max_batch_items)), self._window_samples)
+        return engine
+
+    async def _process(self, windows: list[Samples]) -> list[list[Token]]:
+        assert self._engine is not None
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._engine_thread, self._engine.transcribe, windows)
+        except EngineBroken as error:
+            self._broken = error
+            raise
+
+    def _batch_audio_s(self, engine: Engine) -> float:
+        return self._batching.max_batch_audio_s or (CPU_BATCH_AUDIO_S if engine.info.device == "cpu" else GPU_BATCH_AUDIO_S)
+
+    def _batch_limits(self) -> BatchLimits:
+        assert self._engine is not None
+        max_samples = round(self._batch_audio_s(self._engine) * SAMPLE_RATE)
+        return BatchLimits(max_samples, self._batching.max_batch_items, self._batching.ageing_s)
+
+    def _note_download(self, progress: DownloadProgress) -> None:
+        done_mb = progress.done_bytes / 1e6
+        total = "" if progress.total_bytes is None else f" of {progress.total_bytes / 1e6:.0f}"
+        self._set_state("downloading", f"downloaded {done_mb:.0f}{total} MB")
+        log.info("model %s: %s", self._model.name, self._status.detail)
+
+    def _set_state(self, state: ModelState, detail: str = "") -> None:
+        self._status = replace(self._status, state=state, detail=detail)
+
+    async def _beat(self) -> None:
+        """Tell the board how this replica fares, for as long as it lives."""
+        while True:
+            status = self._status
+            if self._batcher is not None:
+                stats = self._batcher.stats
+                status = replace(
+                    status,
+                    batches=stats.batches,
+                    windows=stats.items,
+                    largest_batch=stats.largest_batch,
+                    queued=self._batcher.queued,
+                )
+            try:
+                await self._board.report.remote(self._model.name, status)
+            except Exception as error:
+                log.warning("the board cannot be reached: %s", error)
+            await asyncio.sleep(HEARTBEAT_S)
+
+
+class ModelBoard:
+    """The last word of every replica, by model; and why a model that has no replica left could not be had."""
+
+    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._now_s = now_s
+        self._heard: dict[str, dict[str, tuple[float, ReplicaStatus]]] = {}
+
+    async def report(self, model: str, status: ReplicaStatus) -> None:
+        self._heard.setdefault(model, {})[status.replica_id] = (self._now_s(), status)
+
+    async def statuses(self) -> dict[str, tuple[ReplicaStatus, ...]]:
+        """Replicas heard of lately, by model name."""
+        oldest_s = self._now_s() - SILENT_AFTER_S
+        for replicas in self._heard.values():
+            for replica_id in [r for r, (at_s, _) in replicas.items() if at_s < oldest_s]:
+                del replicas[replica_id]
+        return {model: tuple(status for _, status in replicas.values()) for model, replicas in self._heard.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelClient:
+    """Sends the windows of one model to its replicas, from within the ingress."""
+
+    model: ModelSettings
+    limits: LimitSettings
+    replicas: DeploymentHandle
+    board: DeploymentHandle
+
+    async def recognise(self, window: Window, lane: Lane) -> list[Token]:
+        """Tokens of a window; sent again, a few times, when the replica that had it is lost. Raises a SpeechError."""
+        for tries_left in reversed(range(MOST_TRIES)):
+            try:
+                return await self._send(window, lane)
+            except (RayActorError, DeploymentUnavailableError, EngineBroken) as error:
+                log.warning("window %d of %s was lost with its replica (%s)", window.index, self.model.name, type(error).__name__)
+                if not tries_left:
+                    raise EngineError("The window was lost with its replica several times; try again later.") from error
+        raise AssertionError("unreachable")
+
+    async def _send(self, window: Window, lane: Lane) -> list[Token]:
+        answer = asyncio.ensure_future(self._call(window, lane))
+        try:
+            done, _ = await asyncio.wait([answer], timeout=self.limits.model_wait_s)
+            if not done:
+                await self._require_loaded()
+                rest_s = max(0.0, self.limits.window_timeout_s - self.limits.model_wait_s)
+                done, _ = await asyncio.wait([answer], timeout=rest_s)
+            if not done:
+                raise DeadlineExceeded(f"A window got no answer within {self.limits.window_timeout_s:.0f} s.")
+            return answer.result()
+        finally:
+            answer.cancel()
+
+    async def _call(self, window: Window, lane: Lane) -> list[Token]:
+        try:
+            tokens: list[Token] = await self.replicas.transcribe.remote(window.samples, int(lane))
+        except BackPressureError as error:
+            raise Overloaded("The server has as much work as it can take; try again in a few seconds.") from error
+        except RayTaskError as error:
+            if isinstance(error.cause, SpeechError):
+                raise error.cause from None
+            raise EngineError(f"Recognition failed: {type(error.cause).__name__}: {error.cause}") from error
+        return tokens
+
+    async def _require_loaded(self) -> None:
+        statuses: dict[str, Sequence[ReplicaStatus]] = await self.board.statuses.remote()
+        replicas = statuses.get(self.model.name, ())
+        if any(replica.state == "ready" for replica in replicas):
+            return
+        told = next((f"{replica.state}: {replica.detail}" for replica in replicas if replica.detail), "")
+        reason = told or "waiting for a free CPU or GPU" if not replicas else told or "it is still being loaded"
+        raise ModelUnavailable(f"The model `{self.model.name}` is not loaded yet ({reason}). Try again later.", param="model")

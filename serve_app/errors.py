@@ -1,0 +1,84 @@
+"""Every failure a client can be told about. `api/errors.py` maps the tree once to HTTP; nothing else chooses a status.
+
+SpeechError
+├── RequestError                 400  the request cannot be honoured as it stands
+│   ├── AudioError               400  the file is empty, not media, has no sound, or is damaged from the start
+│   └── ModelNotFound            404  no model of that name is configured
+├── ModelUnavailable             503  the model is configured but cannot be had now (hub, file, no replica, still loading)
+├── Overloaded                   429  the queue is full; try again later
+├── DeadlineExceeded             504  the answer did not come within the limit
+└── EngineError                  500  inference failed
+    ├── EngineOutOfMemory        500  even a single window does not fit on the device
+    └── EngineBroken             503  the device is lost to this process; the replica will be replaced
+"""
+
+
+class SpeechError(Exception):
+    """Base. `message` is for people; `code` is for programs and never changes; `param` names the request field at fault."""
+
+    status = 500
+    code = "server_error"
+    retry_after_s: int | None = None
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message, param)
+        self.message = message
+        self.param = param
+
+    def __str__(self) -> str:
+        return self.message
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.message, self.param)
+
+
+class RequestError(SpeechError):
+    status = 400
+    code = "invalid_request"
+
+
+class AudioError(RequestError):
+    code = "invalid_audio"
+
+    def __init__(self, message: str, *, param: str | None = "file") -> None:
+        super().__init__(message, param=param)
+
+
+class ModelNotFound(RequestError):
+    status = 404
+    code = "model_not_found"
+
+
+class ModelUnavailable(SpeechError):
+    status = 503
+    code = "model_unavailable"
+    retry_after_s = 10
+
+
+class Overloaded(SpeechError):
+    status = 429
+    code = "overloaded"
+    retry_after_s = 5
+
+
+class DeadlineExceeded(SpeechError):
+    status = 504
+    code = "deadline_exceeded"
+
+
+class EngineError(SpeechError):
+    code = "engine_error"
+
+
+class EngineOutOfMemory(EngineError):
+    code = "engine_out_of_memory"
+
+
+class EngineBroken(EngineError):
+    status = 503
+    code = "engine_broken"
+    retry_after_s = 10
+
+
+def _rebuild(kind: type[SpeechError], message: str, param: str | None) -> SpeechError:
+    return kind(message, param=param)

@@ -1,0 +1,99 @@
+"""READ FIRST: how speech becomes text here. Every entry point (REST, WebSocket, live) is this one flow.
+
+    audio blocks ── plan ──▶ windows ── recognise (fan-out) ──▶ tokens per window ── merge ──▶ tokens ──▶ segments
+
+It is a stream from end to end: the first window is with a replica while the second is being decoded, and nothing grows with the
+length of the recording but the transcript itself.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+from serve_app.chunking import Merger, Planner
+from serve_app.segments import Segmenter
+from serve_app.transcript import SAMPLE_RATE, Samples, Segment, Token, Window
+
+Recognise = Callable[[Window], Awaitable[list[Token]]]
+"""Gives the tokens of one window, with times in samples from the window's start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a job is. `windows_planned` grows while audio still comes in."""
+
+    windows_done: int
+    windows_planned: int
+    audio_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentFinal:
+    """A segment that will not change any more."""
+
+    segment: Segment
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The end: every segment, and the length of the audio."""
+
+    segments: tuple[Segment, ...]
+    duration_s: float
+
+
+Event = Progress | SegmentFinal | Done
+
+
+async def transcribe(
+    audio: AsyncIterator[Samples], recognise: Recognise, *, window_s: float, overlap_s: float, max_in_flight: int
+) -> AsyncGenerator[Event, None]:
+    """Transcribe int16 blocks at 16 kHz; at most `max_in_flight` windows are with `recognise` at once.
+
+    Errors of `audio` and `recognise` pass through; whatever ends the flow, no window is left running.
+    """
+    planner, merger, segmenter = Planner(window_s, overlap_s), Merger(), Segmenter()
+    running: deque[tuple[Window, asyncio.Future[list[Token]]]] = deque()
+    segments: list[Segment] = []
+    samples = planned = done = 0
+
+    async def next_done() -> list[Event]:
+        """Wait for the oldest window and bring its tokens as far as they can go."""
+        nonlocal done
+        window, tokens = running[0][0], await running[0][1]
+        running.popleft()
+        done += 1
+        final = merger.add(window.start_sample, window.end_sample, [token.moved(window.start_sample) for token in tokens])
+        finished = segmenter.add(final)
+        segments.extend(finished)
+        return [*(SegmentFinal(s) for s in finished), Progress(done, planned, samples / SAMPLE_RATE)]
+
+    try:
+        async for window in _windows(audio, planner):
+            planned += 1
+            samples = window.end_sample
+            running.append((window, asyncio.ensure_future(recognise(window))))
+            while running and (running[0][1].done() or len(running) >= max_in_flight):
+                for event in await next_done():
+                    yield event
+        while running:
+            for event in await next_done():
+                yield event
+        rest = segmenter.add(merger.finish()) + segmenter.finish()
+        segments.extend(rest)
+        for segment in rest:
+            yield SegmentFinal(segment)
+        yield Done(tuple(segments), samples / SAMPLE_RATE)
+    finally:
+        for _, task in running:
+            task.cancel()
+        await asyncio.gather(*(task for _, task in running), return_exceptions=True)
+
+
+async def _windows(audio: AsyncIterator[Samples], planner: Planner) -> AsyncGenerator[Window, None]:
+    async for block in audio:
+        for window in planner.push(block):
+            yield window
+    for window in planner.finish():
+        yield window

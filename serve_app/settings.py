@@ -1,0 +1,163 @@
+"""The one settings tree: `args` in the Serve YAML are the base, environment variables override them.
+
+A variable is `PARAKEET_` and the path of the field, levels joined by two underscores: `PARAKEET_BATCHING__MAX_BATCH_ITEMS=8`.
+docs/configuration.md lists every field; a test compares the two.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SimulationSettings(_Group):
+    """Cost of a batch for `source: simulated`: `step_s + seconds_per_audio_s * padded audio seconds`."""
+
+    step_s: float = Field(0.05, ge=0, description="Fixed seconds per batch.")
+    seconds_per_audio_s: float = Field(0.001, ge=0, description="Seconds per second of padded audio.")
+    load_s: float = Field(0.0, ge=0, description="Seconds that loading takes.")
+
+
+class ModelSettings(_Group):
+    """One model, served by a deployment of its own."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name that requests use in `model`.")
+    source: str = Field(
+        description="A hub name (`nvidia/parakeet-tdt-0.6b-v2`), the path of a `.nemo` file, `bundled` (the demo model, which "
+        "knows spoken digits) or `simulated` (no recognition; for capacity tests)."
+    )
+    languages: tuple[str, ...] = Field(("en",), min_length=1, description="ISO 639-1 codes of the languages the model speaks.")
+    min_replicas: int = Field(0, ge=0, description="Replicas kept loaded; 0 loads on the first request and unloads when idle.")
+    max_replicas: int = Field(1, ge=1, description="Most replicas.")
+    idle_unload_s: float = Field(1800.0, gt=0, description="Seconds without work before surplus replicas are let go.")
+    cpus_per_replica: float = Field(0.5, ge=0, description="CPUs that Ray reserves for a replica.")
+    gpus_per_replica: float | None = Field(
+        None,
+        ge=0,
+        description="GPUs that Ray reserves for a replica, fractions allowed; unset takes one where the cluster has GPUs.",
+    )
+    device: Device = Field("auto", description="Where the model runs; `auto` is the GPU if the replica has one.")
+    precision: Precision = Field(
+        "auto", description="`auto`: bf16 on GPUs that have it, else fp16; on CPUs bf16 if measured faster."
+    )
+    cpu_threads: int = Field(0, ge=0, description="Threads of a CPU replica; 0 takes every core it may use.")
+    load_timeout_s: float = Field(3600.0, gt=0, description="Longest a download may stay without finishing.")
+    simulation: SimulationSettings = Field(SimulationSettings(), description="Costs for `source: simulated`.")
+
+    @model_validator(mode="after")
+    def _replicas_in_order(self) -> "ModelSettings":
+        if self.max_replicas < self.min_replicas:
+            raise ValueError("max_replicas must be at least min_replicas")
+        return self
+
+
+class WindowSettings(_Group):
+    """How recordings are cut."""
+
+    window_s: float = Field(32.0, ge=2, le=600, description="Longest window that goes to the model, seconds.")
+    overlap_s: float = Field(2.0, ge=0.5, description="Seconds that neighbouring windows share.")
+
+    @model_validator(mode="after")
+    def _window_exceeds_overlap(self) -> "WindowSettings":
+        if self.overlap_s * 2 > self.window_s:
+            raise ValueError("overlap_s must be at most half of window_s")
+        return self
+
+
+class BatchingSettings(_Group):
+    """How a replica forms batches."""
+
+    max_batch_audio_s: float = Field(
+        0.0,
+        ge=0,
+        description="Most padded audio in a batch, seconds (longest times count); 0 takes 600 on a GPU and 60 on a CPU.",
+    )
+    max_batch_items: int = Field(64, ge=1, description="Most windows in a batch.")
+    ageing_s: float = Field(
+        5.0, gt=0, description="Waiting this long lifts a window by one lane, so that bulk work never starves."
+    )
+
+
+class LimitSettings(_Group):
+    """What a client may ask for, and how long it may wait."""
+
+    max_upload_bytes: int = Field(2_147_483_648, gt=0, description="Largest upload; more is 413.")
+    max_queued_windows: int = Field(512, ge=1, description="Windows one ingress may have waiting per model; more is 429.")
+    max_windows_in_flight: int = Field(16, ge=1, description="Windows one job may have on replicas at once.")
+    model_wait_s: float = Field(
+        60.0, gt=0, description="Longest a request waits for a model to load; then 503 with the progress."
+    )
+    window_timeout_s: float = Field(300.0, gt=0, description="Longest a window may take on a loaded replica.")
+
+
+class IngressSettings(_Group):
+    """The HTTP side."""
+
+    replicas: int = Field(1, ge=0, description="Ingress replicas; 0 puts one on every node that the cluster has at the start.")
+    cpus_per_replica: float = Field(0.25, ge=0, description="CPUs that Ray reserves for an ingress replica.")
+    max_ongoing_requests: int = Field(256, ge=1, description="Requests one ingress replica works on at once.")
+
+
+def _default_models() -> tuple[ModelSettings, ...]:
+    return (ModelSettings(name="digits", source="bundled"),)
+
+
+class Settings(BaseSettings):
+    """Root of the tree, the `args` of the application."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, env_prefix="PARAKEET_", env_nested_delimiter="__")
+
+    models: tuple[ModelSettings, ...] = Field(
+        default_factory=_default_models, min_length=1, description="The models that are served."
+    )
+    default_model: str = Field(
+        "", description="Model of a request that names none, or `whisper-1`; empty is the first of `models`."
+    )
+    windows: WindowSettings = Field(WindowSettings(), description="How recordings are cut.")
+    batching: BatchingSettings = Field(BatchingSettings(), description="How a replica forms batches.")
+    limits: LimitSettings = Field(LimitSettings(), description="What a client may ask for.")
+    ingress: IngressSettings = Field(IngressSettings(), description="The HTTP side.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Level of the server's own log.")
+
+    @field_validator("models")
+    @classmethod
+    def _names_are_unique(cls, models: tuple[ModelSettings, ...]) -> tuple[ModelSettings, ...]:
+        names = [model.name for model in models]
+        if len(set(names)) != len(names):
+            raise ValueError("two models have the same name")
+        return models
+
+    @model_validator(mode="after")
+    def _default_model_exists(self) -> "Settings":
+        if self.default_model and self.default_model not in {model.name for model in self.models}:
+            raise ValueError(f"default_model {self.default_model!r} is not among models")
+        return self
+
+    @property
+    def default_model_name(self) -> str:
+        return self.default_model or self.models[0].name
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment wins over the YAML, so that a container can be set up without editing files."""
+        return env_settings, init_settings
+
+
+def bundled_model_path() -> Path:
+    """Where the demo model lies."""
+    return Path(__file__).parent / "bundled" / "digits.nemo"
