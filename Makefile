@@ -21,7 +21,6 @@ export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.DELETE_ON_ERROR:
 # Two goals that install at the same time would write into one .venv.
 .NOTPARALLEL:
 .PHONY: help demo serve test check lint types unit format evaluate train constraints clean
@@ -55,10 +54,10 @@ format: $(DEV) ## Format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-evaluate: $(DEV) recordings ## Measure the bundled model on FSDD_RECORDINGS
+evaluate: recordings $(DEV) ## Measure the bundled model on FSDD_RECORDINGS
 	$(BIN)/python -m tools.evaluate_bundled_model "$(FSDD_RECORDINGS)"
 
-train: $(DEV) recordings ## Train the bundled model anew from FSDD_RECORDINGS (needs espeak-ng and flite)
+train: recordings $(DEV) ## Train the bundled model anew from FSDD_RECORDINGS (needs espeak-ng and flite)
 	$(BIN)/python -m tools.train_bundled_model "$(FSDD_RECORDINGS)" $(BUNDLED_MODEL) $(TRAIN_ARGS)
 
 .PHONY: recordings
@@ -91,10 +90,12 @@ endef
 
 # The environment is an order-only prerequisite: it is made when missing, and its age says nothing.
 $(RUNTIME): pyproject.toml constraints.txt | .venv/pyvenv.cfg
-	$(INSTALL) -e .
+	@echo "Installing into .venv; the first time takes minutes and some GB."
+	@$(INSTALL) -e .
 	@touch $@
 
 # Covers RUNTIME too, so that `make demo` after `make test` installs nothing.
 $(DEV): pyproject.toml constraints.txt | .venv/pyvenv.cfg
-	$(INSTALL) -e '.[dev]'
+	@echo "Installing into .venv; the first time takes minutes and some GB."
+	@$(INSTALL) -e '.[dev]'
 	@touch $(RUNTIME) $@

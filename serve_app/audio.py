@@ -7,13 +7,14 @@ decodes, with a warning; a file that gives nothing is an AudioError.
 import os
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import av
 import numpy as np
 from anyio import to_thread
 from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
+from numpy.typing import NDArray
 
 from serve_app.errors import AudioError
 from serve_app.transcript import SAMPLE_RATE, Samples
@@ -128,8 +129,8 @@ def _without_nan(frame: AudioFrame) -> AudioFrame:
     values = frame.to_ndarray()
     if np.isfinite(values).all():
         return frame
-    finite = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    clean = AudioFrame.from_ndarray(finite, "dblp" if frame.format.is_planar else "dbl", frame.layout.name)
+    finite = np.nan_to_num(cast("NDArray[np.float32]", values), nan=0.0, posinf=0.0, neginf=0.0)
+    clean = AudioFrame.from_ndarray(finite, frame.format.name, frame.layout.name)
     clean.sample_rate = frame.sample_rate
     return clean
 

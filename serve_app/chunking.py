@@ -1,12 +1,12 @@
 """Stages 2 and 4: cut a recording into overlapping windows, and join the tokens of the windows again.
 
-In: 16 kHz mono int16 blocks of any size; later each window's tokens in recording time. Out: `Window`s; then one token list.
+In: 16 kHz mono int16 blocks of any size; later each window's tokens in recording time. Out: `Window`s; one token list.
 
-Plan: every sample lies in a window; windows start on the frame grid and are never longer than asked; neighbours share at
-least the overlap; no window lies within another; how the audio came in blocks makes no difference; memory is about one
-window and a block.
-Merge: each side's tokens keep their order; a word is dropped only where the other side holds something at that time; the
-two sides meet only between words; start times never go back.
+Plan: every sample lies in a window; windows start on the frame grid and are never longer than asked; neighbours share
+at least the overlap; no window lies within another; how the audio came in blocks makes no difference; memory is about
+one window and a block.
+Merge: each side's tokens keep their order; a word is dropped only where the other side holds something at that time;
+the two sides meet only between words; start times never go back.
 """
 
 import math
@@ -26,15 +26,18 @@ _HALF_FRAME = FRAME_SAMPLES // 2
 _SEARCH_FRAMES = SAMPLE_RATE // FRAME_SAMPLES
 """How far a cut may move to either side of the planned one, frames (0.96 s)."""
 
-# Below, samples. Two windows put a word at most a few frames apart, and people do not repeat a word much faster than that.
+# In samples. Two windows place a word a few frames apart, and people hardly repeat one faster than that. Longer
+# overlaps allow more: not all the repeats that would tell a word from the next are spoilt by the edges.
 _MIN_TOLERANCE = 3 * FRAME_SAMPLES
 _MAX_TOLERANCE = SAMPLE_RATE // 2
 _MAX_TWIN_TOLERANCE = SAMPLE_RATE
 _SETTLED = 2 * SAMPLE_RATE
 """A word that ends this long before the next overlap is beyond every rule of `merge`."""
 _MIN_SPAN = 4 * FRAME_SAMPLES
+"""Shortest time that a word is taken to fill, if there is room."""
 _PAUSE = SAMPLE_RATE // 2
-_NEAR_EDGE = SAMPLE_RATE // 2
+_NEAR_EDGE = 9 * FRAME_SAMPLES
+"""A word may be the shred of a longer one if it begins (right) or ends (left) this close to its window's edge."""
 _SLACK = SAMPLE_RATE // 4
 
 _WORD_START = re.compile("[▁\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
@@ -57,11 +60,11 @@ class Planner:
     def __init__(self, window_s: float, overlap_s: float) -> None:
         self._window = int(window_s * SAMPLE_RATE + 1e-6)
         self._overlap_frames = _overlap_frames(overlap_s)
-        # A step leads from one start to the next, frames. It is at least half the longest, so that narrow windows still
-        # get on, and at least the overlap, so that no stretch lies in three windows (but for the last, which reaches back).
+        # A step leads from one start to the next, frames. It is at least half the longest, so that narrow windows get
+        # on, and at least the overlap, so that no stretch lies in three windows (but the last one reaches back).
         longest = self._window // FRAME_SAMPLES - self._overlap_frames
-        if overlap_s < 0 or longest < max(1, self._overlap_frames - 1):
-            raise ValueError("overlap_s must be from 0 to half of window_s")
+        if not 0 <= overlap_s <= window_s / 2 or longest < 1:
+            raise ValueError("overlap_s must be from 0 to half of window_s, and window_s longer than a frame")
         self._planned_step = longest - min(_SEARCH_FRAMES, longest // 4)
         search = longest - self._planned_step
         self._steps = range(max(1, self._planned_step - search, min(self._overlap_frames, longest)), longest + 1)
@@ -105,7 +108,7 @@ class Planner:
         return np.concatenate(pieces)
 
     def _quietest_step(self) -> int:
-        """Frames to the next start for which the 80 ms, and the 480 ms, about the middle of the overlap are quietest."""
+        """Frames to the next start for which 80 ms, and then 480 ms, about the overlap's middle are quietest."""
         audio = self._read(self._start, self._start + self._window)
         halves = audio[: len(audio) // _HALF_FRAME * _HALF_FRAME].reshape(-1, _HALF_FRAME)
         power = np.square(halves.astype(np.float32)).mean(axis=1)
@@ -141,18 +144,18 @@ def merge(left: Sequence[Token], right: Sequence[Token], overlap: tuple[int, int
     The ladder of parakeet-mlx and FluidAudio (longest run of equal tokens at agreeing times; else longest common
     subsequence; else a cut at a word start near the middle), with two changes. It works on words, since a capital or an
     error changes the tokens of a word. And it is one procedure: words pair up along a common subsequence weighted by
-    closeness in time, so that a run of equal words wins where there is one and repeats of one word pair each with itself;
-    each pair gives one word. Of words without a pair, the one farther from its window's edge stands and what overlaps it
-    falls, which amounts to a cut in the middle between words.
+    closeness in time, so that a run of equal words wins where there is one and repeats of one word pair each with
+    itself; each pair gives one word. Of words without a pair, the one farther from its window's edge stands and what
+    overlaps it falls, which amounts to a cut in the middle between words.
 
     Right words before the overlap are left out: there the left window stands.
     """
     start, stop = overlap
     if start >= stop:
         return _monotonic([*left, *right])
-    tolerance = min(max((stop - start) // 4, _MIN_TOLERANCE), _MAX_TOLERANCE)
+    tolerance = min(max((stop - start - SAMPLE_RATE) // 3, _MIN_TOLERANCE), _MAX_TOLERANCE)
     sides = _words(left), _without_fragment(_words(right))
-    pairs = [*_paired(*sides, tolerance, stop - start)]
+    pairs = _paired(*sides, tolerance, stop - start)
     kept = _kept_unpaired(sides, pairs, start - tolerance, overlap)
 
     tokens: list[Token] = []
@@ -174,8 +177,8 @@ class Merger:
     """Joins the token lists of windows that arrive in order; lets tokens go once no later window can change them.
 
     Given the planner's `overlap_s`, tokens are final up to two seconds before the next overlap; where the last window
-    reaches farther back, its predecessor stands. Without it, all that two windows share is compared, and the tokens of a
-    window are held until the next one has come.
+    reaches farther back, its predecessor stands. Without it, all that two windows share is compared, and a window's
+    tokens are held until the next one has come.
     """
 
     def __init__(self, overlap_s: float = math.inf) -> None:
@@ -231,7 +234,7 @@ def _words(tokens: Sequence[Token]) -> list[_Word]:
 
 
 def _without_fragment(words: list[_Word]) -> list[_Word]:
-    """A window that begins inside a word must not glue the rest of it, or its punctuation, to the left window's word."""
+    """A window that begins inside a word must not glue the rest of it, or a full stop, to the left window's word."""
     if not words or _WORD_START.match(words[0].tokens[0].piece):
         return words
     head, *rest = words[0].tokens
@@ -242,7 +245,7 @@ def _without_fragment(words: list[_Word]) -> list[_Word]:
 
 def _paired(left: list[_Word], right: list[_Word], tolerance: int, overlap: int) -> list[tuple[int, int]]:
     """Indices of words that are the same in both, in order: a heaviest common subsequence (Jacobson and Vo, 1992)."""
-    twin_tolerance = max(tolerance, min(overlap // 2 - tolerance, _MAX_TWIN_TOLERANCE))
+    twin_tolerance = max(tolerance, min(overlap // 2 - SAMPLE_RATE, _MAX_TWIN_TOLERANCE))
     places: dict[str, list[int]] = {}
     for j in reversed(range(len(right))):
         places.setdefault(right[j].key, []).append(j)
@@ -284,14 +287,15 @@ def _kept_unpaired(
         {i for i in range(len(sides[0])) if i not in paired[0]},
         {j for j, word in enumerate(sides[1]) if j not in paired[1] and word.start >= earliest},
     )
-    trusts = [(stop - sides[0][i].end, 0, i) for i in unpaired[0]] + [(sides[1][j].start - start, 1, j) for j in unpaired[1]]
+    doubts = [(sides[0][i].end - stop, 0, i) for i in unpaired[0]]
+    doubts += [(start - sides[1][j].start, 1, j) for j in unpaired[1]]
     kept: tuple[set[int], set[int]] = set(), set()
-    for trust, side, index in sorted(trusts, key=lambda item: (-item[0], *item[1:])):
+    for doubt, side, index in sorted(doubts):
         word, others = sides[side][index], sides[1 - side]
         held = paired[1 - side] | kept[1 - side]
-        if trust < half:
+        if -doubt < half:
             rivals = {k for k in unpaired[1 - side] if _share_time(word, others[k], _SLACK // 2)}
-            slack = _SLACK if trust < _NEAR_EDGE and not rivals else 0
+            slack = _SLACK if -doubt < _NEAR_EDGE and not rivals else 0
             if rivals & kept[1 - side] or any(_share_time(word, others[k], slack) for k in held):
                 continue
         kept[side].add(index)

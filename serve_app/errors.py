@@ -44,6 +44,16 @@ class AudioError(RequestError):
         super().__init__(message, param=param)
 
 
+class UploadTooLarge(RequestError):
+    status = 413
+    code = "upload_too_large"
+
+    @classmethod
+    def over(cls, max_bytes: int) -> "UploadTooLarge":
+        """The error for a limit of that many bytes."""
+        return cls(f"The upload is larger than the {max_bytes / 1e6:.0f} MB that this server accepts.", param="file")
+
+
 class ModelNotFound(RequestError):
     status = 404
     code = "model_not_found"

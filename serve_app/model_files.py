@@ -19,15 +19,12 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
-from urllib.parse import urlsplit
+from typing import IO, Any, Self
 
 from serve_app.errors import ModelUnavailable
 from serve_app.settings import bundled_model_path
 
 log = logging.getLogger("ray.serve")
-
-HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 BY_HAND = "download the .nemo file yourself and set the model's `source` to its path"
 MESSAGE = "\x1e"  # tells the messages of the download process from the lines that libraries print
 
@@ -40,7 +37,7 @@ GRACE_S = 5
 
 @dataclass(frozen=True, slots=True)
 class DownloadProgress:
-    """How far a download is. `done_bytes` falls back only where the hub makes it start over; `total_bytes` is None while unknown."""
+    """How far a download is. `done_bytes` falls only where the hub makes it start over; `total_bytes` is None while unknown."""
 
     done_bytes: int
     total_bytes: int | None
@@ -50,25 +47,25 @@ def find_model_file(source: str, *, timeout_s: float, on_progress: Callable[[Dow
     """The `.nemo` file that `source` means: `bundled`, the path of a file, or a hub name `owner/name` for `name.nemo` in there.
 
     A file in huggingface_hub's cache is used as it is, without asking the hub: replicas agree, and start while the hub is down.
-    Otherwise this blocks until the file is downloaded, at most `timeout_s` seconds and a few to clean up. `on_progress` is called
-    in this thread, about once a second and at the end; not at all if nothing is downloaded. Raises ModelUnavailable on every
-    failure, with the reason and what to do; a later call begins the download anew.
+    Otherwise blocks until it is downloaded, at most `timeout_s` seconds and a few to clean up. `on_progress` is called in this
+    thread, once a second or less and at the end. Raises ModelUnavailable with the reason and what to do; a new call starts anew.
     """
     path = bundled_model_path() if source == "bundled" else Path(os.path.expanduser(source))
     if os.path.isfile(path):
         return path
     if source == "bundled" or source.endswith(".nemo"):
         raise ModelUnavailable(f"there is no model file {path.absolute()}: put it there, or correct the model's `source`")
-    if not HUB_NAME.fullmatch(source):
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source, re.ASCII):
         raise ModelUnavailable(f"`source: {source}` is neither a file nor the name of a model on the hub (`owner/name`)")
     # Ray may have changed where this process imports from.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
-    command, pipe = [sys.executable, "-P", "-m", "serve_app.model_files", source], subprocess.PIPE
+    command = [sys.executable, "-P", "-m", "serve_app.model_files", source, source.split("/")[1] + ".nemo"]
+    pipe = subprocess.PIPE
     with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT) as child:
         assert child.stdin is not None
         assert child.stdout is not None
         try:
-            return _follow(child.stdout.fileno(), source, timeout_s, on_progress)
+            return _follow(child.stdout, source, timeout_s, on_progress)
         finally:
             child.stdin.close()
             with suppress(subprocess.TimeoutExpired):
@@ -76,13 +73,13 @@ def find_model_file(source: str, *, timeout_s: float, on_progress: Callable[[Dow
             child.kill()
 
 
-def _follow(output: int, repository: str, timeout_s: float, on_progress: Callable[[DownloadProgress], None]) -> Path:
+def _follow(stdout: IO[bytes], repository: str, timeout_s: float, on_progress: Callable[[DownloadProgress], None]) -> Path:
     limit = deadline = time.monotonic() + timeout_s
     rest, last_words, so_far = "", "no reason given", ""
     poll = select.poll()
-    poll.register(output, select.POLLIN)
-    while poll.poll(max(0.0, limit - time.monotonic()) * 1000):
-        received = os.read(output, 1 << 16).decode(errors="replace")
+    poll.register(stdout, select.POLLIN)
+    while poll.poll(min(max(0.0, limit - time.monotonic()), 1e6) * 1000):
+        received = os.read(stdout.fileno(), 1 << 16).decode(errors="replace")
         if not received:
             raise ModelUnavailable(f"the download of {repository} ended unexpectedly: {last_words}{so_far}")
         *lines, rest = (rest + received).split("\n")
@@ -103,7 +100,7 @@ def _follow(output: int, repository: str, timeout_s: float, on_progress: Callabl
             so_far = f" (had {message['done'] / 1e6:.1f} of {(message['total'] or 0) / 1e6:.1f} MB)"
             limit = min(deadline, time.monotonic() + STALL_S)
     late = f"was not finished within {timeout_s:g} s: raise the model's `load_timeout_s`"
-    stalled = f"brought nothing for {STALL_S:g} s: check the network, set HF_HUB_DISABLE_XET=1"
+    stalled = f"brought nothing for {STALL_S:g} s: check the network, try HF_HUB_DISABLE_XET=1"
     raise ModelUnavailable(f"the download of {repository} {late if limit == deadline else stalled}, or {BY_HAND}{so_far}")
 
 
@@ -165,8 +162,8 @@ def _make_resumable(response: Any) -> None:
 def _reason(error: BaseException, repository: str, name: str) -> str:
     from huggingface_hub import constants, errors
 
-    hub, cache = urlsplit(constants.ENDPOINT).netloc or constants.ENDPOINT, constants.HF_HUB_CACHE
-    what = (str(error).strip() or type(error).__name__).splitlines()[0]
+    hub, cache = constants.ENDPOINT, constants.HF_HUB_CACHE
+    what = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     match error:
         case errors.GatedRepoError():
             return f"{repository} is gated: accept its terms on {hub} and set HF_TOKEN to a token of that account"
@@ -185,15 +182,17 @@ def _end_with_parent() -> None:
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
-def _main(repository: str) -> None:
+def _main(repository: str, name: str) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    name = repository.split("/")[1] + ".nemo"
     try:
-        _tell(path=_fetch(repository, name))
+        answer = {"path": _fetch(repository, name)}
     except BaseException as error:
-        _tell(error=_reason(error, repository, name))
+        answer = {"error": _reason(error, repository, name)}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _tell(**answer)
+    os._exit(0)  # without the clean-up of the interpreter, which was once seen to hang
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1])
+    _main(*sys.argv[1:])

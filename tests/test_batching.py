@@ -117,7 +117,7 @@ async def test_a_lower_lane_joins_only_where_it_costs_no_padding() -> None:
 
 @scenario
 async def test_bulk_is_not_starved_by_a_flood_of_live_work() -> None:
-    batcher, batches = make_batcher(max_items=1, ageing_s=1.0)
+    batcher, _ = make_batcher(max_items=1, ageing_s=1.0)
     flood = [asyncio.create_task(submit_at(batcher, i * STEP_S * 0.9, f"live{i}", lane=Lane.LIVE)) for i in range(60)]
     assert await submit_at(batcher, 0.05, "bulk") == "BULK"
     # Two lanes up after two ageing times, then the oldest of its lane.

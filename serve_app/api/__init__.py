@@ -3,7 +3,7 @@
 from fastapi import FastAPI
 
 from serve_app import __version__
-from serve_app.api import errors, rest
+from serve_app.api import errors, limits, rest
 from serve_app.service import SpeechService
 
 DESCRIPTION = "Speech to text with NVIDIA Parakeet models. The routes under `/v1` speak OpenAI's audio API."
@@ -12,6 +12,8 @@ DESCRIPTION = "Speech to text with NVIDIA Parakeet models. The routes under `/v1
 def create_api(service: SpeechService) -> FastAPI:
     """The FastAPI application of one service."""
     api = FastAPI(title="Parakeet on Ray Serve", version=__version__, description=DESCRIPTION)
-    errors.install(api)
+    max_upload_bytes = service.settings.limits.max_upload_bytes
+    errors.install(api, max_upload_bytes)
+    api.add_middleware(limits.AnnouncedLength, max_bytes=max_upload_bytes)
     api.include_router(rest.create_router(service))
     return api

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from serve_app.api.schemas import ErrorBody, ErrorObject
-from serve_app.errors import RequestError, SpeechError
+from serve_app.errors import RequestError, SpeechError, UploadTooLarge
 
 log = logging.getLogger("ray.serve")
 
@@ -27,14 +27,14 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def install(api: FastAPI) -> None:
+def install(api: FastAPI, max_upload_bytes: int) -> None:
     """Answer every failure of this application with OpenAI's error object."""
 
     @api.exception_handler(SpeechError)
     async def speech_error(request: Request, error: SpeechError) -> JSONResponse:
         if error.status >= 500:
             log.warning("%s %s: %s", request.method, request.url.path, error.message)
-        return _answer(error.status, error.message, error.code, error.param, error.retry_after_s)
+        return answer(error)
 
     @api.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -42,22 +42,28 @@ def install(api: FastAPI) -> None:
         # FastAPI gives the place as ("body", field, index, ...).
         param = str(first["loc"][1]) if len(first["loc"]) > 1 else None
         if first["type"] == "missing":
-            return _answer(400, f"The field `{param}` is required.", "missing_required_parameter", param)
-        return _answer(400, f"The field `{param}` is wrong: {first['msg']}.", "invalid_value", param)
+            return _body(400, f"The field `{param}` is required.", "missing_required_parameter", param)
+        return _body(400, f"The field `{param}` is wrong: {first['msg']}.", "invalid_value", param)
 
     @api.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        messages = {404: f"Unknown route: {request.url.path}", 413: "The upload is larger than this server accepts."}
-        message = messages.get(error.status_code, str(error.detail))
-        return _answer(error.status_code, message, RequestError.code if error.status_code < 500 else SpeechError.code)
+        if error.status_code == UploadTooLarge.status:
+            return answer(UploadTooLarge.over(max_upload_bytes))
+        message = f"Unknown route: {request.url.path}" if error.status_code == 404 else str(error.detail)
+        return _body(error.status_code, message, RequestError.code if error.status_code < 500 else SpeechError.code)
 
     @api.exception_handler(Exception)
     async def unforeseen(request: Request, error: Exception) -> JSONResponse:
-        return _answer(500, "The server failed; its log says how.", SpeechError.code)
+        return _body(500, "The server failed; its log says how.", SpeechError.code)
 
 
-def _answer(status: int, message: str, code: str, param: str | None = None, retry_after_s: int | None = None) -> JSONResponse:
+def answer(error: SpeechError) -> JSONResponse:
+    """The HTTP response to a failure."""
+    headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+    return _body(error.status, error.message, error.code, error.param, headers)
+
+
+def _body(status: int, message: str, code: str, param: str | None = None, headers: dict[str, str] | None = None) -> JSONResponse:
     kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
     body = ErrorBody(error=ErrorObject(message=message, type=kind, param=param, code=code))
-    headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
     return JSONResponse(body.model_dump(), status, headers)

@@ -1,0 +1,60 @@
+# One image for CPU and GPU. From the repository's root:
+#
+#     docker build -t parakeet-ray-serve .
+#     docker run --rm --shm-size 2g -p 127.0.0.1:8000:8000 -v parakeet-models:/models parakeet-ray-serve
+#
+# On a machine with NVIDIA GPUs add `--gpus all`; models then run there. torch as published on PyPI is the CUDA build (x86: several
+# GB) and runs on CPUs too. For a smaller image without CUDA, or for another CUDA version, name the index of PyTorch's own wheels:
+# `--build-arg PIP_EXTRA_INDEX_URL=...`. pip prefers its build of the pinned version.
+#
+# BASE may be any Debian-based image with Python 3.11 to 3.13 as `python`.
+ARG BASE=python:3.11-slim
+
+# The dependencies as a file of their own, so that an edit elsewhere in pyproject.toml does not install them again.
+FROM ${BASE} AS requirements
+WORKDIR /requirements
+COPY pyproject.toml .
+RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' >requirements.txt
+
+FROM ${BASE}
+
+# gcc, libc6-dev: Triton compiles a part of itself when NeMo first uses it on a GPU. tini: reaps what Ray's processes leave behind.
+# wget: KubeRay's probes call it. Versions are Debian's to keep: older ones vanish from its mirrors.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends gcc libc6-dev tini wget \
+    && rm -rf /var/lib/apt/lists/*
+
+WORKDIR /app
+ARG PIP_EXTRA_INDEX_URL
+COPY constraints.txt .
+COPY --from=requirements /requirements/requirements.txt .
+# hadolint ignore=DL3042
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --disable-pip-version-check --root-user-action=ignore -c constraints.txt -r requirements.txt
+
+# Models and other downloads of huggingface_hub are kept in /models. The entrypoint gives appuser the ids PUID and PGID.
+ENV MODELS_DIR=/models HF_HOME=/models/hub
+RUN useradd --create-home --non-unique --uid 1000 --user-group appuser && mkdir /models && chown appuser:appuser /models
+VOLUME /models
+
+COPY LICENSE NOTICE ./
+COPY deploy/entrypoint.sh /usr/local/bin/entrypoint
+COPY configs configs
+COPY serve_app serve_app
+
+# Ray's object store lies in /dev/shm, of which Docker gives 64 MB unless told otherwise: hence --shm-size, a little above this
+# limit. With less there, Ray uses /tmp instead, which is slower. A window of audio takes 1 MB.
+ENV PYTHONPATH=/app \
+    PYTHONUNBUFFERED=1 \
+    RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES=1500000000 \
+    RAY_ENABLE_UV_RUN_RUNTIME_ENV=0 \
+    RAY_USAGE_STATS_ENABLED=0
+
+EXPOSE 8000
+# Past any proxy that is set for downloads.
+HEALTHCHECK --interval=30s --timeout=5s --start-period=120s CMD ["python", "-c", "from urllib.request import ProxyHandler, build_opener; build_opener(ProxyHandler({})).open('http://127.0.0.1:8000/health', timeout=4)"]
+# `serve run` lets requests finish on an interrupt, but not on SIGTERM.
+STOPSIGNAL SIGINT
+ENTRYPOINT ["tini", "--", "entrypoint"]
+CMD ["serve", "run", "configs/container.yaml"]

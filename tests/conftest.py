@@ -1,0 +1,50 @@
+"""Fixtures that several test modules share."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from serve_app.engine import ParakeetEngine
+from serve_app.settings import bundled_model_path
+from tools.digit_strings import Bank, DigitString, compose, load_bank
+
+DIGITS = Path(__file__).parent / "data" / "digits"
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings come from the environment too: none of the machine's may leak into a test."""
+    for name in os.environ:
+        if name.startswith("PARAKEET_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def bank() -> Bank:
+    """Synthesised digits that are part of the repository."""
+    return load_bank(DIGITS)
+
+
+@pytest.fixture(scope="session")
+def strings(bank: Bank) -> list[DigitString]:
+    """A dozen digit strings of several lengths and voices."""
+    rng = random.Random(7)
+    voices = sorted(bank)
+    return [compose(bank[voices[n % 3]], [rng.randrange(10) for _ in range(n)], rng) for n in range(1, 13)]
+
+
+@pytest.fixture(scope="session")
+def recordings() -> Path:
+    """The folder of real recordings that FSDD_RECORDINGS names; without it the test is skipped."""
+    folder = os.environ.get("FSDD_RECORDINGS")
+    if not folder:
+        pytest.skip("FSDD_RECORDINGS does not name a folder with the Free Spoken Digit Dataset")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def engine() -> ParakeetEngine:
+    """The bundled model on the CPU."""
+    return ParakeetEngine.load(bundled_model_path(), device="cpu", precision="fp32")

@@ -1,0 +1,96 @@
+"""Starts the real thing, `serve run`, on a free port of this machine, for tests that drive it as its users do."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import yaml
+
+ROOT = Path(__file__).parent.parent
+START_S = 180.0
+STOP_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server and a client for it. `log` is everything it has printed so far."""
+
+    url: str
+    client: httpx2.Client
+    log_path: Path
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def transcribe(self, data: bytes, **fields: Any) -> httpx2.Response:
+        return self.client.post("/v1/audio/transcriptions", files={"file": ("audio.wav", data)}, data=fields)
+
+    def model(self, name: str) -> dict[str, Any]:
+        """What /ready tells of a model."""
+        models: list[dict[str, Any]] = self.client.get("/ready").json()["models"]
+        return next(model for model in models if model["id"] == name)
+
+    def wait_for_state(self, name: str, state: str, within_s: float = START_S) -> dict[str, Any]:
+        """Wait until a model has that state; says what it was instead when it does not come to it."""
+        until = time.monotonic() + within_s
+        while (model := self.model(name))["state"] != state:
+            assert time.monotonic() < until, f"{name} never became {state}: {model}"
+            time.sleep(0.2)
+        return model
+
+
+@contextlib.contextmanager
+def serve_run(config: Path, folder: Path, *, args: Mapping[str, Any] = {}, env: Mapping[str, str] = {}) -> Iterator[Server]:
+    """`serve run` on that config, listening on 127.0.0.1, until the block ends. `args` override the application's."""
+    port = _free_port()
+    content = yaml.safe_load(config.read_text())
+    content["http_options"] = {"host": "127.0.0.1", "port": port}
+    content["applications"][0]["args"] |= args
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(content))
+    log_path = folder / "serve.log"
+    command = [str(Path(sys.executable).parent / "serve"), "run", str(path)]
+    # A cluster of its own, with a dashboard port and folder that no other cluster of this machine uses.
+    own = {"RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
+    with log_path.open("w") as log:
+        process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **own, **env}, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as client:
+            server = Server(f"http://127.0.0.1:{port}", client, log_path)
+            _wait_until_up(server, process)
+            yield server
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_until_up(server: Server, process: "subprocess.Popen[bytes]") -> None:
+    until = time.monotonic() + START_S
+    while True:
+        with contextlib.suppress(httpx2.TransportError):
+            if server.client.get("/health").status_code == 200:
+                return
+        if process.poll() is not None or time.monotonic() > until:
+            raise RuntimeError(f"the server did not start:\n{server.log}")
+        time.sleep(0.2)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,253 @@
+"""The HTTP side on the real pipeline and decoder, with a recogniser that needs no model and no Ray."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from httpx2 import Response
+
+from serve_app.api import create_api
+from serve_app.engine import SimulatedEngine
+from serve_app.errors import EngineError, ModelUnavailable, Overloaded, SpeechError
+from serve_app.service import ReplicaStatus, SpeechService
+from serve_app.settings import LimitSettings, ModelSettings, Settings, SimulationSettings
+from serve_app.transcript import Lane, Token, Window
+from tests import media
+
+SETTINGS = Settings(
+    models=(
+        ModelSettings(name="first", source="simulated", min_replicas=1),
+        ModelSettings(name="second", source="nvidia/second", languages=("de",)),
+    ),
+    limits=LimitSettings(max_upload_bytes=1_000_000),
+)
+NOISE = media.wav(np.random.default_rng(0).normal(0, 0.1, 3 * 16_000))
+
+
+class Server:
+    """What the tests can turn: the failure of the next windows, and what the replicas say."""
+
+    def __init__(self) -> None:
+        self.failure: Exception | None = None
+        self.replicas: dict[str, tuple[ReplicaStatus, ...]] = {}
+        self.lanes: list[Lane] = []
+        self._engine = SimulatedEngine(SimulationSettings(step_s=0, seconds_per_audio_s=0))
+        recognisers = {model.name: self.recognise for model in SETTINGS.models}
+        self.service = SpeechService(SETTINGS, recognisers, self.statuses)
+
+    async def recognise(self, window: Window, lane: Lane) -> list[Token]:
+        self.lanes.append(lane)
+        if self.failure is not None:
+            raise self.failure
+        return self._engine.transcribe([window.samples])[0]
+
+    async def statuses(self) -> Mapping[str, tuple[ReplicaStatus, ...]]:
+        return self.replicas
+
+
+@pytest.fixture
+def server() -> Server:
+    return Server()
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[TestClient]:
+    with TestClient(create_api(server.service), raise_server_exceptions=False) as client:
+        yield client
+
+
+def post(client: TestClient, data: Any = NOISE, **fields: Any) -> Response:
+    return client.post("/v1/audio/transcriptions", files={"file": ("x.wav", data)}, data=fields)
+
+
+def assert_error(response: Response, status: int, code: str, param: str | None = None) -> str:
+    """The answer is OpenAI's error object and nothing else; gives its message."""
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert set(response.json()) == {"error"}
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["code"], error["param"]) == (code, param)
+    assert error["type"] == (
+        "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
+    )
+    return str(error["message"])
+
+
+class TestTranscriptions:
+    def test_json_is_the_default(self, client: TestClient) -> None:
+        body = post(client).json()
+        assert set(body) == {"text", "usage"}
+        assert body["text"].startswith("w")
+        assert body["usage"] == {"type": "duration", "seconds": 3.0}
+
+    def test_text(self, client: TestClient) -> None:
+        response = post(client, response_format="text")
+        assert response.headers["content-type"].startswith("text/plain")
+        assert response.text == post(client).json()["text"] + "\n"
+
+    def test_verbose_json(self, client: TestClient) -> None:
+        body = post(client, response_format="verbose_json").json()
+        assert body["text"] == " ".join(segment["text"] for segment in body["segments"])
+        assert "words" not in body
+
+    def test_words(self, client: TestClient) -> None:
+        body = post(client, response_format="verbose_json", **{"timestamp_granularities[]": ["word", "segment"]}).json()
+        assert [word["word"] for word in body["words"]] == body["text"].split()
+        assert all(word["start"] < word["end"] and word["confidence"] == 1.0 for word in body["words"])
+
+    @pytest.mark.parametrize("name", [None, "", "whisper-1", "first"])
+    def test_the_default_model(self, client: TestClient, name: str | None) -> None:
+        fields = {} if name is None else {"model": name}
+        assert post(client, response_format="verbose_json", **fields).json()["language"] == "english"
+
+    def test_a_model_is_chosen_by_name(self, client: TestClient) -> None:
+        assert post(client, model="second", response_format="verbose_json").json()["language"] == "german"
+
+    def test_unknown_fields_are_ignored(self, client: TestClient) -> None:
+        assert post(client, temperature="0", prompt="x", made_up="1").status_code == 200
+
+    def test_the_first_window_goes_ahead(self, client: TestClient, server: Server) -> None:
+        post(client, media.wav(media.tone(50, rate=8000), rate=8000))
+        assert server.lanes == [Lane.INTERACTIVE, Lane.BULK]
+
+    def test_five_seconds_of_silence(self, client: TestClient) -> None:
+        assert post(client, media.wav(np.zeros(80_000))).json() == {"text": "", "usage": {"type": "duration", "seconds": 5.0}}
+
+
+class TestBadInput:
+    def test_no_file(self, client: TestClient) -> None:
+        response = client.post("/v1/audio/transcriptions", data={"model": "first"})
+        assert "file" in assert_error(response, 400, "missing_required_parameter", "file")
+
+    def test_no_form_at_all(self, client: TestClient) -> None:
+        assert_error(client.post("/v1/audio/transcriptions", content=b"x"), 400, "missing_required_parameter", "file")
+
+    def test_a_file_that_is_a_text_field(self, client: TestClient) -> None:
+        assert_error(client.post("/v1/audio/transcriptions", data={"file": "x"}), 400, "invalid_value", "file")
+
+    @pytest.mark.parametrize("content_type", ["multipart/form-data", "multipart/form-data; boundary=x"])
+    def test_a_broken_form(self, client: TestClient, content_type: str) -> None:
+        response = client.post("/v1/audio/transcriptions", content=b"nonsense", headers={"content-type": content_type})
+        assert response.status_code == 400
+        assert set(response.json()) == {"error"}
+
+    @pytest.mark.parametrize(
+        "data", [b"", b"no media", media.silent_video(), media.wav(np.zeros(0))], ids=["empty", "text", "no sound", "no samples"]
+    )
+    def test_what_is_no_audio(self, client: TestClient, data: bytes) -> None:
+        assert_error(post(client, data), 400, "invalid_audio", "file")
+
+    def test_an_unknown_format(self, client: TestClient) -> None:
+        message = assert_error(post(client, response_format="docx"), 400, "invalid_value", "response_format")
+        assert "verbose_json" in message
+
+    def test_an_unknown_granularity(self, client: TestClient) -> None:
+        response = post(client, **{"timestamp_granularities[]": "letter"})
+        assert_error(response, 400, "invalid_value", "timestamp_granularities[]")
+
+    def test_an_unknown_model(self, client: TestClient) -> None:
+        message = assert_error(post(client, model="nope"), 404, "model_not_found", "model")
+        assert "nope" in message
+        assert "first, second" in message
+
+    def test_an_upload_that_is_too_large(self, client: TestClient) -> None:
+        assert "1 MB" in assert_error(post(client, bytes(1_100_000)), 413, "upload_too_large", "file")
+
+    def test_an_upload_of_unknown_length_that_is_too_large(self, client: TestClient) -> None:
+        def parts() -> Iterator[bytes]:
+            yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="x.wav"\r\n\r\n'
+            yield from [bytes(100_000)] * 11
+            yield b"\r\n--x--\r\n"
+
+        headers = {"content-type": "multipart/form-data; boundary=x"}
+        response = client.post("/v1/audio/transcriptions", content=parts(), headers=headers)
+        assert_error(response, 413, "upload_too_large", "file")
+
+    def test_an_unknown_route(self, client: TestClient) -> None:
+        assert_error(client.get("/v1/nothing"), 404, "invalid_request")
+
+    def test_a_wrong_method(self, client: TestClient) -> None:
+        assert_error(client.get("/v1/audio/transcriptions"), 405, "invalid_request")
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            media.wav(np.array([0.1])),
+            media.wav(np.full(16_000, np.nan, np.float32), subtype="FLOAT"),
+            media.wav(np.random.default_rng(0).normal(0, 0.1, (192_000, 2)), 192_000),
+        ],
+        ids=["one sample", "not numbers", "192 kHz"],
+    )
+    def test_odd_but_good_audio(self, client: TestClient, data: bytes) -> None:
+        assert post(client, data).status_code == 200
+
+    def test_the_next_request_is_served(self, client: TestClient) -> None:
+        post(client, b"no media")
+        assert post(client).status_code == 200
+
+
+class TestFailures:
+    @pytest.mark.parametrize(
+        ("failure", "status", "retry_after"),
+        [(ModelUnavailable("no hub"), 503, "10"), (Overloaded("full"), 429, "5"), (EngineError("broken"), 500, None)],
+    )
+    def test_each_has_its_status(
+        self, client: TestClient, server: Server, failure: SpeechError, status: int, retry_after: str | None
+    ) -> None:
+        server.failure = failure
+        response = post(client)
+        assert assert_error(response, status, failure.code) == failure.message
+        assert response.headers.get("retry-after") == retry_after
+
+    def test_the_unforeseen_tells_no_secrets(self, client: TestClient, server: Server) -> None:
+        server.failure = RuntimeError("secret detail")
+        assert "secret" not in assert_error(post(client), 500, "server_error")
+
+
+class TestServerRoutes:
+    def test_models(self, client: TestClient) -> None:
+        body = client.get("/v1/models").json()
+        assert body["object"] == "list"
+        assert [(m["id"], m["object"], m["owned_by"]) for m in body["data"]] == [
+            ("first", "model", "simulated"),
+            ("second", "model", "nvidia/second"),
+        ]
+
+    def test_health(self, client: TestClient) -> None:
+        assert client.get("/health").json() == {"status": "ok"}
+
+    def test_not_ready_until_the_kept_model_is_loaded(self, client: TestClient, server: Server) -> None:
+        response = client.get("/ready")
+        assert response.status_code == 503
+        assert [(m["id"], m["state"]) for m in response.json()["models"]] == [("first", "unloaded"), ("second", "unloaded")]
+        server.replicas["first"] = (
+            ReplicaStatus("r1", "failed", detail="no file"),
+            ReplicaStatus("r2", "ready", device="cuda", precision="bf16", decoder="cuda graphs", batches=3, windows=9),
+        )
+        response = client.get("/ready")
+        assert response.status_code == 200
+        model = response.json()["models"][0]
+        assert (model["state"], model["device"], model["precision"]) == ("ready", "cuda", "bf16")
+        assert model["replicas"][1]["windows"] == 9
+
+    def test_the_progress_of_a_download_shows(self, client: TestClient, server: Server) -> None:
+        server.replicas["second"] = (ReplicaStatus("r", "downloading", detail="downloaded 20 of 2400 MB"),)
+        model = client.get("/ready").json()["models"][1]
+        assert (model["state"], model["detail"]) == ("downloading", "downloaded 20 of 2400 MB")
+
+    def test_the_description_names_every_field(self, client: TestClient) -> None:
+        assert client.get("/docs").status_code == 200
+        schema = client.get("/openapi.json").json()
+        (form,) = (s for name, s in schema["components"]["schemas"].items() if name.startswith("Body_"))
+        assert set(form["properties"]) == {"file", "model", "response_format", "timestamp_granularities[]"}
+        assert all(field.get("description") for field in form["properties"].values())
+
+
+def test_damage_is_told(client: TestClient) -> None:
+    data = bytearray(media.encode(media.tone(20, 48_000), 48_000, "mp4", "aac"))
+    middle = len(data) // 2
+    data[middle : middle + 3000] = np.random.default_rng(0).integers(0, 256, 3000, dtype=np.uint8).tobytes()
+    body = post(client, bytes(data), response_format="verbose_json").json()
+    assert body["warnings"] == ["Parts of the file could not be decoded and were skipped."]

@@ -1,0 +1,142 @@
+"""Decoding: what comes out of good, strange and broken files."""
+
+import io
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serve_app.audio import BLOCK_SAMPLES, AudioFile
+from serve_app.errors import AudioError
+from serve_app.transcript import SAMPLE_RATE, Samples
+from tests import media
+
+
+def decode(data: bytes) -> Samples:
+    return np.concatenate(list(AudioFile(io.BytesIO(data)).blocks()))
+
+
+def likeness(samples: Samples, original: np.ndarray) -> float:
+    """Correlation at the best alignment within 100 ms (codecs delay)."""
+    length = min(len(samples), len(original)) - 3200
+    a = samples[1600 : 1600 + length].astype(np.float64)
+    best = 0.0
+    for shift in range(0, 3200):
+        b = original[shift : shift + length]
+        best = max(best, float(np.dot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b) + 1e-9)))
+    return best
+
+
+def chirp(seconds: float, rate: int) -> np.ndarray:
+    """Never like itself at another place, so that an alignment means something."""
+    t = np.arange(round(seconds * rate)) / rate
+    return (0.5 * np.sin(2 * np.pi * (200 * t + 300 * t**2))).astype(np.float32)
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000, 96_000])
+def test_any_rate_becomes_16_khz(rate: int) -> None:
+    samples = decode(media.wav(chirp(1.0, rate), rate))
+    assert samples.dtype == np.int16
+    assert abs(len(samples) - SAMPLE_RATE) <= 32
+    assert likeness(samples, chirp(1.0, SAMPLE_RATE)) > 0.99
+
+
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ALAW", "ULAW"])
+def test_any_depth_of_wav(subtype: str) -> None:
+    assert likeness(decode(media.wav(chirp(1.0, 16_000), subtype=subtype)), chirp(1.0, 16_000)) > 0.98
+
+
+@pytest.mark.parametrize(
+    ("container", "codec"),
+    [("mp3", "mp3"), ("ogg", "libopus"), ("webm", "libopus"), ("flac", "flac"), ("mp4", "aac"), ("adts", "aac")],
+)
+def test_common_containers_and_codecs(container: str, codec: str) -> None:
+    data = media.encode(chirp(2.0, 48_000), 48_000, container, codec)
+    assert likeness(decode(data), chirp(2.0, SAMPLE_RATE)) > 0.9
+
+
+def test_channels_are_mixed() -> None:
+    both = np.stack([chirp(1.0, 16_000), chirp(1.0, 16_000)], axis=1)
+    one = np.stack([chirp(1.0, 16_000), np.zeros(16_000, np.float32)], axis=1)
+    assert np.abs(decode(media.wav(both)) - decode(media.wav(chirp(1.0, 16_000)))).max() <= 2
+    assert 0.4 < np.abs(decode(media.wav(one))).max() / np.abs(decode(media.wav(both))).max() < 0.8
+
+
+def test_eight_channels_at_192_khz() -> None:
+    samples = np.repeat(chirp(1.0, 192_000)[:, None], 8, axis=1)
+    assert abs(len(decode(media.wav(samples, 192_000, "PCM_24"))) - SAMPLE_RATE) <= 32
+
+
+def test_one_sample() -> None:
+    assert len(decode(media.wav(np.array([0.5])))) == 1
+
+
+def test_samples_that_are_no_numbers_become_silence_and_spare_the_rest() -> None:
+    samples = chirp(1.0, 48_000)
+    broken = samples.copy()
+    broken[1000:1100] = np.nan
+    broken[2000] = np.inf
+    heard, clean = decode(media.wav(broken, 48_000, "FLOAT")), decode(media.wav(samples, 48_000, "FLOAT"))
+    assert np.abs(heard[1000:].astype(int) - clean[1000:]).max() <= 1
+    assert np.abs(heard.astype(int)).max() <= 1.2 * np.abs(clean.astype(int)).max()
+
+
+def test_blocks_are_of_bounded_size() -> None:
+    blocks = list(AudioFile(io.BytesIO(media.wav(media.tone(60)))).blocks())
+    assert len(blocks) > 5
+    assert all(BLOCK_SAMPLES <= len(block) <= 2 * BLOCK_SAMPLES for block in blocks[:-1])
+
+
+def test_a_damaged_stretch_is_skipped_with_a_warning() -> None:
+    data = bytearray(media.encode(chirp(20.0, 48_000), 48_000, "mp4", "aac"))
+    middle = len(data) // 2
+    data[middle : middle + 3000] = np.random.default_rng(0).integers(0, 256, 3000, dtype=np.uint8).tobytes()
+    audio = AudioFile(io.BytesIO(bytes(data)))
+    assert 15 * SAMPLE_RATE < sum(map(len, audio.blocks())) <= 20 * SAMPLE_RATE
+    assert audio.warnings == ("Parts of the file could not be decoded and were skipped.",)
+
+
+def test_a_truncated_file_gives_what_is_there() -> None:
+    data = media.wav(media.tone(10))
+    assert 4 * SAMPLE_RATE < len(decode(data[: len(data) // 2])) < 6 * SAMPLE_RATE
+
+
+def test_a_good_file_has_no_warnings() -> None:
+    audio = AudioFile(io.BytesIO(media.wav(media.tone(1))))
+    list(audio.blocks())
+    assert audio.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (b"This is a letter, not a recording.\n" * 100, "not an audio"),
+        (bytes(10_000), "not an audio"),
+        (media.wav(np.zeros(0)), "no audio samples"),
+        (media.silent_video(), "no audio stream"),
+    ],
+    ids=["empty", "text", "zeros", "no samples", "video without sound"],
+)
+def test_what_holds_no_audio_is_an_error_that_says_why(data: bytes, reason: str) -> None:
+    with pytest.raises(AudioError, match=reason):
+        decode(data)
+
+
+def test_paths_and_spooled_files_work_too(tmp_path: Path) -> None:
+    data = media.wav(media.tone(1))
+    path = tmp_path / "x.wav"
+    path.write_bytes(data)
+    assert sum(map(len, AudioFile(path).blocks())) == SAMPLE_RATE
+    for spool_bytes in (1, 10_000_000):
+        with tempfile.SpooledTemporaryFile(max_size=spool_bytes) as file:
+            file.write(data)
+            file.seek(0)
+            assert sum(map(len, AudioFile(file).blocks())) == SAMPLE_RATE  # type: ignore[arg-type]
+
+
+async def test_the_stream_is_the_blocks() -> None:
+    data = media.wav(media.tone(30))
+    streamed = [block async for block in AudioFile(io.BytesIO(data)).stream()]
+    assert np.array_equal(np.concatenate(streamed), decode(data))

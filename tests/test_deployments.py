@@ -1,0 +1,182 @@
+"""The parts of the deployments that need no cluster: the client's patience and retries, the board, the share of GPUs."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from ray.exceptions import ActorDiedError, RayTaskError
+from ray.serve.exceptions import BackPressureError
+
+from serve_app.app import gpus_per_replica
+from serve_app.deployments import MOST_TRIES, SILENT_AFTER_S, ModelBoard, ModelClient
+from serve_app.errors import DeadlineExceeded, EngineBroken, EngineError, ModelUnavailable, Overloaded
+from serve_app.service import ReplicaStatus
+from serve_app.settings import LimitSettings, ModelSettings, Settings
+from serve_app.transcript import Lane, Token, Window
+from tests import virtual_time
+
+WINDOW = Window(3, 0, np.zeros(16_000, dtype=np.int16))
+TOKENS = [Token("▁one", 1, 0, 1280, 0.9)]
+LIMITS = LimitSettings(model_wait_s=10, window_timeout_s=60)
+
+
+class FakeHandle:
+    """A deployment handle with one method."""
+
+    def __init__(self, name: str, answer: Callable[..., Awaitable[Any]]) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        setattr(self, name, self)
+        self._answer = answer
+
+    def remote(self, *args: Any) -> Awaitable[Any]:
+        self.calls.append(args)
+        return self._answer(*args)
+
+
+def client_with(answer: Callable[..., Awaitable[Any]], *statuses: ReplicaStatus) -> tuple[ModelClient, FakeHandle]:
+    async def board() -> dict[str, tuple[ReplicaStatus, ...]]:
+        return {"m": statuses} if statuses else {}
+
+    replicas: Any = FakeHandle("transcribe", answer)
+    told: Any = FakeHandle("statuses", board)
+    return ModelClient(ModelSettings(name="m", source="bundled"), LIMITS, replicas, told), replicas
+
+
+def failing(*failures: Exception) -> Callable[..., Awaitable[list[Token]]]:
+    """Fails in these ways, then answers."""
+    left = list(failures)
+
+    async def answer(*_: Any) -> list[Token]:
+        if left:
+            raise left.pop(0)
+        return TOKENS
+
+    return answer
+
+
+def as_seen_by_a_caller(error: Exception) -> RayTaskError:
+    return RayTaskError("transcribe", "traceback", error)  # type: ignore[no-untyped-call]
+
+
+class TestModelClient:
+    def test_an_answer_is_passed_on(self) -> None:
+        client, handle = client_with(failing())
+        assert virtual_time.run(client.recognise(WINDOW, Lane.BULK)) == TOKENS
+        ((samples, lane),) = handle.calls
+        assert samples is WINDOW.samples
+        assert lane == Lane.BULK
+
+    @pytest.mark.parametrize("lost", [ActorDiedError(), as_seen_by_a_caller(EngineBroken("the GPU failed"))])
+    def test_a_window_lost_with_its_replica_is_sent_again(self, lost: Exception) -> None:
+        client, handle = client_with(failing(lost, lost))
+        assert virtual_time.run(client.recognise(WINDOW, Lane.BULK)) == TOKENS
+        assert len(handle.calls) == 3
+
+    def test_but_not_for_ever(self) -> None:
+        client, handle = client_with(failing(*[ActorDiedError()] * 10))
+        with pytest.raises(EngineError, match="lost"):
+            virtual_time.run(client.recognise(WINDOW, Lane.BULK))
+        assert len(handle.calls) == MOST_TRIES
+
+    def test_a_failure_of_ours_arrives_as_it_was(self) -> None:
+        client, _ = client_with(failing(as_seen_by_a_caller(ModelUnavailable("no file", param="model"))))
+        with pytest.raises(ModelUnavailable, match="no file") as caught:
+            virtual_time.run(client.recognise(WINDOW, Lane.BULK))
+        assert caught.value.param == "model"
+
+    def test_any_other_failure_is_an_engine_error(self) -> None:
+        client, _ = client_with(failing(as_seen_by_a_caller(KeyError("x"))))
+        with pytest.raises(EngineError, match="KeyError"):
+            virtual_time.run(client.recognise(WINDOW, Lane.BULK))
+
+    def test_a_full_queue_is_overload(self) -> None:
+        client, _ = client_with(failing(BackPressureError(10, 10)))
+        with pytest.raises(Overloaded):
+            virtual_time.run(client.recognise(WINDOW, Lane.BULK))
+
+    @pytest.mark.parametrize(
+        ("statuses", "reason"),
+        [
+            ((), "waiting for a free CPU or GPU"),
+            ((ReplicaStatus("r", "starting"),), "still being loaded"),
+            ((ReplicaStatus("r", "downloading", detail="downloaded 5 of 100 MB"),), "downloaded 5 of 100 MB"),
+        ],
+    )
+    def test_a_model_that_takes_long_to_load_is_said_to(self, statuses: tuple[ReplicaStatus, ...], reason: str) -> None:
+        cancelled = False
+
+        async def never(*_: Any) -> list[Token]:
+            nonlocal cancelled
+            try:
+                return await asyncio.sleep(1000, [])
+            except asyncio.CancelledError:
+                cancelled = True
+                raise
+
+        async def ask() -> float:
+            with pytest.raises(ModelUnavailable, match=reason):
+                await client.recognise(WINDOW, Lane.BULK)
+            await asyncio.sleep(0)
+            return virtual_time.now_s()
+
+        client, _ = client_with(never, *statuses)
+        assert virtual_time.run(ask()) == pytest.approx(LIMITS.model_wait_s)
+        assert cancelled
+
+    def test_a_loaded_replica_gets_the_full_time(self) -> None:
+        async def slow(*_: Any) -> list[Token]:
+            return await asyncio.sleep(40, TOKENS)
+
+        client, _ = client_with(slow, ReplicaStatus("r", "ready"))
+        assert virtual_time.run(client.recognise(WINDOW, Lane.BULK)) == TOKENS
+
+    def test_and_no_more(self) -> None:
+        async def never(*_: Any) -> list[Token]:
+            return await asyncio.sleep(1000, [])
+
+        async def ask() -> float:
+            with pytest.raises(DeadlineExceeded):
+                await client.recognise(WINDOW, Lane.BULK)
+            return virtual_time.now_s()
+
+        client, _ = client_with(never, ReplicaStatus("r", "ready"))
+        assert virtual_time.run(ask()) == pytest.approx(LIMITS.window_timeout_s)
+
+
+async def test_the_board_forgets_replicas_that_went_silent() -> None:
+    now = 0.0
+    board = ModelBoard(now_s=lambda: now)
+    await board.report("m", ReplicaStatus("a", "ready"))
+    now = SILENT_AFTER_S - 1
+    await board.report("m", ReplicaStatus("b", "loading"))
+    await board.report("m", ReplicaStatus("b", "ready"))
+    assert [(r.replica_id, r.state) for r in (await board.statuses())["m"]] == [("a", "ready"), ("b", "ready")]
+    now = SILENT_AFTER_S + 1
+    assert [r.replica_id for r in (await board.statuses())["m"]] == ["b"]
+
+
+class TestGpusPerReplica:
+    MODELS = Settings(
+        models=(
+            ModelSettings(name="a", source="nvidia/a"),
+            ModelSettings(name="b", source="nvidia/b"),
+            ModelSettings(name="c", source="nvidia/c", device="cpu"),
+            ModelSettings(name="d", source="bundled"),
+            ModelSettings(name="e", source="nvidia/e", gpus_per_replica=0.25),
+        )
+    )
+
+    @pytest.mark.parametrize(("gpus", "share"), [(0, 0.0), (1, 0.5), (2, 1.0), (8, 1.0)])
+    def test_one_for_each_model_that_leaves_it_open_or_an_equal_share(self, gpus: float, share: float) -> None:
+        assert gpus_per_replica(self.MODELS, gpus) == {"a": share, "b": share, "c": 0.0, "d": 0.0, "e": 0.25}
+
+
+@pytest.mark.parametrize("error", [ModelUnavailable("why", param="model"), EngineBroken("how"), Overloaded("full")])
+def test_errors_survive_the_way_between_processes(error: Exception) -> None:
+    import pickle
+
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is type(error)
+    assert vars(copy) == vars(error)

@@ -1,0 +1,135 @@
+"""The flow itself, with an oracle in the place of a model: it says the true words of each window."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import numpy as np
+import pytest
+
+from serve_app.errors import EngineError
+from serve_app.pipeline import Done, Event, Progress, Recognise, SegmentFinal, transcribe
+from serve_app.transcript import FRAME_SAMPLES, SAMPLE_RATE, Samples, Token, Window
+
+WORD_EVERY_S = 0.8
+
+
+def spoken_words(duration_s: float) -> list[Token]:
+    """A word every 0.8 s, each different, the tenth of each ten with a full stop."""
+    words = []
+    for n in range(int(duration_s / WORD_EVERY_S)):
+        start = int((n * WORD_EVERY_S + 0.2) * SAMPLE_RATE) // FRAME_SAMPLES * FRAME_SAMPLES
+        words.append(Token(f"▁word{n}", n, start, start + 4 * FRAME_SAMPLES, 0.9))
+        if n % 10 == 9:
+            words.append(Token(".", 9999, start + 4 * FRAME_SAMPLES, start + 4 * FRAME_SAMPLES, 0.9))
+    return words
+
+
+def oracle(words: list[Token]) -> Recognise:
+    async def recognise(window: Window) -> list[Token]:
+        await asyncio.sleep(0)
+        inside = [w for w in words if w.start_sample >= window.start_sample and w.end_sample <= window.end_sample]
+        return [w.moved(-window.start_sample) for w in inside]
+
+    return recognise
+
+
+async def blocks(duration_s: float, block_s: float = 5.0) -> AsyncIterator[Samples]:
+    left = round(duration_s * SAMPLE_RATE)
+    while left > 0:
+        size = min(left, round(block_s * SAMPLE_RATE))
+        yield np.zeros(size, dtype=np.int16)
+        left -= size
+
+
+async def run(duration_s: float, recognise: Recognise, *, max_in_flight: int = 4) -> list[Event]:
+    flow = transcribe(blocks(duration_s), recognise, window_s=30.0, overlap_s=2.0, max_in_flight=max_in_flight)
+    return [event async for event in flow]
+
+
+@pytest.mark.parametrize("duration_s", [0.5, 10, 29.9, 30, 31, 100, 307.3])
+async def test_every_word_comes_out_once_and_in_time(duration_s: float) -> None:
+    words = spoken_words(duration_s)
+    events = await run(duration_s, oracle(words))
+    done = events[-1]
+    assert isinstance(done, Done)
+    heard = [(word.text, word.start_s) for segment in done.segments for word in segment.words]
+    true = [(w.piece[1:] + ("." if n % 10 == 9 else ""), w.start_sample / SAMPLE_RATE) for n, w in enumerate(_whole(words))]
+    assert heard == true
+    assert done.duration_s == pytest.approx(duration_s)
+
+
+def _whole(words: list[Token]) -> list[Token]:
+    return [w for w in words if w.piece != "."]
+
+
+async def test_segments_stream_while_later_windows_are_still_to_come() -> None:
+    events = await run(200, oracle(spoken_words(200)), max_in_flight=1)
+    kinds = [type(event) for event in events]
+    assert kinds.index(SegmentFinal) < len(kinds) - 3
+    first_segment = kinds.index(SegmentFinal)
+    assert Progress in kinds[first_segment + 1 :]
+    done = events[-1]
+    assert isinstance(done, Done)
+    assert tuple(e.segment for e in events if isinstance(e, SegmentFinal)) == done.segments
+
+
+async def test_progress_counts_up_to_all_windows() -> None:
+    progress = [e for e in await run(200, oracle([])) if isinstance(e, Progress)]
+    assert [p.windows_done for p in progress] == list(range(1, len(progress) + 1))
+    assert progress[-1].windows_done == progress[-1].windows_planned
+    assert progress[-1].audio_s == 200
+
+
+async def test_windows_in_flight_are_bounded_and_used() -> None:
+    running = most = 0
+
+    async def recognise(window: Window) -> list[Token]:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.001)
+        running -= 1
+        return []
+
+    await run(400, recognise, max_in_flight=3)
+    assert most == 3
+
+
+async def test_a_failing_window_ends_the_job_and_stops_the_others() -> None:
+    stopped: list[int] = []
+
+    async def recognise(window: Window) -> list[Token]:
+        if window.index == 1:
+            raise EngineError("broken")
+        try:
+            await asyncio.sleep(0 if window.index == 0 else 60)
+        except asyncio.CancelledError:
+            stopped.append(window.index)
+            raise
+        return []
+
+    with pytest.raises(EngineError, match="broken"):
+        await run(200, recognise, max_in_flight=5)
+    assert stopped == [2, 3, 4]
+
+
+async def test_leaving_early_stops_what_is_running() -> None:
+    stopped: list[int] = []
+
+    async def recognise(window: Window) -> list[Token]:
+        try:
+            await asyncio.sleep(0 if window.index == 0 else 60)
+        except asyncio.CancelledError:
+            stopped.append(window.index)
+            raise
+        return []
+
+    flow = transcribe(blocks(200), recognise, window_s=30.0, overlap_s=2.0, max_in_flight=3)
+    async for _ in flow:
+        break
+    await flow.aclose()
+    assert stopped == [1, 2]
+
+
+async def test_no_audio_is_an_empty_transcript() -> None:
+    assert await run(0, oracle([])) == [Done((), 0.0)]

@@ -1,0 +1,166 @@
+"""The server as its users have it: `serve run`, HTTP, real speech."""
+
+import concurrent.futures
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import openai
+import pytest
+
+from serve_app.deployments import LOAD_AGAIN_AFTER_S
+from serve_app.settings import bundled_model_path
+from tests import media
+from tests.hub_stand_in import HubStandIn
+from tests.server import ROOT, Server, serve_run
+from tools.digit_strings import SAMPLE_RATE, DigitString
+from tools.evaluate_bundled_model import to_int16
+
+pytestmark = [pytest.mark.serve]
+
+
+def as_wav(string: DigitString) -> bytes:
+    return media.wav(to_int16(string.samples))
+
+
+class TestDemo:
+    """configs/demo.yaml: the bundled model, loaded at the start."""
+
+    @pytest.fixture(scope="class")
+    def server(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+        with serve_run(ROOT / "configs" / "demo.yaml", tmp_path_factory.mktemp("demo")) as server:
+            server.wait_for_state("digits", "ready")
+            yield server
+
+    def test_words_with_times_and_confidences(self, server: Server, strings: list[DigitString]) -> None:
+        string = strings[6]
+        body = server.transcribe(as_wav(string), response_format="verbose_json", **{"timestamp_granularities[]": "word"}).json()
+        assert body["text"] == string.text
+        assert [w["word"] for w in body["words"]] == [w.text for w in string.words]
+        for heard, spoken in zip(body["words"], string.words, strict=True):
+            assert heard["start"] == pytest.approx(spoken.start_sample / SAMPLE_RATE, abs=0.25)
+            assert heard["end"] == pytest.approx(spoken.end_sample / SAMPLE_RATE, abs=0.25)
+            assert 0 < heard["confidence"] <= 1
+
+    def test_eight_clients_at_once_get_right_answers_from_shared_batches(
+        self, server: Server, strings: list[DigitString]
+    ) -> None:
+        jobs = [strings[n % 6 + 2] for n in range(32)]
+        with concurrent.futures.ThreadPoolExecutor(8) as clients:
+            texts = list(clients.map(lambda string: server.transcribe(as_wav(string)).json()["text"], jobs))
+        assert texts == [string.text for string in jobs]
+        (replica,) = server.wait_for_state("digits", "ready")["replicas"]
+        assert replica["largest_batch"] > 1
+        assert replica["batches"] < replica["windows"]
+
+    def test_openais_client(self, server: Server, strings: list[DigitString]) -> None:
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+            audio = ("x.wav", as_wav(strings[4]))
+            assert client.audio.transcriptions.create(file=audio, model="whisper-1").text == strings[4].text
+            verbose = client.audio.transcriptions.create(
+                file=audio, model="digits", response_format="verbose_json", timestamp_granularities=["word", "segment"]
+            )
+            assert verbose.words is not None
+            assert [word.word for word in verbose.words] == strings[4].text.split()
+            with pytest.raises(openai.NotFoundError):
+                client.audio.transcriptions.create(file=audio, model="nope")
+            with pytest.raises(openai.BadRequestError):
+                client.audio.transcriptions.create(file=("x.wav", b"no audio"), model="digits")
+            assert [model.id for model in client.models.list()] == ["digits"]
+
+    def test_bad_input_is_refused_and_the_next_request_served(self, server: Server, strings: list[DigitString]) -> None:
+        for data in (b"", b"no media", media.silent_video()):
+            response = server.transcribe(data)
+            assert response.status_code == 400
+            assert response.json()["error"]["code"] == "invalid_audio"
+        odd = (
+            media.wav(np.array([0.1])),
+            media.wav(np.full(16_000, np.nan, np.float32), subtype="FLOAT"),
+            media.wav(np.zeros((192_000, 8)), 192_000),
+            media.wav(np.zeros(5 * SAMPLE_RATE)),
+        )
+        for data in odd:
+            response = server.transcribe(data)
+            assert (response.status_code, response.json()["text"]) == (200, "")
+        assert server.transcribe(as_wav(strings[3])).json()["text"] == strings[3].text
+
+    def test_a_recording_of_several_windows(self, server: Server, strings: list[DigitString]) -> None:
+        """Two minutes: cut, fanned out, merged."""
+        pause = np.zeros(SAMPLE_RATE, np.float32)
+        parts = [part for _ in range(2) for string in strings for part in (string.samples, pause)]
+        body = server.transcribe(media.wav(to_int16(np.concatenate(parts)))).json()
+        assert body["text"] == " ".join(string.text for _ in range(2) for string in strings)
+
+    def test_nemo_is_quiet_in_the_log(self, server: Server) -> None:
+        assert "loaded digits.nemo" in server.log
+        assert "[NeMo" not in server.log
+        assert "OneLogger" not in server.log
+
+
+class TestDefaultConfig:
+    """configs/serve_config.yaml: hub models that cannot be had must not hurt the others."""
+
+    @pytest.fixture(scope="class")
+    def server(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+        folder = tmp_path_factory.mktemp("default")
+        # A port where nothing listens: the hub is out of reach, as on a machine without a network.
+        env = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(folder / "hub")}
+        with serve_run(ROOT / "configs" / "serve_config.yaml", folder, env=env) as server:
+            yield server
+
+    def test_it_is_ready_with_nothing_loaded(self, server: Server) -> None:
+        body = server.client.get("/ready").json()
+        assert body["ready"] is True
+        assert {m["id"]: m["state"] for m in body["models"]} == {
+            "parakeet-tdt-0.6b-v2": "unloaded",
+            "parakeet-tdt-0.6b-v3": "unloaded",
+            "digits": "unloaded",
+        }
+
+    def test_a_model_that_cannot_be_had_is_503_with_the_reason(self, server: Server, strings: list[DigitString]) -> None:
+        for _ in range(2):
+            response = server.transcribe(as_wav(strings[0]))
+            assert response.status_code == 503
+            assert int(response.headers["retry-after"]) > 0
+            error = response.json()["error"]
+            assert error["code"] == "model_unavailable"
+            assert "parakeet-tdt-0.6b-v2" in error["message"]
+            assert "127.0.0.1:9" in error["message"]
+        assert server.model("parakeet-tdt-0.6b-v2")["state"] == "failed"
+
+    def test_the_rest_of_the_server_goes_on(self, server: Server, strings: list[DigitString]) -> None:
+        assert server.transcribe(as_wav(strings[3]), model="digits").json()["text"] == strings[3].text
+
+
+class TestHub:
+    """The hub path in full, against a stand-in that serves the bundled model under a Parakeet's name."""
+
+    def test_absent_then_slow_then_broken_off_then_whole(self, tmp_path: Path, strings: list[DigitString]) -> None:
+        name, audio = "parakeet-tdt-0.6b-v2", as_wav(strings[3])
+        with HubStandIn(bundled_model_path(), "no repository") as hub:
+            env = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hub")}
+            # No answer may take longer than this for want of a model.
+            args = {"limits": {"model_wait_s": 4}}
+            with serve_run(ROOT / "configs" / "serve_config.yaml", tmp_path, env=env, args=args) as server:
+                refused = server.transcribe(audio)
+                server.wait_for_state(name, "failed")
+                assert refused.status_code == 503
+
+                hub.mode, hub.bytes_per_s = "slow", len(hub.content) // 12
+                time.sleep(LOAD_AGAIN_AFTER_S)
+                waiting = server.transcribe(audio)
+                assert waiting.status_code == 503
+                assert "downloaded" in waiting.json()["error"]["message"]
+                assert server.model(name)["state"] == "downloading"
+                assert "MB" in server.model(name)["detail"]
+                assert "downloaded" in server.log
+
+                hub.mode, hub.limit_bytes, hub.breaks = "breaking", len(hub.content) // 4, None
+                server.wait_for_state(name, "failed")
+
+                hub.mode = "whole"
+                time.sleep(LOAD_AGAIN_AFTER_S)
+                served = server.transcribe(audio)
+                assert (served.status_code, served.json()["text"]) == (200, strings[3].text)
+                assert server.wait_for_state(name, "ready")["device"] == "cpu"

@@ -1,0 +1,101 @@
+"""Settings: the shipped files parse, mistakes are refused, the environment wins, the docs tell all."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from serve_app.settings import ModelSettings, Settings, bundled_model_path
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+def application_args(path: Path) -> dict[str, Any]:
+    (application,) = yaml.safe_load(path.read_text())["applications"]
+    args: dict[str, Any] = application["args"]
+    return args
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_shipped_configs_parse(path: Path) -> None:
+    settings = Settings(**application_args(path))
+    assert settings.default_model_name in {model.name for model in settings.models}
+
+
+def test_the_default_config_loads_models_only_when_asked() -> None:
+    settings = Settings(**application_args(ROOT / "configs" / "serve_config.yaml"))
+    assert [(m.name, m.source, m.min_replicas) for m in settings.models] == [
+        ("parakeet-tdt-0.6b-v2", "nvidia/parakeet-tdt-0.6b-v2", 0),
+        ("parakeet-tdt-0.6b-v3", "nvidia/parakeet-tdt-0.6b-v3", 0),
+        ("digits", "bundled", 0),
+    ]
+    assert settings.default_model_name == "parakeet-tdt-0.6b-v2"
+
+
+def test_the_demo_loads_its_model_at_the_start() -> None:
+    (model,) = Settings(**application_args(ROOT / "configs" / "demo.yaml")).models
+    assert (model.name, model.source, model.min_replicas) == ("digits", "bundled", 1)
+
+
+def test_the_container_serves_the_same_application_as_the_default() -> None:
+    container = application_args(ROOT / "configs" / "container.yaml")
+    assert Settings(**container) == Settings(**application_args(ROOT / "configs" / "serve_config.yaml"))
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"modles": []},
+        {"models": []},
+        {"models": [{"name": "a", "source": "bundled", "gpu": 1}]},
+        {"models": [{"name": "a b", "source": "bundled"}]},
+        {"models": [{"name": "a", "source": "bundled"}, {"name": "a", "source": "x.nemo"}]},
+        {"models": [{"name": "a", "source": "bundled", "min_replicas": 2}]},
+        {"models": [{"name": "a", "source": "bundled"}], "default_model": "b"},
+        {"windows": {"window_s": 5, "overlap_s": 4}},
+        {"limits": {"max_upload_bytes": 0}},
+    ],
+    ids=str,
+)
+def test_mistakes_are_refused(args: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Settings(**args)
+
+
+def test_the_environment_wins_over_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARAKEET_BATCHING__MAX_BATCH_ITEMS", "8")
+    args: dict[str, Any] = {"batching": {"max_batch_items": 4, "ageing_s": 2.0}}
+    settings = Settings(**args)
+    assert settings.batching.max_batch_items == 8
+    assert settings.batching.ageing_s == 2.0
+
+
+def fields(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, str]]:
+    """Every leaf of the tree with its description."""
+    for name, field in model.model_fields.items():
+        here = f"{path}{name}"
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from fields(kind, f"{here}.")
+        elif name == "models":
+            yield from fields(ModelSettings, f"{here}[].")
+        else:
+            yield here, field.description or ""
+
+
+def test_every_field_is_described() -> None:
+    assert [path for path, description in fields(Settings) if not description] == []
+
+
+def test_the_docs_list_every_field_and_no_other() -> None:
+    lines = (ROOT / "docs" / "configuration.md").read_text().splitlines()
+    documented = [line.split("`")[1] for line in lines if line.startswith("| `")]
+    assert sorted(documented) == sorted(path for path, _ in fields(Settings))
+
+
+def test_the_bundled_model_is_there_and_small() -> None:
+    assert bundled_model_path().stat().st_size < 8_000_000

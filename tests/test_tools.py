@@ -1,0 +1,160 @@
+"""The tools that make and judge the bundled model."""
+
+import math
+import random
+from itertools import pairwise, product
+
+import numpy as np
+import pytest
+import torch
+
+from serve_app.transcript import Word
+from tools.augmentation import cut_like_a_window, degrade
+from tools.digit_strings import DIGIT_NAMES, SAMPLE_RATE, SENTENCE_PAUSE_S, Bank, Pauses, compose
+from tools.evaluate_bundled_model import add_noise, judge
+from tools.fastconformer_tdt import DURATIONS
+from tools.tdt_loss import Alignment, tdt_loss
+
+
+def unrestricted(labels: int) -> Alignment:
+    low, high = torch.zeros(1, labels, dtype=torch.long), torch.full((1, labels), 1000)
+    return Alignment(low, high, low, high)
+
+
+def loss_by_enumeration(joint: torch.Tensor, labels: list[int], frames: int, alignment: Alignment) -> float:
+    """The same loss by walking every path; float64, sigma 0."""
+    token = torch.log_softmax(joint[..., : -len(DURATIONS)], -1)
+    duration = torch.log_softmax(joint[..., -len(DURATIONS) :], -1)
+    blank = token.shape[-1] - 1
+
+    def total(t: int, u: int) -> float:
+        if t == frames:
+            return 1.0 if u == len(labels) else 0.0
+        if t > frames:
+            return 0.0
+        probability = 0.0
+        for n, d in enumerate(DURATIONS):
+            step = math.exp(duration[t, u, n])
+            if d > 0:
+                probability += math.exp(token[t, u, blank]) * step * total(t + d, u)
+            allowed = u < len(labels) and (
+                alignment.first_frame[0, u] <= t <= alignment.last_frame[0, u]
+                and alignment.first_landing[0, u] <= t + d <= alignment.last_landing[0, u]
+            )
+            # The lattice ends with a blank: a token must leave at least one frame for it.
+            if allowed and t + d < frames:
+                probability += math.exp(token[t, u, labels[u]]) * step * total(t + d, u + 1)
+        return probability
+
+    return -math.log(total(0, 0))
+
+
+@pytest.mark.parametrize(("frames", "labels"), list(product([3, 5, 6], [[], [1], [0, 2], [1, 1, 0]])))
+def test_the_loss_is_the_sum_over_all_paths(frames: int, labels: list[int]) -> None:
+    torch.manual_seed(frames * 10 + len(labels))
+    joint = torch.randn(1, frames, len(labels) + 1, 4 + len(DURATIONS), dtype=torch.float64)
+    alignment = unrestricted(max(len(labels), 1))
+    padded = torch.tensor([labels or [0]])
+    if not labels:
+        joint = torch.cat([joint, joint], 2)
+    loss = tdt_loss(joint, padded, torch.tensor([frames]), torch.tensor([len(labels)]), alignment, DURATIONS, sigma=0.0)
+    assert loss.item() == pytest.approx(loss_by_enumeration(joint[0], labels, frames, alignment), rel=1e-6)
+
+
+def test_the_alignment_rules_paths_out() -> None:
+    torch.manual_seed(0)
+    joint = torch.randn(1, 6, 3, 4 + len(DURATIONS), dtype=torch.float64)
+    bounds = Alignment(*(torch.tensor([row]) for row in ([0, 2], [1, 4], [0, 3], [3, 5])))
+    loss = tdt_loss(joint, torch.tensor([[1, 2]]), torch.tensor([6]), torch.tensor([2]), bounds, DURATIONS, sigma=0.0)
+    assert loss.item() == pytest.approx(loss_by_enumeration(joint[0], [1, 2], 6, bounds), rel=1e-6)
+    free = loss_by_enumeration(joint[0], [1, 2], 6, unrestricted(2))
+    assert loss.item() > free + 0.1
+
+
+def test_padding_of_a_batch_changes_nothing() -> None:
+    torch.manual_seed(1)
+    joint = torch.randn(2, 7, 4, 4 + len(DURATIONS), dtype=torch.float64)
+    labels, counts = torch.tensor([[1, 2, 0], [2, 0, 0]]), torch.tensor([3, 1])
+    wide = Alignment(*(torch.tensor([[low] * 3] * 2) for low in (0, 1000, 0, 1000)))
+    both = tdt_loss(joint, labels, torch.tensor([7, 4]), counts, wide, DURATIONS)
+    alone = tdt_loss(joint[1:, :4, :2], labels[1:, :1], torch.tensor([4]), counts[1:], unrestricted(1), DURATIONS)
+    assert both[1].item() == pytest.approx(alone.item())
+
+
+class TestCompose:
+    def test_words_lie_where_they_are_said_to(self, bank: Bank) -> None:
+        rng = random.Random(3)
+        string = compose(bank["flite-slt"], [7, 2, 9, 4, 1], rng)
+        audible = np.zeros(len(string.samples), dtype=bool)
+        for word in string.words:
+            audible[word.start_sample : word.end_sample] = True
+            assert np.abs(string.samples[word.start_sample : word.end_sample]).max() > 0.1
+        assert np.abs(string.samples[~audible]).max() < 0.03
+
+    def test_a_full_stop_stands_where_a_pause_follows_and_a_capital_behind_it(self, bank: Bank) -> None:
+        rng = random.Random(4)
+        string = compose(bank["flite-slt"], [rng.randrange(10) for _ in range(40)], rng)
+        assert [w.text.strip(".").lower() for w in string.words] == [DIGIT_NAMES[w.digit] for w in string.words]
+        assert string.words[0].text[0].isupper()
+        assert string.words[-1].text.endswith(".")
+        for word, after in pairwise(string.words):
+            pause_s = (after.start_sample - word.end_sample) / SAMPLE_RATE
+            assert word.text.endswith(".") == (pause_s >= SENTENCE_PAUSE_S) == after.text[0].isupper()
+
+    def test_the_same_seed_gives_the_same_audio(self, bank: Bank) -> None:
+        first, second = (compose(bank["flite-slt"], [1, 2, 3], random.Random(5), Pauses()) for _ in range(2))
+        assert np.array_equal(first.samples, second.samples)
+
+
+def test_a_cut_keeps_the_words_that_are_mostly_left(bank: Bank) -> None:
+    rng = random.Random(6)
+    cuts = 0
+    for _ in range(60):
+        whole = compose(bank["flite-slt"], [1, 2, 3, 4], rng)
+        cut = cut_like_a_window(whole, rng)
+        cuts += len(cut.samples) < len(whole.samples)
+        for word in cut.words:
+            assert 0 <= word.start_sample < word.end_sample <= len(cut.samples)
+        assert len(whole.words) - 2 <= len(cut.words) <= len(whole.words)
+        assert not cut.words or cut.words[0].text[0].isupper()
+    assert cuts > 20
+
+
+def test_degraded_audio_stays_audio(bank: Bank) -> None:
+    rng, noise = random.Random(7), np.random.default_rng(7)
+    for _ in range(40):
+        string = compose(bank["espeak-male"], [1, 2], rng)
+        degraded = degrade(string.samples, rng, noise)
+        assert degraded.dtype == np.float32
+        assert degraded.shape == string.samples.shape
+        assert np.isfinite(degraded).all()
+
+
+class TestJudge:
+    def test_the_truth_is_without_fault(self, bank: Bank) -> None:
+        string = compose(bank["flite-slt"], [1, 2, 3], random.Random(8))
+        truth = [Word(w.text, w.start_sample / SAMPLE_RATE, w.end_sample / SAMPLE_RATE, 1.0) for w in string.words]
+        figures = judge([string], [truth])
+        assert (figures.word_error_rate, figures.exact_sentence_rate, figures.exact_string_rate) == (0, 1, 1)
+        assert (figures.start_error_s, figures.end_error_s) == (0, 0)
+
+    def test_faults_count(self, bank: Bank) -> None:
+        string = compose(bank["flite-slt"], [1, 2, 3, 4], random.Random(8), sentence_words=(2, 2))
+        heard = [Word(w.text, w.start_sample / SAMPLE_RATE + 0.1, w.end_sample / SAMPLE_RATE, 1.0) for w in string.words]
+        heard[3] = Word("nine.", 0.0, 0.1, 1.0)
+        figures = judge([string], [heard])
+        assert figures.word_error_rate == 0.25
+        assert (figures.sentences, figures.exact_sentence_rate, figures.exact_string_rate) == (2, 0.5, 0)
+        assert figures.start_error_s == pytest.approx(0.1)
+
+    def test_a_missing_full_stop_spoils_the_sentence_not_the_words(self, bank: Bank) -> None:
+        string = compose(bank["flite-slt"], [5], random.Random(8))
+        figures = judge([string], [[Word("Five", 0.0, 0.1, 1.0)]])
+        assert (figures.word_error_rate, figures.exact_sentence_rate) == (0, 0)
+
+
+def test_noise_has_the_ratio_asked_for(bank: Bank) -> None:
+    string = compose(bank["flite-slt"], [1, 2, 3], random.Random(9))
+    noise = add_noise(string, 15, 0).samples - string.samples
+    speech = np.concatenate([string.samples[w.start_sample : w.end_sample] for w in string.words])
+    assert 10 * np.log10(np.mean(speech**2) / np.mean(noise**2)) == pytest.approx(15, abs=0.5)
