@@ -56,5 +56,5 @@ EXPOSE 8000
 HEALTHCHECK --interval=30s --timeout=5s --start-period=120s CMD ["python", "-c", "from urllib.request import ProxyHandler, build_opener; build_opener(ProxyHandler({})).open('http://127.0.0.1:8000/health', timeout=4)"]
 # `serve run` lets requests finish on an interrupt, but not on SIGTERM.
 STOPSIGNAL SIGINT
-ENTRYPOINT ["tini", "--", "entrypoint"]
+ENTRYPOINT ["tini", "--", "/usr/local/bin/entrypoint"]
 CMD ["serve", "run", "configs/container.yaml"]

@@ -38,7 +38,7 @@ _MIN_SPAN = 4 * FRAME_SAMPLES
 _PAUSE = SAMPLE_RATE // 2
 _NEAR_EDGE = 9 * FRAME_SAMPLES
 """A word may be the shred of a longer one if it begins (right) or ends (left) this close to its window's edge."""
-_SLACK = SAMPLE_RATE // 4
+_SLACK = 4 * FRAME_SAMPLES
 
 _WORD_START = re.compile("[▁\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 """The SentencePiece marker, or a letter of a script that puts no spaces between words."""

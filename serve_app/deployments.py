@@ -6,6 +6,7 @@ failures.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -67,6 +68,8 @@ class ModelReplica:
         self._status = ReplicaStatus(replica_id=serve.get_replica_context().replica_id.unique_id, state="starting")
         self._broken: EngineBroken | None = None
         self._failed_at_s = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._news = asyncio.Event()
         self._heart = asyncio.create_task(self._beat())
         self._loading: asyncio.Task[None] = asyncio.create_task(self._load())
         # Serve sends requests here only after the constructor, so a replica that joins others takes work once it is loaded. A
@@ -93,9 +96,8 @@ class ModelReplica:
         return self._batcher
 
     async def _load(self) -> None:
-        loop = asyncio.get_running_loop()
         try:
-            self._engine = await loop.run_in_executor(self._engine_thread, self._load_engine)
+            self._engine = await self._loop.run_in_executor(self._engine_thread, self._load_engine)
         except Exception as error:
             self._failed_at_s = time.monotonic()
             reason = error.message if isinstance(error, SpeechError) else f"{type(error).__name__}: {error}"
@@ -123,7 +125,7 @@ class ModelReplica:
     async def _process(self, windows: list[Samples]) -> list[list[Token]]:
         assert self._engine is not None
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._engine_thread, self._engine.transcribe, windows)
+            return await self._loop.run_in_executor(self._engine_thread, self._engine.transcribe, windows)
         except EngineBroken as error:
             self._broken = error
             raise
@@ -143,7 +145,9 @@ class ModelReplica:
         log.info("model %s: %s", self._model.name, self._status.detail)
 
     def _set_state(self, state: ModelState, detail: str = "") -> None:
+        """Called from the event loop and from the engine thread."""
         self._status = replace(self._status, state=state, detail=detail)
+        self._loop.call_soon_threadsafe(self._news.set)
 
     async def _beat(self) -> None:
         """Tell the board how this replica fares, for as long as it lives."""
@@ -162,7 +166,9 @@ class ModelReplica:
                 await self._board.report.remote(self._model.name, status)
             except Exception as error:
                 log.warning("the board cannot be reached: %s", error)
-            await asyncio.sleep(HEARTBEAT_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), HEARTBEAT_S)
+            self._news.clear()
 
 
 class ModelBoard:

@@ -1,14 +1,14 @@
 """Settings: the shipped files parse, mistakes are refused, the environment wins, the docs tell all."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from serve_app.settings import ModelSettings, Settings, bundled_model_path
+from serve_app.settings import Settings, bundled_model_path
+from tools import settings_table
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -74,27 +74,13 @@ def test_the_environment_wins_over_the_file(monkeypatch: pytest.MonkeyPatch) -> 
     assert settings.batching.ageing_s == 2.0
 
 
-def fields(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, str]]:
-    """Every leaf of the tree with its description."""
-    for name, field in model.model_fields.items():
-        here = f"{path}{name}"
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from fields(kind, f"{here}.")
-        elif name == "models":
-            yield from fields(ModelSettings, f"{here}[].")
-        else:
-            yield here, field.description or ""
+def test_every_setting_is_described() -> None:
+    assert [path for path, field in settings_table.leaves() if not field.description] == []
 
 
-def test_every_field_is_described() -> None:
-    assert [path for path, description in fields(Settings) if not description] == []
-
-
-def test_the_docs_list_every_field_and_no_other() -> None:
-    lines = (ROOT / "docs" / "configuration.md").read_text().splitlines()
-    documented = [line.split("`")[1] for line in lines if line.startswith("| `")]
-    assert sorted(documented) == sorted(path for path, _ in fields(Settings))
+def test_the_docs_hold_the_table_of_settings() -> None:
+    """`python -m tools.settings_table` prints it."""
+    assert settings_table.table() in (ROOT / "docs" / "configuration.md").read_text()
 
 
 def test_the_bundled_model_is_there_and_small() -> None:

@@ -1,0 +1,41 @@
+"""Print the table of settings in docs/configuration.md, from the settings themselves.
+
+python -m tools.settings_table
+"""
+
+from collections.abc import Iterator
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from serve_app.settings import ModelSettings, Settings
+
+HEADER = "| setting | default | meaning |\n|---|---|---|"
+
+
+def leaves(model: type[BaseModel] = Settings, path: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every setting that holds a value, by its path; those of a model of the list stand under `models[]`."""
+    for name, field in model.model_fields.items():
+        kind = ModelSettings if name == "models" else field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from leaves(kind, f"{path}{name}{'[]' if name == 'models' else ''}.")
+        else:
+            yield path + name, field
+
+
+def table() -> str:
+    """The table as Markdown, a line each."""
+    return "\n".join([HEADER, *(f"| `{path}` | {_default(field)} | {field.description} |" for path, field in leaves())])
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default is PydanticUndefined:
+        return "required"
+    if isinstance(field.default, tuple):
+        return f"`[{', '.join(field.default)}]`"
+    return "unset" if field.default is None else "empty" if field.default == "" else f"`{field.default}`"
+
+
+if __name__ == "__main__":
+    print(table())
