@@ -5,7 +5,7 @@ decodes, with a warning; a file that gives nothing is an AudioError.
 """
 
 import os
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncGenerator, Generator, Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -55,7 +55,7 @@ class AudioFile:
         if held:
             yield np.concatenate(held)
 
-    async def stream(self) -> AsyncIterator[Samples]:
+    async def stream(self) -> AsyncGenerator[Samples, None]:
         """The same blocks, decoded in a worker thread, each one only when it is asked for."""
         blocks = self.blocks()
         try:

@@ -240,6 +240,6 @@ class ModelClient:
         replicas = statuses.get(self.model.name, ())
         if any(replica.state == "ready" for replica in replicas):
             return
-        told = next((f"{replica.state}: {replica.detail}" for replica in replicas if replica.detail), "")
-        reason = told or "waiting for a free CPU or GPU" if not replicas else told or "it is still being loaded"
+        waiting_for = "it is still being loaded" if replicas else "waiting for a free CPU or GPU"
+        reason = next((replica.detail for replica in replicas if replica.detail), waiting_for)
         raise ModelUnavailable(f"The model `{self.model.name}` is not loaded yet ({reason}). Try again later.", param="model")

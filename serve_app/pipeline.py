@@ -8,7 +8,8 @@ length of the recording but the transcript itself.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from serve_app.chunking import Merger, Planner
@@ -47,7 +48,7 @@ Event = Progress | SegmentFinal | Done
 
 
 async def transcribe(
-    audio: AsyncIterator[Samples], recognise: Recognise, *, window_s: float, overlap_s: float, max_in_flight: int
+    audio: AsyncGenerator[Samples, None], recognise: Recognise, *, window_s: float, overlap_s: float, max_in_flight: int
 ) -> AsyncGenerator[Event, None]:
     """Transcribe int16 blocks at 16 kHz; at most `max_in_flight` windows are with `recognise` at once.
 
@@ -70,13 +71,14 @@ async def transcribe(
         return [*(SegmentFinal(s) for s in finished), Progress(done, planned, samples / SAMPLE_RATE)]
 
     try:
-        async for window in _windows(audio, planner):
-            planned += 1
-            samples = window.end_sample
-            running.append((window, asyncio.ensure_future(recognise(window))))
-            while running and (running[0][1].done() or len(running) >= max_in_flight):
-                for event in await next_done():
-                    yield event
+        async with aclosing(_windows(audio, planner)) as windows:
+            async for window in windows:
+                planned += 1
+                samples = window.end_sample
+                running.append((window, asyncio.ensure_future(recognise(window))))
+                while running and (running[0][1].done() or len(running) >= max_in_flight):
+                    for event in await next_done():
+                        yield event
         while running:
             for event in await next_done():
                 yield event
@@ -91,9 +93,10 @@ async def transcribe(
         await asyncio.gather(*(task for _, task in running), return_exceptions=True)
 
 
-async def _windows(audio: AsyncIterator[Samples], planner: Planner) -> AsyncGenerator[Window, None]:
-    async for block in audio:
-        for window in planner.push(block):
-            yield window
+async def _windows(audio: AsyncGenerator[Samples, None], planner: Planner) -> AsyncGenerator[Window, None]:
+    async with aclosing(audio):
+        async for block in audio:
+            for window in planner.push(block):
+                yield window
     for window in planner.finish():
         yield window

@@ -4,6 +4,7 @@ It ties the pipeline to recognisers without knowing where those run: replicas in
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Literal
 
@@ -96,20 +97,23 @@ class SpeechService:
         async def in_lane(window: Window) -> list[Token]:
             return await recognise(window, Lane.INTERACTIVE if window.index == 0 else Lane.BULK)
 
-        windows = self.settings.windows
-        async for event in transcribe(
+        windows, limits = self.settings.windows, self.settings.limits
+        flow = transcribe(
             audio.stream(),
             in_lane,
             window_s=windows.window_s,
             overlap_s=windows.overlap_s,
-            max_in_flight=self.settings.limits.max_windows_in_flight,
-        ):
-            yield event
+            max_in_flight=limits.max_windows_in_flight,
+        )
+        async with aclosing(flow):
+            async for event in flow:
+                yield event
 
     async def transcribe_file(self, audio: AudioFile, model: ModelSettings) -> Transcript:
         """The whole transcript of one file."""
-        async for event in self.transcribe_events(audio, model):
-            if isinstance(event, Done):
-                language = model.languages[0] if len(model.languages) == 1 else "unknown"
-                return Transcript(event.segments, event.duration_s, model.name, language, audio.warnings)
+        async with aclosing(self.transcribe_events(audio, model)) as events:
+            async for event in events:
+                if isinstance(event, Done):
+                    language = model.languages[0] if len(model.languages) == 1 else "unknown"
+                    return Transcript(event.segments, event.duration_s, model.name, language, audio.warnings)
         raise AssertionError("the pipeline ends with Done")

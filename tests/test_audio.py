@@ -140,3 +140,11 @@ async def test_the_stream_is_the_blocks() -> None:
     data = media.wav(media.tone(30))
     streamed = [block async for block in AudioFile(io.BytesIO(data)).stream()]
     assert np.array_equal(np.concatenate(streamed), decode(data))
+
+
+async def test_leaving_the_stream_early_closes_the_file() -> None:
+    stream = AudioFile(io.BytesIO(media.wav(media.tone(30)))).stream()
+    await anext(stream)
+    await stream.aclose()
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)

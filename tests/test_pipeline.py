@@ -1,7 +1,7 @@
 """The flow itself, with an oracle in the place of a model: it says the true words of each window."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def oracle(words: list[Token]) -> Recognise:
     return recognise
 
 
-async def blocks(duration_s: float, block_s: float = 5.0) -> AsyncIterator[Samples]:
+async def blocks(duration_s: float, block_s: float = 5.0) -> AsyncGenerator[Samples, None]:
     left = round(duration_s * SAMPLE_RATE)
     while left > 0:
         size = min(left, round(block_s * SAMPLE_RATE))

@@ -148,3 +148,17 @@ def config(sizes: Sizes, tokenizer: Path) -> dict[str, Any]:
         "loss": {"loss_name": "tdt_pytorch", "tdt_pytorch_kwargs": {"durations": durations, "sigma": 0.02}},
         "optim": {"name": "adamw", "lr": 1e-3},
     }
+
+
+def hybrid_config(sizes: Sizes, tokenizer: Path) -> dict[str, Any]:
+    """The configuration for `EncDecHybridRNNTCTCBPEModel`: the same model with a CTC head beside the transducer."""
+    head: dict[str, Any] = {"_target_": _MODULES + "ConvASRDecoder", "feat_in": None, "num_classes": -1, "vocabulary": []}
+    return config(sizes, tokenizer) | {
+        "aux_ctc": {
+            "ctc_loss_weight": 0.3,
+            "use_cer": False,
+            "ctc_reduction": "mean_batch",
+            "decoder": head,
+            "decoding": {"strategy": "greedy"},
+        }
+    }
