@@ -7,7 +7,7 @@
 # GB) and runs on CPUs too. For a smaller image without CUDA, or for another CUDA version, name the index of PyTorch's own wheels:
 # `--build-arg PIP_EXTRA_INDEX_URL=...`. pip prefers its build of the pinned version.
 #
-# BASE may be any Debian-based image with Python 3.11 to 3.13 as `python`.
+# BASE may be any Debian-based image with Python 3.11.4 to 3.13 as `python`.
 ARG BASE=python:3.11-slim
 
 # The dependencies as a file of their own, so that an edit elsewhere in pyproject.toml does not install them again.

@@ -70,8 +70,9 @@ constraints: ## Write constraints.txt anew from the newest releases
 	@set -eu; scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; \
 	$(PYTHON) -m venv "$$scratch/venv"; \
 	"$$scratch/venv/bin/python" -m pip install --quiet --disable-pip-version-check $(HELD) -e '.[dev]'; \
+	"$$scratch/venv/bin/python" -m pip freeze --all --exclude pip --exclude-editable >"$$scratch/frozen"; \
 	{ echo "# Every version that the project is tested with. Made by \`make constraints\`; do not edit."; \
-	  "$$scratch/venv/bin/python" -m pip freeze --all --exclude pip --exclude-editable | sed 's/+[A-Za-z0-9.]*$$//'; } >"$$scratch/pins"; \
+	  sed 's/+[A-Za-z0-9.]*$$//' "$$scratch/frozen"; } >"$$scratch/pins"; \
 	if grep -E ' @ |^-|//' "$$scratch/pins" >&2; then echo "These are not plain pins." >&2; exit 1; fi; \
 	cp "$$scratch/pins" constraints.txt
 
@@ -80,8 +81,8 @@ clean: ## Remove everything that make and the tests leave behind, .venv too
 	find serve_app tools tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 define check-python
-$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
-echo "Python 3.11, 3.12 or 3.13 is needed; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
+$(PYTHON) -c 'import sys; sys.exit(not (3, 11, 4) <= sys.version_info < (3, 14))' 2>/dev/null || { \
+echo "Python 3.11.4 or later, 3.12 or 3.13 is needed; '$(PYTHON)' is $$($(PYTHON) --version 2>/dev/null || echo none). Name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
 endef
 
 .venv/pyvenv.cfg:

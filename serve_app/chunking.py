@@ -138,6 +138,10 @@ class _Word:
         return "".join(token.piece for token in self.tokens)
 
 
+_Sides = tuple[list[_Word], list[_Word]]
+"""The words of the left and of the right window."""
+
+
 def merge(left: Sequence[Token], right: Sequence[Token], overlap: tuple[int, int]) -> list[Token]:
     """Join the tokens of two windows that share the samples `overlap` (half-open). All times: samples of the recording.
 
@@ -155,8 +159,9 @@ def merge(left: Sequence[Token], right: Sequence[Token], overlap: tuple[int, int
         return _monotonic([*left, *right])
     tolerance = min(max((stop - start - SAMPLE_RATE) // 3, _MIN_TOLERANCE), _MAX_TOLERANCE)
     sides = _words(left), _without_fragment(_words(right))
-    pairs = _paired(*sides, tolerance, stop - start)
-    kept = _kept_unpaired(sides, pairs, start - tolerance, overlap)
+    earliest = start - tolerance
+    pairs = _paired(sides, tolerance, earliest, stop - start)
+    kept = _kept_unpaired(sides, pairs, earliest, overlap)
 
     tokens: list[Token] = []
     i = j = 0
@@ -243,12 +248,14 @@ def _without_fragment(words: list[_Word]) -> list[_Word]:
     return [replace(words[0], tokens=(replace(head, piece="▁" + head.piece), *rest)), *words[1:]]
 
 
-def _paired(left: list[_Word], right: list[_Word], tolerance: int, overlap: int) -> list[tuple[int, int]]:
+def _paired(sides: _Sides, tolerance: int, earliest: int, overlap: int) -> list[tuple[int, int]]:
     """Indices of words that are the same in both, in order: a heaviest common subsequence (Jacobson and Vo, 1992)."""
+    left, right = sides
     twin_tolerance = max(tolerance, min(overlap // 2 - SAMPLE_RATE, _MAX_TWIN_TOLERANCE))
     places: dict[str, list[int]] = {}
     for j in reversed(range(len(right))):
-        places.setdefault(right[j].key, []).append(j)
+        if right[j].start >= earliest:
+            places.setdefault(right[j].key, []).append(j)
     # The best chains found so far: each ends in a later right word than the one before it, and weighs more.
     ends: list[int] = []
     weights: list[float] = []
@@ -265,15 +272,13 @@ def _paired(left: list[_Word], right: list[_Word], tolerance: int, overlap: int)
             worse = at
             while worse < len(ends) and weights[worse] <= weight:
                 worse += 1
-            if worse == at < len(ends) and ends[at] == j:
-                continue
             chains[at:worse] = [(*(chains[at - 1] if at else ()), (i, j))]
             ends[at:worse], weights[at:worse] = [j], [weight]
     return [*chains[-1]] if chains else []
 
 
 def _kept_unpaired(
-    sides: tuple[list[_Word], list[_Word]], pairs: list[tuple[int, int]], earliest: int, overlap: tuple[int, int]
+    sides: _Sides, pairs: list[tuple[int, int]], earliest: int, overlap: tuple[int, int]
 ) -> tuple[set[int], set[int]]:
     """Indices of the unpaired words to keep: the most trusted first, each unless the other side already fills its time.
 

@@ -96,6 +96,7 @@ class ModelReplica:
         return self._batcher
 
     async def _load(self) -> None:
+        self._set_state("starting")
         try:
             self._engine = await self._loop.run_in_executor(self._engine_thread, self._load_engine)
         except Exception as error:

@@ -54,7 +54,7 @@ async def transcribe(
 
     Errors of `audio` and `recognise` pass through; whatever ends the flow, no window is left running.
     """
-    planner, merger, segmenter = Planner(window_s, overlap_s), Merger(), Segmenter()
+    planner, merger, segmenter = Planner(window_s, overlap_s), Merger(overlap_s), Segmenter()
     running: deque[tuple[Window, asyncio.Future[list[Token]]]] = deque()
     segments: list[Segment] = []
     samples = planned = done = 0

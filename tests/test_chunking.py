@@ -470,10 +470,34 @@ CASES = [
         "one Two three four",
     ),
     Case(
+        "case of a word that is neither first nor last",
+        heard_at(("▁one", 16.5), ("▁two", 17), ("▁|S|eve|n", 18.8), ("▁four", 19.5)),
+        heard_at(("▁One", 16.5), ("▁|T|wo", 17), ("▁s|eve|n", 18.8), ("▁four", 19.5), ("▁five", 21)),
+        "one two seven four five",
+    ),
+    Case(
+        "a shred at the edge in which the left heard nothing",
+        heard_at(("▁one", 15.5), ("▁seven", 16.05), ("▁two", 18)),
+        heard_at(("▁seven", 16.1), ("▁a", 16.45), ("▁two", 18)),
+        "one seven two",
+    ),
+    Case(
+        "a word whose beginning was misheard, long after the one before",
+        heard_at(("▁two", 15), ("even", 19.7)),
+        heard_at(("▁seven", 19.7), ("▁three", 20.5)),
+        "two seven three",
+    ),
+    Case(
+        "a mishearing whose short tokens do not touch",
+        heard_at(("▁one", 16.5), ("▁free", 18.9)),
+        heard_at(("▁one", 16.5), ("▁three", 19.15)),
+        "one three",
+    ),
+    Case(
         "letters without spaces between words",
-        heard_at(("▁今|日|は", 16.5), ("い|い", 17.5), ("天", 19.9)),
-        heard_at(("日|は", 16.6), ("い|い", 17.5), ("天|気", 19.9)),
-        "今日はいい天気",
+        heard_at(*((letter, 16.4 + 0.4 * k) for k, letter in enumerate("今日はいい天気です"))),
+        heard_at(*((letter, 16.4 + 0.4 * k) for k, letter in enumerate("本日はいい天気ですね"))),
+        "今日はいい天気ですね",
     ),
     Case(
         "what the right heard before the overlap",
