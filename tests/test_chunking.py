@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serve_app.chunking import Merger, Planner, merge
+from serve_app.chunking import Merger, Planner
+from serve_app.seams import merge
 from serve_app.transcript import FRAME_SAMPLES, SAMPLE_RATE, Samples, Token, Window
 
 JITTER = FRAME_SAMPLES
@@ -498,6 +499,12 @@ CASES = [
         heard_at(*((letter, 16.4 + 0.4 * k) for k, letter in enumerate("今日はいい天気です"))),
         heard_at(*((letter, 16.4 + 0.4 * k) for k, letter in enumerate("本日はいい天気ですね"))),
         "今日はいい天気ですね",
+    ),
+    Case(
+        "how the right ends a word before the overlap",
+        heard_at(("▁one", 12.5), ("▁seven|.", 13)),
+        heard_at(("▁one", 12.5), ("▁seven", 13), ("▁two", 17)),
+        "one seven. two",
     ),
     Case(
         "what the right heard before the overlap",

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "serve_app"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 MOST_LINES = 300
 
-PURE = {"transcript", "errors", "settings", "audio", "chunking", "segments", "export", "batching", "pipeline", "service"}
+PURE = {"transcript", "errors", "settings", "audio", "chunking", "seams", "segments", "export", "batching", "pipeline", "service"}
 RAY = {"deployments", "ingress", "app"}
 ENGINE = {"engine"}
 
