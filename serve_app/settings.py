@@ -63,9 +63,7 @@ class WindowSettings(_Group):
     """How recordings are cut."""
 
     window_s: float = Field(32.0, ge=3, le=600, description="Longest window that goes to the model, seconds.")
-    overlap_s: float = Field(
-        2.0, ge=1.5, description="Seconds that neighbouring windows share; shorter ones harm words."
-    )
+    overlap_s: float = Field(2.0, ge=1.5, description="Seconds that neighbouring windows share; shorter ones harm words.")
 
     @model_validator(mode="after")
     def _window_exceeds_overlap(self) -> "WindowSettings":

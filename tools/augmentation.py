@@ -56,7 +56,7 @@ def degrade(samples: Samples, rng: random.Random, noise: np.random.Generator) ->
     if rng.random() < 0.35:
         samples = band_limit(samples, rng.uniform(50, 350), rng.uniform(3200, 4000))
     samples = samples / (np.abs(samples).max() + 1e-6)
-    if rng.random() < 0.75:
+    if rng.random() < 0.5:
         loudness = np.sqrt(np.mean(samples**2)) + 1e-4
         below = 10 ** (-rng.uniform(8, 50) / 20)
         samples = samples + loudness * below * coloured_noise(len(samples), rng.choice([0.0, 0.0, 1.0, 2.0]), noise)
