@@ -28,7 +28,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(RUNTIME) ## Serve the web page and API with the bundled model (configs/demo.yaml)
+demo: $(RUNTIME) ## Serve the API with the bundled model (configs/demo.yaml)
 	$(BIN)/serve run configs/demo.yaml
 
 serve: $(RUNTIME) ## Serve the Parakeet models (configs/serve_config.yaml)

@@ -4,13 +4,14 @@ Serve reads the annotation of `build_app` at run time to validate the YAML's `ar
 make it pass a raw dict instead.
 """
 
+import math
 from typing import Any
 
 import ray
 from ray import serve
 from ray.serve import Application
 
-from serve_app.deployments import ModelBoard, ModelReplica
+from serve_app.deployments import CPU_BATCH_AUDIO_S, GPU_BATCH_AUDIO_S, ModelBoard, ModelReplica
 from serve_app.ingress import Ingress
 from serve_app.settings import ModelSettings, Settings
 
@@ -25,13 +26,14 @@ def build_app(args: Settings) -> Application:
     board = _deploy(ModelBoard, "board", args, num_replicas=1, ray_actor_options={"num_cpus": 0}).bind()
     nodes: list[dict[str, Any]] = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     cluster_gpus = sum(node["Resources"].get("GPU", 0.0) for node in nodes)
+    hosts = sum(node["Resources"].get("CPU", 0.0) >= args.ingress.cpus_per_replica for node in nodes)
     gpus = gpus_per_replica(args, cluster_gpus)
     models = {model.name: _model_deployment(model, args, gpus[model.name], board) for model in args.models}
     ingress = _deploy(
         Ingress,
         "ingress",
         args,
-        num_replicas=args.ingress.replicas or len(nodes),
+        num_replicas=args.ingress.replicas or max(1, hosts),
         max_ongoing_requests=args.ingress.max_ongoing_requests,
         max_replicas_per_node=None if args.ingress.replicas else 1,
         graceful_shutdown_timeout_s=DRAIN_S,
@@ -47,7 +49,8 @@ def gpus_per_replica(settings: Settings, cluster_gpus: float) -> dict[str, float
     of the file can be loaded on one small machine. Without GPUs, and for models that need none, it is 0.
     """
     open_models = [m for m in settings.models if m.gpus_per_replica is None and wants_gpu(m)]
-    share = min(1.0, int(100 * cluster_gpus / len(open_models)) / 100) if open_models else 0.0
+    models_per_gpu = math.ceil(len(open_models) / cluster_gpus) if cluster_gpus else 0
+    share = math.floor(100 / max(models_per_gpu, 1)) / 100 if cluster_gpus else 0.0
     return {
         m.name: m.gpus_per_replica if m.gpus_per_replica is not None else share if m in open_models else 0.0
         for m in settings.models
@@ -60,19 +63,21 @@ def wants_gpu(model: ModelSettings) -> bool:
 
 
 def _model_deployment(model: ModelSettings, settings: Settings, gpus: float, board: Application) -> Application:
-    most_items = settings.batching.max_batch_items
+    batching = settings.batching
+    batch_audio_s = batching.max_batch_audio_s or (GPU_BATCH_AUDIO_S if gpus else CPU_BATCH_AUDIO_S)
+    full_batch = max(1.0, min(batching.max_batch_items, batch_audio_s / settings.windows.window_s))
     return _deploy(
         ModelReplica,
         f"model {model.name}",
         settings,
-        max_ongoing_requests=BATCHES_QUEUED_PER_REPLICA * most_items,
+        max_ongoing_requests=BATCHES_QUEUED_PER_REPLICA * batching.max_batch_items,
         max_queued_requests=settings.limits.max_queued_windows,
         graceful_shutdown_timeout_s=settings.limits.window_timeout_s,
         ray_actor_options={"num_cpus": model.cpus_per_replica, "num_gpus": gpus},
         autoscaling_config={
             "min_replicas": model.min_replicas,
             "max_replicas": model.max_replicas,
-            "target_ongoing_requests": max(1.0, 0.7 * most_items),
+            "target_ongoing_requests": full_batch,
             "upscale_delay_s": UPSCALE_DELAY_S,
             "downscale_delay_s": model.idle_unload_s,
             "look_back_period_s": LOOK_BACK_S,

@@ -4,14 +4,13 @@ PyAV carries FFmpeg, so every container and codec that FFmpeg knows works withou
 decodes, with a warning; a file that gives nothing is an AudioError.
 """
 
+import asyncio
 import os
 from collections.abc import AsyncGenerator, Generator, Iterator
-from pathlib import Path
 from typing import BinaryIO, cast
 
 import av
 import numpy as np
-from anyio import to_thread
 from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
 from numpy.typing import NDArray
@@ -22,6 +21,12 @@ from serve_app.transcript import SAMPLE_RATE, Samples
 BLOCK_SAMPLES = 5 * SAMPLE_RATE
 """A block has at least this many samples, except the last."""
 
+LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1_000, 768_000
+"""Outside, a header is broken or made to fill the memory: at 1 Hz a few kilobytes would be hours."""
+
+NO_OTHER_FILES = {"protocol_whitelist": "none"}
+"""Playlists and session descriptions would have FFmpeg open files of this machine, or its network."""
+
 MOST_DAMAGED_PACKETS = 1000
 """Decoding stops here: what follows would be noise, and a demuxer may report the same damage for ever."""
 
@@ -29,7 +34,7 @@ MOST_DAMAGED_PACKETS = 1000
 class AudioFile:
     """A file being decoded. `warnings` says, once the blocks are read, what was wrong with it."""
 
-    def __init__(self, source: Path | BinaryIO) -> None:
+    def __init__(self, source: BinaryIO) -> None:
         self._source = source
         self._damaged_packets = 0
 
@@ -58,29 +63,42 @@ class AudioFile:
     async def stream(self) -> AsyncGenerator[Samples, None]:
         """The same blocks, decoded in a worker thread, each one only when it is asked for."""
         blocks = self.blocks()
+        decoding: asyncio.Future[Samples | None] | None = None
         try:
-            while (block := await to_thread.run_sync(next, blocks, None)) is not None:
+            while True:
+                decoding = asyncio.ensure_future(asyncio.to_thread(next, blocks, None))
+                block = await asyncio.shield(decoding)
+                if block is None:
+                    return
                 yield block
         finally:
+            # A thread cannot be stopped: who leaves in the middle of a block waits for its end, and the file stays open so long.
+            if decoding is not None and not decoding.done():
+                await asyncio.wait([decoding])
             blocks.close()
 
     def _pieces(self) -> Iterator[Samples]:
         try:
-            container = av.open(self._source, mode="r", metadata_errors="ignore")
+            container = av.open(self._source, mode="r", metadata_errors="ignore", options=NO_OTHER_FILES)
         except (av.FFmpegError, ValueError) as error:
             raise AudioError("The file is not an audio or video file, or it is damaged from the start.") from error
         with container:
             if not container.streams.audio:
                 raise AudioError("The file has no audio: it holds no audio stream.")
             stream = container.streams.audio[0]
+            if stream.codec_context is None:
+                raise AudioError("The audio of the file is in a codec that cannot be decoded.")
+            if not LOWEST_RATE_HZ <= stream.rate <= HIGHEST_RATE_HZ:
+                raise AudioError(f"The sample rate of {stream.rate} Hz is out of the range of audio.")
             stream.codec_context.thread_type = "AUTO"
             has_float_samples = stream.codec_context.name.startswith(("pcm_f32", "pcm_f64"))
             resample = _Resampler()
-            for frame in self._frames(container, stream):
-                if has_float_samples:
-                    frame = _without_nan(frame)
-                yield from resample(frame)
-            yield from resample(None)
+            try:
+                for frame in self._frames(container, stream):
+                    yield from resample(_without_nan(frame) if has_float_samples else frame)
+                yield from resample(None)
+            except (av.FFmpegError, ValueError) as error:
+                raise AudioError(f"The audio of the file cannot be converted: {error}") from error
 
     def _frames(self, container: av.container.InputContainer, stream: av.AudioStream) -> Iterator[AudioFrame]:
         packets = container.demux(stream)
@@ -135,9 +153,7 @@ def _without_nan(frame: AudioFrame) -> AudioFrame:
     return clean
 
 
-def _is_empty(source: Path | BinaryIO) -> bool:
-    if isinstance(source, Path):
-        return source.stat().st_size == 0
+def _is_empty(source: BinaryIO) -> bool:
     position = source.tell()
     size = source.seek(0, os.SEEK_END)
     source.seek(position)

@@ -1,8 +1,9 @@
 """A replica's queue: windows of many requests in, batches by seconds of audio out.
 
 `@serve.batch` freezes a batch at each timeout even while the engine is busy, so most batches stay small. This batcher forms a
-batch only at the moment the engine is free, from everything that waits then; an idle engine starts at once. Order is by lane, and
-waiting lifts an item one lane per `ageing_s`, so bulk work is never starved.
+batch only at the moment the engine is free, from everything that waits then; an idle engine starts at once. Lanes are strict, but
+work that has waited `ageing_s` heads at least every fourth batch: bulk is never starved, and never in the way of live work for
+long, however much of it there is.
 """
 
 import asyncio
@@ -13,6 +14,9 @@ from typing import Generic, TypeVar
 
 from serve_app.errors import EngineBroken
 from serve_app.transcript import Lane
+
+AGED_EVERY = 4
+"""One batch of so many belongs to what has waited longest."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -46,10 +50,6 @@ class _Waiting(Generic[Item, Result]):
     since_s: float
     done: "asyncio.Future[Result]" = field(repr=False)
 
-    def urgency(self, now_s: float, ageing_s: float) -> int:
-        """The lane it stands in by now; lower goes first."""
-        return self.lane - int((now_s - self.since_s) / ageing_s)
-
 
 class Batcher(Generic[Item, Result]):
     """Runs `process` on one batch at a time. Belongs to one event loop."""
@@ -66,6 +66,7 @@ class Batcher(Generic[Item, Result]):
         self._now_s = now_s
         self._queue: list[_Waiting[Item, Result]] = []
         self._worker: asyncio.Task[None] | None = None
+        self._batches_by_lane = 0
         self.stats = BatcherStats()
 
     @property
@@ -94,19 +95,17 @@ class Batcher(Generic[Item, Result]):
             self._worker = None
 
     def _take_batch(self) -> list[_Waiting[Item, Result]]:
-        """The most urgent item, then what fits beside it: its own lane by likeness of length, then others that cost no more
+        """The head of the queue, then what fits beside it: its own lane by likeness of length, then others that cost no more
         padding."""
-        now_s, ageing_s = self._now_s(), self._limits.ageing_s
-        head = min(self._queue, key=lambda w: (w.urgency(now_s, ageing_s), w.since_s))
-        lane = head.urgency(now_s, ageing_s)
+        head = self._head()
         others = [w for w in self._queue if w is not head]
-        others.sort(key=lambda w: (w.urgency(now_s, ageing_s), abs(w.samples - head.samples), w.since_s))
+        others.sort(key=lambda w: (w.lane, abs(w.samples - head.samples), w.since_s))
         batch, longest = [head], head.samples
         for waiting in others:
             if len(batch) == self._limits.max_items:
                 break
             grown = max(longest, waiting.samples)
-            if grown > longest and waiting.urgency(now_s, ageing_s) > lane:
+            if grown > longest and waiting.lane > head.lane:
                 continue
             if grown * (len(batch) + 1) <= self._limits.max_samples:
                 batch.append(waiting)
@@ -114,6 +113,16 @@ class Batcher(Generic[Item, Result]):
         chosen = set(map(id, batch))
         self._queue = [w for w in self._queue if id(w) not in chosen]
         return batch
+
+    def _head(self) -> _Waiting[Item, Result]:
+        """The oldest of the highest lane; every so often the oldest of all, if it has waited long."""
+        oldest = min(self._queue, key=lambda w: w.since_s)
+        is_aged = self._now_s() - oldest.since_s >= self._limits.ageing_s
+        if is_aged and self._batches_by_lane >= AGED_EVERY - 1:
+            self._batches_by_lane = 0
+            return oldest
+        self._batches_by_lane += 1
+        return min(self._queue, key=lambda w: (w.lane, w.since_s))
 
     async def _run(self, batch: list[_Waiting[Item, Result]]) -> None:
         """Process a batch; if it fails as a whole, process its items one by one so that only the bad ones fail."""

@@ -8,19 +8,21 @@ failures.
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+import ray
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle as _DeploymentHandle
 
 from serve_app.batching import Batcher, BatchLimits
-from serve_app.engine import Engine, ParakeetEngine, SimulatedEngine
+from serve_app.engine import Engine, ParakeetEngine
 from serve_app.errors import (
     DeadlineExceeded,
     EngineBroken,
@@ -32,6 +34,7 @@ from serve_app.errors import (
 from serve_app.model_files import DownloadProgress, find_model_file
 from serve_app.service import ModelState, ReplicaStatus
 from serve_app.settings import BatchingSettings, LimitSettings, ModelSettings
+from serve_app.simulation import SimulatedEngine
 from serve_app.transcript import SAMPLE_RATE, Lane, Samples, Token, Window
 
 log = logging.getLogger("ray.serve")
@@ -46,8 +49,15 @@ LOAD_AGAIN_AFTER_S = 3.0
 MOST_TRIES = 3
 """A window is sent this many times at most when replicas are lost under it."""
 
+RETRY_DELAY_S = 0.5
+"""Before the second try; twice as long before each further one."""
+
+LAST_WORDS_S = 0.5
+"""What a replica with a broken engine gets to send the failures before it ends."""
+
 GPU_BATCH_AUDIO_S = 600.0
 CPU_BATCH_AUDIO_S = 60.0
+"""Padded audio in a batch where the settings leave it open."""
 
 DeploymentHandle: TypeAlias = _DeploymentHandle[Any]
 
@@ -100,6 +110,8 @@ class ModelReplica:
         try:
             self._engine = await self._loop.run_in_executor(self._engine_thread, self._load_engine)
         except Exception as error:
+            if isinstance(error, EngineBroken):
+                self._end_process(error)
             self._failed_at_s = time.monotonic()
             reason = error.message if isinstance(error, SpeechError) else f"{type(error).__name__}: {error}"
             log.error("model %s could not be loaded: %s", self._model.name, reason, exc_info=not isinstance(error, SpeechError))
@@ -115,12 +127,14 @@ class ModelReplica:
         model = self._model
         if model.source == "simulated":
             return SimulatedEngine(model.simulation)
+        # Ray hides no GPU from a replica that has reserved none.
+        device = model.device if model.device != "auto" else "cuda" if ray.get_gpu_ids() else "cpu"
         path = find_model_file(model.source, timeout_s=model.load_timeout_s, on_progress=self._note_download)
         self._set_state("loading")
-        engine = ParakeetEngine.load(path, device=model.device, precision=model.precision, cpu_threads=model.cpu_threads)
+        engine = ParakeetEngine.load(path, device=device, precision=model.precision, cpu_threads=model.cpu_threads)
         if engine.info.device == "cuda":
-            items = int(self._batch_audio_s(engine) * SAMPLE_RATE / self._window_samples)
-            engine.warm_up(max(1, min(items, self._batching.max_batch_items)), self._window_samples)
+            items = max(1, int(self._batch_audio_s(engine) * SAMPLE_RATE / self._window_samples))
+            engine.warm_up(items, self._window_samples, most_items=self._batching.max_batch_items)
         return engine
 
     async def _process(self, windows: list[Samples]) -> list[list[Token]]:
@@ -128,8 +142,15 @@ class ModelReplica:
         try:
             return await self._loop.run_in_executor(self._engine_thread, self._engine.transcribe, windows)
         except EngineBroken as error:
-            self._broken = error
+            self._end_process(error)
             raise
+
+    def _end_process(self, error: EngineBroken) -> None:
+        """Serve replaces a dead replica at once, but one that only says it is unwell after half a minute, in which it would go on
+        drawing requests by failing them fast."""
+        log.error("model %s: %s; this replica ends", self._model.name, error.message)
+        self._broken = error
+        self._loop.call_later(LAST_WORDS_S, os._exit, 1)
 
     def _batch_audio_s(self, engine: Engine) -> float:
         return self._batching.max_batch_audio_s or (CPU_BATCH_AUDIO_S if engine.info.device == "cpu" else GPU_BATCH_AUDIO_S)
@@ -173,7 +194,7 @@ class ModelReplica:
 
 
 class ModelBoard:
-    """The last word of every replica, by model; and why a model that has no replica left could not be had."""
+    """The last word of every replica, by model."""
 
     def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
         self._now_s = now_s
@@ -202,23 +223,23 @@ class ModelClient:
 
     async def recognise(self, window: Window, lane: Lane) -> list[Token]:
         """Tokens of a window; sent again, a few times, when the replica that had it is lost. Raises a SpeechError."""
-        for tries_left in reversed(range(MOST_TRIES)):
+        for attempt in range(MOST_TRIES):
             try:
                 return await self._send(window, lane)
             except (RayActorError, DeploymentUnavailableError, EngineBroken) as error:
                 log.warning("window %d of %s was lost with its replica (%s)", window.index, self.model.name, type(error).__name__)
-                if not tries_left:
-                    raise EngineError("The window was lost with its replica several times; try again later.") from error
-        raise AssertionError("unreachable")
+                # Time for the router to learn that the replica is gone.
+                await asyncio.sleep(RETRY_DELAY_S * 2**attempt)
+        raise EngineBroken("The replicas that worked on this were lost one after the other; try again later.")
 
     async def _send(self, window: Window, lane: Lane) -> list[Token]:
         answer = asyncio.ensure_future(self._call(window, lane))
         try:
-            done, _ = await asyncio.wait([answer], timeout=self.limits.model_wait_s)
+            patience_s = min(self.limits.model_wait_s, self.limits.window_timeout_s)
+            done, _ = await asyncio.wait([answer], timeout=patience_s)
             if not done:
                 await self._require_loaded()
-                rest_s = max(0.0, self.limits.window_timeout_s - self.limits.model_wait_s)
-                done, _ = await asyncio.wait([answer], timeout=rest_s)
+                done, _ = await asyncio.wait([answer], timeout=self.limits.window_timeout_s - patience_s)
             if not done:
                 raise DeadlineExceeded(f"A window got no answer within {self.limits.window_timeout_s:.0f} s.")
             return answer.result()
@@ -226,8 +247,13 @@ class ModelClient:
             answer.cancel()
 
     async def _call(self, window: Window, lane: Lane) -> list[Token]:
+        response = self.replicas.transcribe.remote(window.samples, int(lane))
         try:
-            tokens: list[Token] = await self.replicas.transcribe.remote(window.samples, int(lane))
+            tokens: list[Token] = await response
+        except asyncio.CancelledError:
+            # Leaving off waiting alone would not take the window out of the replica's queue.
+            response.cancel()  # type: ignore[no-untyped-call]
+            raise
         except BackPressureError as error:
             raise Overloaded("The server has as much work as it can take; try again in a few seconds.") from error
         except RayTaskError as error:

@@ -4,12 +4,12 @@ An engine is used by one thread at a time: NeMo models are not thread-safe. It i
 decoding strategy later would capture the CUDA graphs anew.
 """
 
+import contextlib
 import copy
 import logging
 import os
 import time
 import unicodedata
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from serve_app.errors import EngineBroken, EngineOutOfMemory, ModelUnavailable
-from serve_app.settings import Device, Precision, SimulationSettings
+from serve_app.settings import Device, Precision
 from serve_app.transcript import FRAME_SAMPLES, SAMPLE_RATE, Samples, Token
 
 log = logging.getLogger("ray.serve")
@@ -58,13 +58,19 @@ class Engine(Protocol):
 class ParakeetEngine:
     """A Parakeet TDT model driven directly, without NeMo's `transcribe()` (which is slow and keeps state between calls)."""
 
-    def __init__(self, model: Any, info: EngineInfo) -> None:
+    def __init__(self, model: Any, device: str, precision: Precision) -> None:
         self._model = model
-        self.info = info
+        self._device = device
+        self._precision = precision
         tokenizer = model.tokenizer
         self._pieces: list[str] = tokenizer.ids_to_tokens(list(range(tokenizer.vocab_size)))
         self._is_punctuation = [bool(p) and unicodedata.category(p[0]).startswith("P") for p in self._pieces]
         self._durations = list(model.cfg.decoding.durations)
+
+    @property
+    def info(self) -> EngineInfo:
+        """As of now: how the decoder runs is certain only after the first batch."""
+        return EngineInfo(self._device, self._precision, _decoder_mode(self._model))
 
     @classmethod
     def load(
@@ -78,7 +84,7 @@ class ParakeetEngine:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cpu":
-            torch.set_num_threads(cpu_threads or len(os.sched_getaffinity(0)))
+            torch.set_num_threads(cpu_threads or usable_cores())
         started = time.monotonic()
         try:
             model = ASRModel.restore_from(str(path), map_location=torch.device("cpu"))
@@ -91,6 +97,8 @@ class ParakeetEngine:
         model.preprocessor.featurizer.pad_to = 0
         precision = _choose_precision(model, device) if precision == "auto" else precision
         model.to(device=device, dtype={"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+        # Features in less than fp32 cost accuracy; NeMo converts them to the encoder's type itself.
+        model.preprocessor.featurizer.float()
         decoding = model.cfg.decoding
         with open_dict(decoding):
             decoding.strategy = "greedy_batch"
@@ -99,15 +107,27 @@ class ParakeetEngine:
             decoding.greedy.use_cuda_graph_decoder = device == "cuda"
             decoding.greedy.max_symbols = 10
         model.change_decoding_strategy(decoding, verbose=False)
-        engine = cls(model, EngineInfo(device=device, precision=precision, decoder=_decoder_mode(model)))
+        engine = cls(model, device, precision)
         size = sum(p.numel() for p in model.parameters()) / 1e6
         log.info("loaded %s: %.1f M parameters, %s, %.1f s", path.name, size, engine.info, time.monotonic() - started)
         return engine
 
-    def warm_up(self, items: int, window_samples: int) -> None:
-        """Run the largest batch once, so that CUDA graphs and buffers are made at their final size and never again."""
+    def warm_up(self, items: int, window_samples: int, *, most_items: int) -> None:
+        """Run once what will be the largest: a batch of `items` full windows, and the decoder on `most_items` of them.
+
+        The decoder captures its CUDA graphs for the shape it sees, and again whenever a batch has more members or frames. It is
+        small enough to be shown the largest of both at once, though no batch is, so that it never captures again.
+        """
+        import torch
+
+        frames = window_samples // FRAME_SAMPLES + 2
+        encoded = torch.zeros(most_items, self._model.cfg.encoder.d_model, frames, device=self._device)
+        lengths = torch.full((most_items,), frames, device=self._device)
+        dtype = next(self._model.encoder.parameters()).dtype
+        with torch.inference_mode():
+            self._model.decoding.rnnt_decoder_predictions_tensor(encoded.to(dtype), lengths, return_hypotheses=True)
         noise = np.random.default_rng(0).integers(-1000, 1000, window_samples, dtype=np.int16)
-        self.transcribe([noise] * items)
+        self.transcribe([noise] * min(items, most_items))
 
     def transcribe(self, windows: Sequence[Samples]) -> list[list[Token]]:
         """See Engine.transcribe. A batch that does not fit in memory is halved until it does."""
@@ -116,16 +136,14 @@ class ParakeetEngine:
         try:
             with torch.inference_mode():
                 return self._transcribe(windows)
-        except torch.OutOfMemoryError:
-            if len(windows) == 1:
-                seconds = len(windows[0]) / SAMPLE_RATE
-                raise EngineOutOfMemory(
-                    f"a window of {seconds:.0f} s does not fit into the memory of {self.info.device}"
-                ) from None
-        except RuntimeError as error:
-            if "CUDA error" in str(error):
-                raise EngineBroken(f"the GPU failed: {error}") from error
-            raise
+        except Exception as error:
+            if not _is_out_of_memory(error):
+                if _is_device_failure(error):
+                    raise EngineBroken(f"the GPU failed: {error}") from error
+                raise
+        if len(windows) == 1:
+            seconds = len(windows[0]) / SAMPLE_RATE
+            raise EngineOutOfMemory(f"A window of {seconds:.0f} s does not fit into the memory of {self._device}.")
         middle = len(windows) // 2
         log.warning("out of memory with a batch of %d windows; trying halves", len(windows))
         return self.transcribe(windows[:middle]) + self.transcribe(windows[middle:])
@@ -146,11 +164,9 @@ class ParakeetEngine:
         padded = np.zeros((len(windows), max(lengths)), dtype=np.int16)
         for row, window in zip(padded, windows, strict=True):
             row[: len(window)] = window
-        audio = torch.from_numpy(padded).to(self.info.device).float() / 32768.0
+        audio = torch.from_numpy(padded).to(self._device).float() / 32768.0
         model = self._model
-        encoded, frame_counts = model.forward(
-            input_signal=audio, input_signal_length=torch.tensor(lengths, device=self.info.device)
-        )
+        encoded, frame_counts = model.forward(input_signal=audio, input_signal_length=torch.tensor(lengths, device=self._device))
         hypotheses = model.decoding.rnnt_decoder_predictions_tensor(encoded, frame_counts, return_hypotheses=True)
         token_ids = [h.y_sequence.tolist() for h in hypotheses]
         frames = [h.timestamp.tolist() for h in hypotheses]
@@ -203,32 +219,6 @@ class ParakeetEngine:
         return tokens
 
 
-class SimulatedEngine:
-    """Takes the time a GPU would and says words that depend only on the audio, whatever window they are heard in."""
-
-    info = EngineInfo(device="simulated", precision="none", decoder="simulated")
-
-    def __init__(self, costs: SimulationSettings) -> None:
-        self._costs = costs
-        time.sleep(costs.load_s)
-
-    def transcribe(self, windows: Sequence[Samples]) -> list[list[Token]]:
-        """See Engine.transcribe. About one frame in six says a word: its own checksum."""
-        padded_s = max(len(w) for w in windows) * len(windows) / SAMPLE_RATE
-        time.sleep(self._costs.step_s + self._costs.seconds_per_audio_s * padded_s)
-        return [self._words(window) for window in windows]
-
-    @staticmethod
-    def _words(window: Samples) -> list[Token]:
-        tokens = []
-        for start in range(0, len(window) - FRAME_SAMPLES + 1, FRAME_SAMPLES):
-            frame = window[start : start + FRAME_SAMPLES]
-            checksum = zlib.crc32(frame.tobytes())
-            if frame.any() and checksum % 6 == 0:
-                tokens.append(Token(f"▁w{checksum % 9973}", checksum % 9973, start, start + FRAME_SAMPLES, 1.0))
-        return tokens
-
-
 def _import_nemo_quietly() -> Any:
     """NeMo's ASRModel, with the chatter of NeMo and of what it imports turned off for good."""
     logging.getLogger("nv_one_logger").setLevel(logging.CRITICAL)
@@ -264,6 +254,29 @@ def _choose_precision(model: Any, device: str) -> Precision:
                 runs.append(time.perf_counter() - started)
         seconds.append(min(runs))
     return "bf16" if seconds[1] < 0.75 * seconds[0] else "fp32"
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """torch has a type of its own for this on GPUs only."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
+def _is_device_failure(error: Exception) -> bool:
+    """Whether a GPU, and with it this process's use of it, is lost. The libraries on top of CUDA raise types of their own."""
+    text = f"{type(error).__name__}: {error}".lower()
+    return any(sign in text for sign in ("cuda error", "cuda runtime error", "cudnn error", "cublas error", "acceleratorerror"))
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: of its affinity, and of a container's quota."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
 
 
 def _decoder_mode(model: Any) -> str:

@@ -82,7 +82,7 @@ class BatchingSettings(_Group):
     )
     max_batch_items: int = Field(64, ge=1, description="Most windows in a batch.")
     ageing_s: float = Field(
-        5.0, gt=0, description="Waiting this long lifts a window by one lane, so that bulk work never starves."
+        5.0, gt=0, description="Windows that waited this long head every fourth batch, so that bulk work never starves."
     )
 
 
@@ -91,11 +91,13 @@ class LimitSettings(_Group):
 
     max_upload_bytes: int = Field(2_147_483_648, gt=0, description="Largest upload; more is 413.")
     max_queued_windows: int = Field(512, ge=1, description="Windows one ingress may have waiting per model; more is 429.")
-    max_windows_in_flight: int = Field(16, ge=1, description="Windows one job may have on replicas at once.")
+    max_windows_in_flight: int = Field(64, ge=1, description="Windows one job may have on replicas at once.")
     model_wait_s: float = Field(
         60.0, gt=0, description="Longest a request waits for a model to load; then 503 with the progress."
     )
-    window_timeout_s: float = Field(300.0, gt=0, description="Longest a window may take on a loaded replica.")
+    window_timeout_s: float = Field(
+        900.0, gt=0, description="Longest a window may take on a loaded replica, in the queue and out."
+    )
 
 
 class IngressSettings(_Group):

@@ -9,10 +9,10 @@ from fastapi.testclient import TestClient
 from httpx2 import Response
 
 from serve_app.api import create_api
-from serve_app.engine import SimulatedEngine
 from serve_app.errors import EngineError, ModelUnavailable, Overloaded, SpeechError
 from serve_app.service import ReplicaStatus, SpeechService
 from serve_app.settings import LimitSettings, ModelSettings, Settings, SimulationSettings
+from serve_app.simulation import SimulatedEngine
 from serve_app.transcript import Lane, Token, Window
 from tests import media
 

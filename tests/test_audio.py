@@ -1,8 +1,13 @@
 """Decoding: what comes out of good, strange and broken files."""
 
+import asyncio
 import io
+import struct
 import tempfile
+import threading
+import time
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
 import pytest
@@ -124,16 +129,36 @@ def test_what_holds_no_audio_is_an_error_that_says_why(data: bytes, reason: str)
         decode(data)
 
 
-def test_paths_and_spooled_files_work_too(tmp_path: Path) -> None:
-    data = media.wav(media.tone(1))
-    path = tmp_path / "x.wav"
-    path.write_bytes(data)
-    assert sum(map(len, AudioFile(path).blocks())) == SAMPLE_RATE
-    for spool_bytes in (1, 10_000_000):
-        with tempfile.SpooledTemporaryFile(max_size=spool_bytes) as file:
-            file.write(data)
-            file.seek(0)
-            assert sum(map(len, AudioFile(file).blocks())) == SAMPLE_RATE  # type: ignore[arg-type]
+@pytest.mark.parametrize("spool_bytes", [1, 10_000_000])
+def test_a_spooled_file_on_disk_or_in_memory(spool_bytes: int) -> None:
+    with tempfile.SpooledTemporaryFile(max_size=spool_bytes) as file:
+        file.write(media.wav(media.tone(1)))
+        file.seek(0)
+        assert sum(map(len, AudioFile(cast(BinaryIO, file)).blocks())) == SAMPLE_RATE
+
+
+def wav_header(rate: int, channels: int = 1, codec: int = 1) -> bytes:
+    """A WAV file with 32 KB of samples and whatever is claimed of them."""
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, codec, channels, rate, (rate * 2 * channels) & 0xFFFFFFFF, 2 * channels, 16)
+    return b"RIFF" + struct.pack("<I", 36 + 32_000) + b"WAVE" + form + b"data" + struct.pack("<I", 32_000) + bytes(32_000)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [wav_header(16_000, codec=0x1234), wav_header(16_000, channels=9), wav_header(1), wav_header(0x7FFFFFFF), wav_header(0)],
+    ids=["unknown codec", "nine channels", "1 Hz", "2 GHz", "0 Hz"],
+)
+def test_a_header_that_promises_nonsense_is_refused(data: bytes) -> None:
+    with pytest.raises(AudioError):
+        decode(data)
+
+
+def test_a_file_cannot_name_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "secret.wav").write_bytes(media.wav(media.tone(1)))
+    for playlist in (b"ffconcat version 1.0\nfile secret.wav\n", b"#EXTM3U\n#EXTINF:1,\nsecret.wav\n#EXT-X-ENDLIST\n"):
+        with pytest.raises(AudioError):
+            decode(playlist)
 
 
 async def test_the_stream_is_the_blocks() -> None:
@@ -148,3 +173,29 @@ async def test_leaving_the_stream_early_closes_the_file() -> None:
     await stream.aclose()
     with pytest.raises(StopAsyncIteration):
         await anext(stream)
+
+
+class SlowFile(io.BytesIO):
+    """Every read takes a while, and says so."""
+
+    reading = threading.Event()
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.reading.set()
+        time.sleep(0.05)
+        return super().read(size)
+
+
+async def test_cancelling_in_the_middle_of_a_block_is_a_cancellation() -> None:
+    file = SlowFile(media.wav(media.tone(300)))
+
+    async def read_all() -> None:
+        async for _ in AudioFile(file).stream():
+            pass
+
+    task = asyncio.create_task(read_all())
+    await asyncio.to_thread(file.reading.wait)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    file.close()

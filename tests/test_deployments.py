@@ -1,7 +1,7 @@
 """The parts of the deployments that need no cluster: the client's patience and retries, the board, the share of GPUs."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,19 @@ TOKENS = [Token("▁one", 1, 0, 1280, 0.9)]
 LIMITS = LimitSettings(model_wait_s=10, window_timeout_s=60)
 
 
+class FakeResponse:
+    """Like Serve's: waiting for it can end without ending the work; only `cancel` does that."""
+
+    def __init__(self, work: Awaitable[Any]) -> None:
+        self._work = asyncio.ensure_future(work)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return asyncio.shield(self._work).__await__()
+
+    def cancel(self) -> None:
+        self._work.cancel()
+
+
 class FakeHandle:
     """A deployment handle with one method."""
 
@@ -32,7 +45,7 @@ class FakeHandle:
 
     def remote(self, *args: Any) -> Awaitable[Any]:
         self.calls.append(args)
-        return self._answer(*args)
+        return FakeResponse(self._answer(*args))
 
 
 def client_with(answer: Callable[..., Awaitable[Any]], *statuses: ReplicaStatus) -> tuple[ModelClient, FakeHandle]:
@@ -76,7 +89,7 @@ class TestModelClient:
 
     def test_but_not_for_ever(self) -> None:
         client, handle = client_with(failing(*[ActorDiedError()] * 10))
-        with pytest.raises(EngineError, match="lost"):
+        with pytest.raises(EngineBroken, match="lost"):
             virtual_time.run(client.recognise(WINDOW, Lane.BULK))
         assert len(handle.calls) == MOST_TRIES
 
@@ -118,8 +131,9 @@ class TestModelClient:
         async def ask() -> float:
             with pytest.raises(ModelUnavailable, match=reason):
                 await client.recognise(WINDOW, Lane.BULK)
-            await asyncio.sleep(0)
-            return virtual_time.now_s()
+            waited_s = virtual_time.now_s()
+            await asyncio.sleep(1)
+            return waited_s
 
         client, _ = client_with(never, *statuses)
         assert virtual_time.run(ask()) == pytest.approx(LIMITS.model_wait_s)
@@ -162,15 +176,16 @@ class TestGpusPerReplica:
         models=(
             ModelSettings(name="a", source="nvidia/a"),
             ModelSettings(name="b", source="nvidia/b"),
+            ModelSettings(name="f", source="nvidia/f"),
             ModelSettings(name="c", source="nvidia/c", device="cpu"),
             ModelSettings(name="d", source="bundled"),
             ModelSettings(name="e", source="nvidia/e", gpus_per_replica=0.25),
         )
     )
 
-    @pytest.mark.parametrize(("gpus", "share"), [(0, 0.0), (1, 0.5), (2, 1.0), (8, 1.0)])
+    @pytest.mark.parametrize(("gpus", "share"), [(0, 0.0), (1, 0.33), (2, 0.5), (3, 1.0), (8, 1.0)])
     def test_one_for_each_model_that_leaves_it_open_or_an_equal_share(self, gpus: float, share: float) -> None:
-        assert gpus_per_replica(self.MODELS, gpus) == {"a": share, "b": share, "c": 0.0, "d": 0.0, "e": 0.25}
+        assert gpus_per_replica(self.MODELS, gpus) == {"a": share, "b": share, "f": share, "c": 0.0, "d": 0.0, "e": 0.25}
 
 
 @pytest.mark.parametrize("error", [ModelUnavailable("why", param="model"), EngineBroken("how"), Overloaded("full")])

@@ -13,9 +13,9 @@ import pytest
 import soundfile as sf
 import torch
 
-from serve_app.engine import ParakeetEngine, SimulatedEngine
+from serve_app.engine import ParakeetEngine
 from serve_app.errors import EngineBroken, EngineOutOfMemory, ModelUnavailable
-from serve_app.settings import SimulationSettings, bundled_model_path
+from serve_app.settings import bundled_model_path
 from serve_app.transcript import FRAME_SAMPLES, SAMPLE_RATE, Samples, Token
 from tools.digit_strings import DigitString
 from tools.evaluate_bundled_model import judge, recognise, to_int16
@@ -88,6 +88,11 @@ def test_punctuation_stands_where_its_word_ends(alone: list[list[Token]]) -> Non
                 assert token.start_sample == token.end_sample == before.end_sample
 
 
+def test_warming_up_leaves_the_engine_as_it_was(engine: ParakeetEngine, windows: list[Samples], alone: list[list[Token]]) -> None:
+    engine.warm_up(2, 8 * SAMPLE_RATE, most_items=5)
+    assert engine.transcribe(windows[:1]) == alone[:1]
+
+
 @pytest.mark.parametrize("samples", [1, 100, SAMPLE_RATE // 10])
 def test_a_window_of_a_few_samples_is_no_trouble(engine: ParakeetEngine, samples: int) -> None:
     window = np.full(samples, 1000, dtype=np.int16)
@@ -119,8 +124,13 @@ class FailingModel(ParakeetEngine):
         return super()._recognise(windows)
 
 
-def test_out_of_memory_halves_the_batch(engine: ParakeetEngine, windows: list[Samples], alone: list[list[Token]]) -> None:
-    failing = FailingModel(engine, 2, torch.OutOfMemoryError("no memory"))
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("no memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_out_of_memory_halves_the_batch(
+    engine: ParakeetEngine, windows: list[Samples], alone: list[list[Token]], error: Exception
+) -> None:
+    failing = FailingModel(engine, 2, error)
     results = failing.transcribe(windows[:5])
     assert [times(tokens) for tokens in results] == [times(tokens) for tokens in alone[:5]]
     assert failing.batches == [5, 2, 3, 1, 2]
@@ -131,8 +141,21 @@ def test_a_single_window_too_large_is_an_error(engine: ParakeetEngine, windows: 
         FailingModel(engine, 0, torch.OutOfMemoryError("no memory")).transcribe(windows[:1])
 
 
-def test_a_cuda_error_means_the_engine_is_broken(engine: ParakeetEngine, windows: list[Samples]) -> None:
-    error = RuntimeError("CUDA error: an illegal memory access was encountered")
+class NeMoCUDAPythonException(Exception):
+    """Like NeMo's."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+        torch.AcceleratorError("device-side assert"),
+        NeMoCUDAPythonException("Cuda Runtime Error: cudaErrorIllegalAddress"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_cuda_error_means_the_engine_is_broken(engine: ParakeetEngine, windows: list[Samples], error: Exception) -> None:
     with pytest.raises(EngineBroken):
         FailingModel(engine, 0, error).transcribe(windows[:2])
 
@@ -178,16 +201,6 @@ def test_loading_and_transcribing_prints_nothing_of_nemos() -> None:
     lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     assert len(lines) == 1, lines
     assert lines[0].startswith("loaded digits.nemo")
-
-
-class TestSimulatedEngine:
-    def test_words_depend_on_the_audio_not_on_the_window(self) -> None:
-        audio = np.random.default_rng(1).integers(-9000, 9000, 40 * FRAME_SAMPLES, dtype=np.int16)
-        engine = SimulatedEngine(SimulationSettings(step_s=0, seconds_per_audio_s=0))
-        offset = 10 * FRAME_SAMPLES
-        whole, late = engine.transcribe([audio, audio[offset:]])
-        assert len(whole) > 3
-        assert [t for t in whole if t.start_sample >= offset] == [t.moved(offset) for t in late]
 
 
 def test_logging_of_other_libraries_is_left_as_it_was(engine: ParakeetEngine) -> None:

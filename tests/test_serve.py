@@ -165,12 +165,14 @@ class TestHub:
                 assert server.transcribe(audio).status_code == 503
                 assert "nor to be had" in server.wait_for_state(name, "failed")["detail"]
 
-                hub.mode, hub.bytes_per_s = "slow", len(hub.content) // 12
+                hub.mode, hub.bytes_per_s = "slow", len(hub.content) // 30
                 time.sleep(LOAD_AGAIN_AFTER_S)
+                with concurrent.futures.ThreadPoolExecutor(1) as other_client:
+                    other_client.submit(server.transcribe, audio)
+                    assert "MB" in server.wait_for_state(name, "downloading")["detail"]
                 waiting = server.transcribe(audio)
                 assert waiting.status_code == 503
                 assert "downloaded" in waiting.json()["error"]["message"]
-                assert "MB" in server.wait_for_state(name, "downloading")["detail"]
                 assert "downloaded" in server.log
 
                 assert server.wait_for_state(name, "ready")["device"] == "cpu"
