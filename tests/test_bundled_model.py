@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.speech, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def figures(engine: ParakeetEngine, recordings: Path) -> Figures:
-    strings = held_out_strings(load_bank(recordings, HELD_OUT_INDEXES), 300, seed=1)
+    strings = held_out_strings(load_bank(recordings, HELD_OUT_INDEXES), 600, seed=1)
     return judge(strings, recognise(engine, strings))
 
 
