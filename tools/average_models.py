@@ -1,6 +1,6 @@
 """Average the weights of models that went on from one another: better than any of them (Izmailov et al. 2018, arXiv 1803.05407).
 
-    python -m tools.average_models OUT.nemo MODEL.nemo MODEL.nemo ...
+python -m tools.average_models OUT.nemo MODEL.nemo MODEL.nemo ...
 """
 
 import argparse
