@@ -1,5 +1,6 @@
 """model_files against a stand-in of the hub: whole downloads, and every way in which one fails."""
 
+import logging
 import os
 import resource
 import threading
@@ -133,7 +134,11 @@ def test_progress_of_a_slow_download(start: StartHub) -> None:
 
 
 @pytest.mark.parametrize("mode", ["breaking", "resetting"])
-def test_broken_connection_is_continued(start: StartHub, mode: Mode, caplog: pytest.LogCaptureFixture) -> None:
+def test_broken_connection_is_continued(
+    start: StartHub, mode: Mode, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Ray Serve, once imported, keeps this logger to itself.
+    monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)
     hub = start(mode, breaks=1)
     assert fetch().read_bytes() == hub.content
     first, second = hub.gets
