@@ -137,8 +137,8 @@ def test_progress_of_a_slow_download(start: StartHub) -> None:
 def test_broken_connection_is_continued(
     start: StartHub, mode: Mode, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Ray Serve, once imported, keeps this logger to itself.
-    monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)
+    # Ray, once imported, keeps this logger and its parent to itself.
+    monkeypatch.setattr(logging.getLogger("ray.serve"), "handlers", [caplog.handler])
     hub = start(mode, breaks=1)
     assert fetch().read_bytes() == hub.content
     first, second = hub.gets
