@@ -1,6 +1,5 @@
 """model_files against a stand-in of the hub: whole downloads, and every way in which one fails."""
 
-import logging
 import os
 import resource
 import threading
@@ -134,17 +133,16 @@ def test_progress_of_a_slow_download(start: StartHub) -> None:
 
 
 @pytest.mark.parametrize("mode", ["breaking", "resetting"])
-def test_broken_connection_is_continued(
-    start: StartHub, mode: Mode, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Ray, once imported, keeps this logger and its parent to itself.
-    monkeypatch.setattr(logging.getLogger("ray.serve"), "handlers", [caplog.handler])
+def test_broken_connection_is_continued(start: StartHub, mode: Mode, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Not through `caplog`: Ray and NeMo, once imported, change how loggers hand on.
+    logged: list[str] = []
+    monkeypatch.setattr(model_files.log, "warning", lambda text, *arguments: logged.append(text % arguments))
     hub = start(mode, breaks=1)
     assert fetch().read_bytes() == hub.content
     first, second = hub.gets
     assert first.first_byte == 0
     assert 0 < second.first_byte < hub.limit_bytes
-    assert "Trying to resume download" in caplog.text
+    assert any("Trying to resume download" in line for line in logged)
 
 
 def test_hub_that_always_breaks_off_and_then_recovers(start: StartHub, home: Path) -> None:
