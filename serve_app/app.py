@@ -11,7 +11,7 @@ import ray
 from ray import serve
 from ray.serve import Application
 
-from serve_app.deployments import CPU_BATCH_AUDIO_S, GPU_BATCH_AUDIO_S, ModelBoard, ModelReplica
+from serve_app.deployments import ModelBoard, ModelReplica, batch_audio_s
 from serve_app.ingress import Ingress
 from serve_app.settings import ModelSettings, Settings
 
@@ -64,8 +64,8 @@ def wants_gpu(model: ModelSettings) -> bool:
 
 def _model_deployment(model: ModelSettings, settings: Settings, gpus: float, board: Application) -> Application:
     batching = settings.batching
-    batch_audio_s = batching.max_batch_audio_s or (GPU_BATCH_AUDIO_S if gpus else CPU_BATCH_AUDIO_S)
-    full_batch = max(1.0, min(batching.max_batch_items, batch_audio_s / settings.windows.window_s))
+    full_windows = batch_audio_s(batching, on_gpu=gpus > 0) / settings.windows.window_s
+    full_batch = max(1.0, min(batching.max_batch_items, full_windows))
     return _deploy(
         ModelReplica,
         f"model {model.name}",

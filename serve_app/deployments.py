@@ -62,6 +62,11 @@ CPU_BATCH_AUDIO_S = 60.0
 DeploymentHandle: TypeAlias = _DeploymentHandle[Any]
 
 
+def batch_audio_s(batching: BatchingSettings, *, on_gpu: bool) -> float:
+    """Most padded audio in a batch, seconds."""
+    return batching.max_batch_audio_s or (GPU_BATCH_AUDIO_S if on_gpu else CPU_BATCH_AUDIO_S)
+
+
 class ModelReplica:
     """One copy of one model. All use of the engine, loading included, is on a single thread that owns it."""
 
@@ -76,7 +81,6 @@ class ModelReplica:
         self._engine: Engine | None = None
         self._batcher: Batcher[Samples, list[Token]] | None = None
         self._status = ReplicaStatus(replica_id=serve.get_replica_context().replica_id.unique_id, state="starting")
-        self._broken: EngineBroken | None = None
         self._failed_at_s = 0.0
         self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
@@ -90,11 +94,6 @@ class ModelReplica:
         """Tokens of one window, int16 [samples], with times from its start. Raises ModelUnavailable or EngineError."""
         batcher = await self._ready_batcher()
         return await batcher.submit(samples, len(samples), Lane(lane))
-
-    def check_health(self) -> None:
-        """Serve replaces the replica when this raises."""
-        if self._broken is not None:
-            raise self._broken
 
     async def _ready_batcher(self) -> "Batcher[Samples, list[Token]]":
         if self._loading.done() and self._batcher is None and time.monotonic() - self._failed_at_s > LOAD_AGAIN_AFTER_S:
@@ -133,7 +132,7 @@ class ModelReplica:
         self._set_state("loading")
         engine = ParakeetEngine.load(path, device=device, precision=model.precision, cpu_threads=model.cpu_threads)
         if engine.info.device == "cuda":
-            items = max(1, int(self._batch_audio_s(engine) * SAMPLE_RATE / self._window_samples))
+            items = max(1, int(batch_audio_s(self._batching, on_gpu=True) * SAMPLE_RATE / self._window_samples))
             engine.warm_up(items, self._window_samples, most_items=self._batching.max_batch_items)
         return engine
 
@@ -149,15 +148,11 @@ class ModelReplica:
         """Serve replaces a dead replica at once, but one that only says it is unwell after half a minute, in which it would go on
         drawing requests by failing them fast."""
         log.error("model %s: %s; this replica ends", self._model.name, error.message)
-        self._broken = error
         self._loop.call_later(LAST_WORDS_S, os._exit, 1)
-
-    def _batch_audio_s(self, engine: Engine) -> float:
-        return self._batching.max_batch_audio_s or (CPU_BATCH_AUDIO_S if engine.info.device == "cpu" else GPU_BATCH_AUDIO_S)
 
     def _batch_limits(self) -> BatchLimits:
         assert self._engine is not None
-        max_samples = round(self._batch_audio_s(self._engine) * SAMPLE_RATE)
+        max_samples = round(batch_audio_s(self._batching, on_gpu=self._engine.info.device != "cpu") * SAMPLE_RATE)
         return BatchLimits(max_samples, self._batching.max_batch_items, self._batching.ageing_s)
 
     def _note_download(self, progress: DownloadProgress) -> None:

@@ -95,18 +95,28 @@ async def test_windows_in_flight_are_bounded_and_used() -> None:
     assert most == 3
 
 
-async def test_a_failing_window_ends_the_job_and_stops_the_others() -> None:
-    stopped: list[int] = []
+def all_but_first_hang(stopped: list[int]) -> Recognise:
+    """Windows after the first take a minute, and put their index into `stopped` when they are cancelled."""
 
     async def recognise(window: Window) -> list[Token]:
-        if window.index == 1:
-            raise EngineError("broken")
         try:
             await asyncio.sleep(0 if window.index == 0 else 60)
         except asyncio.CancelledError:
             stopped.append(window.index)
             raise
         return []
+
+    return recognise
+
+
+async def test_a_failing_window_ends_the_job_and_stops_the_others() -> None:
+    stopped: list[int] = []
+    slow = all_but_first_hang(stopped)
+
+    async def recognise(window: Window) -> list[Token]:
+        if window.index == 1:
+            raise EngineError("broken")
+        return await slow(window)
 
     with pytest.raises(EngineError, match="broken"):
         await run(200, recognise, max_in_flight=5)
@@ -116,15 +126,7 @@ async def test_a_failing_window_ends_the_job_and_stops_the_others() -> None:
 async def test_leaving_early_stops_what_is_running() -> None:
     stopped: list[int] = []
 
-    async def recognise(window: Window) -> list[Token]:
-        try:
-            await asyncio.sleep(0 if window.index == 0 else 60)
-        except asyncio.CancelledError:
-            stopped.append(window.index)
-            raise
-        return []
-
-    flow = transcribe(blocks(200), recognise, window_s=30.0, overlap_s=2.0, max_in_flight=3)
+    flow = transcribe(blocks(200), all_but_first_hang(stopped), window_s=30.0, overlap_s=2.0, max_in_flight=3)
     async for _ in flow:
         break
     await flow.aclose()
