@@ -23,7 +23,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 .DEFAULT_GOAL := help
 # Two goals that install at the same time would write into one .venv.
 .NOTPARALLEL:
-.PHONY: help demo serve test check lint types unit format evaluate train constraints clean
+.PHONY: help demo serve test soak check lint types unit format evaluate train constraints clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,7 +36,10 @@ serve: $(RUNTIME) ## Serve the Parakeet models (configs/serve_config.yaml)
 
 # STATUS_FILE: see .ci/run.
 test: $(DEV) ## Run the whole test suite; PYTEST_ARGS="-k words" narrows it
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)$(if $(STATUS_FILE),; echo $$? >'$(STATUS_FILE)')
+	@$(BIN)/python -m pytest -m "not long" $(PYTEST_ARGS)$(if $(STATUS_FILE),; echo $$? >'$(STATUS_FILE)')
+
+soak: recordings $(DEV) ## Run the long tests: hours of speech from FSDD_RECORDINGS, thousands of broken files
+	@$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
 
 check: lint types unit ## Quick loop: linters, types, unit tests
 
@@ -48,7 +51,7 @@ types: $(DEV) ## Run mypy
 	$(BIN)/mypy
 
 unit: $(DEV) ## Run the quick tests: no Ray Serve, nothing slow
-	@$(BIN)/python -m pytest -m "not serve and not slow" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m "not serve and not slow and not long" $(PYTEST_ARGS)
 
 format: $(DEV) ## Format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix-only .

@@ -11,11 +11,14 @@ import ray
 from ray import serve
 from ray.serve import Application
 
-from serve_app.deployments import ModelBoard, ModelReplica, batch_audio_s
+from serve_app.deployments import ModelBoard, ModelReplica, batch_windows
 from serve_app.ingress import Ingress
 from serve_app.settings import ModelSettings, Settings
 
-BATCHES_QUEUED_PER_REPLICA = 4
+UNLIMITED = 1_000_000
+"""For Serve's own queues. A request over the limits is refused by the ingress with its own words; a window over them waits in a
+replica's queue, where lanes and turns hold."""
+
 UPSCALE_DELAY_S = 5.0
 LOOK_BACK_S = 15.0
 DRAIN_S = 600.0
@@ -34,7 +37,7 @@ def build_app(args: Settings) -> Application:
         "ingress",
         args,
         num_replicas=args.ingress.replicas or max(1, hosts),
-        max_ongoing_requests=args.ingress.max_ongoing_requests,
+        max_ongoing_requests=UNLIMITED,
         max_replicas_per_node=None if args.ingress.replicas else 1,
         graceful_shutdown_timeout_s=DRAIN_S,
         ray_actor_options={"num_cpus": args.ingress.cpus_per_replica},
@@ -64,25 +67,23 @@ def wants_gpu(model: ModelSettings) -> bool:
 
 def _model_deployment(model: ModelSettings, settings: Settings, gpus: float, board: Application) -> Application:
     batching = settings.batching
-    full_windows = batch_audio_s(batching, on_gpu=gpus > 0) / settings.windows.window_s
-    full_batch = max(1.0, min(batching.max_batch_items, full_windows))
+    window_s = settings.windows_for(model).window_s
     return _deploy(
         ModelReplica,
         f"model {model.name}",
         settings,
-        max_ongoing_requests=BATCHES_QUEUED_PER_REPLICA * batching.max_batch_items,
-        max_queued_requests=settings.limits.max_queued_windows,
-        graceful_shutdown_timeout_s=settings.limits.window_timeout_s,
+        max_ongoing_requests=UNLIMITED,
+        graceful_shutdown_timeout_s=DRAIN_S,
         ray_actor_options={"num_cpus": model.cpus_per_replica, "num_gpus": gpus},
         autoscaling_config={
             "min_replicas": model.min_replicas,
             "max_replicas": model.max_replicas,
-            "target_ongoing_requests": full_batch,
+            "target_ongoing_requests": batch_windows(batching, window_s, on_gpu=gpus > 0),
             "upscale_delay_s": UPSCALE_DELAY_S,
             "downscale_delay_s": model.idle_unload_s,
             "look_back_period_s": LOOK_BACK_S,
         },
-    ).bind(model, settings.batching, settings.windows.window_s, board)
+    ).bind(model, batching, window_s, board)
 
 
 def _deploy(what: type, name: str, settings: Settings, **options: Any) -> serve.Deployment:

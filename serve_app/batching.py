@@ -3,7 +3,8 @@
 `@serve.batch` freezes a batch at each timeout even while the engine is busy, so most batches stay small. This batcher forms a
 batch only at the moment the engine is free, from everything that waits then; an idle engine starts at once. Lanes are strict, but
 work that has waited `ageing_s` heads at least every fourth batch: bulk is never starved, and never in the way of live work for
-long, however much of it there is.
+long, however much of it there is. Within a lane, jobs take turns by the audio they have had: a long file does not stand before a
+short one that came later.
 """
 
 import asyncio
@@ -17,6 +18,9 @@ from serve_app.transcript import Lane
 
 AGED_EVERY = 4
 """One batch of so many belongs to what has waited longest."""
+
+LENGTH_STEPS = 8
+"""Lengths that differ by less than one in so many count as alike."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -47,6 +51,9 @@ class _Waiting(Generic[Item, Result]):
     item: Item
     samples: int
     lane: Lane
+    turn: int
+    """Samples that its job will have had when it is this item's turn: start tags of start-time fair queueing (Goyal, Vin and
+    Cheng, 1996)."""
     since_s: float
     done: "asyncio.Future[Result]" = field(repr=False)
 
@@ -67,15 +74,20 @@ class Batcher(Generic[Item, Result]):
         self._queue: list[_Waiting[Item, Result]] = []
         self._worker: asyncio.Task[None] | None = None
         self._batches_by_lane = 0
+        self._turn = 0
+        self._next_turns: dict[str, int] = {}
         self.stats = BatcherStats()
 
     @property
     def queued(self) -> int:
         return len(self._queue)
 
-    async def submit(self, item: Item, samples: int, lane: Lane) -> Result:
+    async def submit(self, item: Item, samples: int, lane: Lane, job: str) -> Result:
         """Wait for the result of one item of that many samples. Cancelling the wait takes a queued item out of the queue."""
-        waiting: _Waiting[Item, Result] = _Waiting(item, samples, lane, self._now_s(), asyncio.get_running_loop().create_future())
+        turn = max(self._turn, self._next_turns.get(job, 0))
+        self._next_turns[job] = turn + samples
+        done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        waiting: _Waiting[Item, Result] = _Waiting(item, samples, lane, turn, self._now_s(), done)
         self._queue.append(waiting)
         if self._worker is None:
             self._worker = asyncio.create_task(self._work())
@@ -99,7 +111,7 @@ class Batcher(Generic[Item, Result]):
         padding."""
         head = self._head()
         others = [w for w in self._queue if w is not head]
-        others.sort(key=lambda w: (w.lane, abs(w.samples - head.samples), w.since_s))
+        others.sort(key=lambda w: (w.lane, _unlikeness(w.samples, head.samples), w.turn))
         batch, longest = [head], head.samples
         for waiting in others:
             if len(batch) == self._limits.max_items:
@@ -112,17 +124,19 @@ class Batcher(Generic[Item, Result]):
                 longest = grown
         chosen = set(map(id, batch))
         self._queue = [w for w in self._queue if id(w) not in chosen]
+        self._turn = max(self._turn, head.turn)
+        self._next_turns = {job: turn for job, turn in self._next_turns.items() if turn > self._turn}
         return batch
 
     def _head(self) -> _Waiting[Item, Result]:
-        """The oldest of the highest lane; every so often the oldest of all, if it has waited long."""
+        """The highest lane's job that has had least; every so often the oldest of all, if it has waited long."""
         oldest = min(self._queue, key=lambda w: w.since_s)
         is_aged = self._now_s() - oldest.since_s >= self._limits.ageing_s
         if is_aged and self._batches_by_lane >= AGED_EVERY - 1:
             self._batches_by_lane = 0
             return oldest
         self._batches_by_lane += 1
-        return min(self._queue, key=lambda w: (w.lane, w.since_s))
+        return min(self._queue, key=lambda w: (w.lane, w.turn))
 
     async def _run(self, batch: list[_Waiting[Item, Result]]) -> None:
         """Process a batch; if it fails as a whole, process its items one by one so that only the bad ones fail."""
@@ -153,6 +167,10 @@ class Batcher(Generic[Item, Result]):
             padded_samples=self.stats.padded_samples + max(sizes) * len(sizes),
             largest_batch=max(self.stats.largest_batch, len(batch)),
         )
+
+
+def _unlikeness(samples: int, other_samples: int) -> int:
+    return LENGTH_STEPS * abs(samples - other_samples) // max(samples, other_samples, 1)
 
 
 def _fail(waiting: _Waiting[Item, Result], error: Exception) -> None:

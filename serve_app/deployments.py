@@ -18,22 +18,15 @@ from typing import Any, TypeAlias
 import ray
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle as _DeploymentHandle
 
 from serve_app.batching import Batcher, BatchLimits
 from serve_app.engine import Engine, ParakeetEngine
-from serve_app.errors import (
-    DeadlineExceeded,
-    EngineBroken,
-    EngineError,
-    ModelUnavailable,
-    Overloaded,
-    SpeechError,
-)
+from serve_app.errors import EngineBroken, EngineError, ModelUnavailable, SpeechError
 from serve_app.model_files import DownloadProgress, find_model_file
 from serve_app.service import ModelState, ReplicaStatus
-from serve_app.settings import BatchingSettings, LimitSettings, ModelSettings
+from serve_app.settings import BatchingSettings, ModelSettings, Settings
 from serve_app.simulation import SimulatedEngine
 from serve_app.transcript import SAMPLE_RATE, Lane, Samples, Token, Window
 
@@ -46,7 +39,7 @@ SILENT_AFTER_S = 15.0
 LOAD_AGAIN_AFTER_S = 3.0
 """A failed load is told to every request that comes within this time; a later request tries again."""
 
-MOST_TRIES = 3
+MOST_TRIES = 4
 """A window is sent this many times at most when replicas are lost under it."""
 
 RETRY_DELAY_S = 0.5
@@ -59,12 +52,21 @@ GPU_BATCH_AUDIO_S = 600.0
 CPU_BATCH_AUDIO_S = 60.0
 """Padded audio in a batch where the settings leave it open."""
 
+BATCHES_AHEAD = 2
+LEAST_WINDOWS = 4
+"""What keeps the replicas busy: a batch at work and one that waits on each, and never fewer windows than this."""
+
 DeploymentHandle: TypeAlias = _DeploymentHandle[Any]
 
 
 def batch_audio_s(batching: BatchingSettings, *, on_gpu: bool) -> float:
     """Most padded audio in a batch, seconds."""
     return batching.max_batch_audio_s or (GPU_BATCH_AUDIO_S if on_gpu else CPU_BATCH_AUDIO_S)
+
+
+def batch_windows(batching: BatchingSettings, window_s: float, *, on_gpu: bool) -> int:
+    """Most windows of full length in a batch."""
+    return max(1, min(batching.max_batch_items, int(batch_audio_s(batching, on_gpu=on_gpu) / window_s)))
 
 
 class ModelReplica:
@@ -90,10 +92,10 @@ class ModelReplica:
         # failed load must not fail the constructor: Serve would retry it blindly and nobody would be told the reason.
         await asyncio.wait([self._loading])
 
-    async def transcribe(self, samples: Samples, lane: int) -> list[Token]:
+    async def transcribe(self, samples: Samples, lane: int, job: str) -> list[Token]:
         """Tokens of one window, int16 [samples], with times from its start. Raises ModelUnavailable or EngineError."""
         batcher = await self._ready_batcher()
-        return await batcher.submit(samples, len(samples), Lane(lane))
+        return await batcher.submit(samples, len(samples), Lane(lane), job)
 
     async def _ready_batcher(self) -> "Batcher[Samples, list[Token]]":
         if self._loading.done() and self._batcher is None and time.monotonic() - self._failed_at_s > LOAD_AGAIN_AFTER_S:
@@ -132,14 +134,19 @@ class ModelReplica:
         self._set_state("loading")
         engine = ParakeetEngine.load(path, device=device, precision=model.precision, cpu_threads=model.cpu_threads)
         if engine.info.device == "cuda":
-            items = max(1, int(batch_audio_s(self._batching, on_gpu=True) * SAMPLE_RATE / self._window_samples))
+            items = batch_windows(self._batching, self._window_samples / SAMPLE_RATE, on_gpu=True)
             engine.warm_up(items, self._window_samples, most_items=self._batching.max_batch_items)
         return engine
 
     async def _process(self, windows: list[Samples]) -> list[list[Token]]:
         assert self._engine is not None
+        batch = self._loop.run_in_executor(self._engine_thread, self._engine.transcribe, windows)
         try:
-            return await self._loop.run_in_executor(self._engine_thread, self._engine.transcribe, windows)
+            return await asyncio.wait_for(batch, self._batching.batch_timeout_s)
+        except TimeoutError:
+            hung = EngineBroken(f"A batch did not end within {self._batching.batch_timeout_s:.0f} s.")
+            self._end_process(hung)
+            raise hung from None
         except EngineBroken as error:
             self._end_process(error)
             raise
@@ -209,57 +216,60 @@ class ModelBoard:
 
 @dataclass(frozen=True, slots=True)
 class ModelClient:
-    """Sends the windows of one model to its replicas, from within the ingress."""
+    """Sends the windows of one model to its replicas, from within the ingress. `statuses` gives what the replicas said last."""
 
     model: ModelSettings
-    limits: LimitSettings
+    settings: Settings
     replicas: DeploymentHandle
-    board: DeploymentHandle
+    statuses: Callable[[], Sequence[ReplicaStatus]]
 
-    async def recognise(self, window: Window, lane: Lane) -> list[Token]:
+    def windows_wanted(self) -> int:
+        """Windows that keep the loaded replicas busy."""
+        window_s, batching = self.settings.windows_for(self.model).window_s, self.settings.batching
+        loaded = [replica for replica in self.statuses() if replica.state == "ready"]
+        per_batch = (batch_windows(batching, window_s, on_gpu=replica.device != "cpu") for replica in loaded)
+        return max(LEAST_WINDOWS, BATCHES_AHEAD * sum(per_batch))
+
+    async def recognise(self, window: Window, lane: Lane, job: str) -> list[Token]:
         """Tokens of a window; sent again, a few times, when the replica that had it is lost. Raises a SpeechError."""
         for attempt in range(MOST_TRIES):
             try:
-                return await self._send(window, lane)
+                return await self._send(window, lane, job)
             except (RayActorError, DeploymentUnavailableError, EngineBroken) as error:
                 log.warning("window %d of %s was lost with its replica (%s)", window.index, self.model.name, type(error).__name__)
+            if attempt < MOST_TRIES - 1:
                 # Time for the router to learn that the replica is gone.
                 await asyncio.sleep(RETRY_DELAY_S * 2**attempt)
         raise EngineBroken("The replicas that worked on this were lost one after the other; try again later.")
 
-    async def _send(self, window: Window, lane: Lane) -> list[Token]:
-        answer = asyncio.ensure_future(self._call(window, lane))
+    async def _send(self, window: Window, lane: Lane, job: str) -> list[Token]:
+        answer = asyncio.ensure_future(self._call(window, lane, job))
         try:
-            patience_s = min(self.limits.model_wait_s, self.limits.window_timeout_s)
-            done, _ = await asyncio.wait([answer], timeout=patience_s)
-            if not done:
-                await self._require_loaded()
-                done, _ = await asyncio.wait([answer], timeout=self.limits.window_timeout_s - patience_s)
-            if not done:
-                raise DeadlineExceeded(f"A window got no answer within {self.limits.window_timeout_s:.0f} s.")
-            return answer.result()
+            # A job that has begun waits as long as its request may take: its replica may have to be loaded anew.
+            if window.index == 0:
+                done, _ = await asyncio.wait([answer], timeout=self.settings.limits.model_wait_s)
+                if not done:
+                    self._require_loaded()
+            return await answer
         finally:
             answer.cancel()
 
-    async def _call(self, window: Window, lane: Lane) -> list[Token]:
-        response = self.replicas.transcribe.remote(window.samples, int(lane))
+    async def _call(self, window: Window, lane: Lane, job: str) -> list[Token]:
+        response = self.replicas.transcribe.remote(window.samples, int(lane), job)
         try:
             tokens: list[Token] = await response
         except asyncio.CancelledError:
             # Leaving off waiting alone would not take the window out of the replica's queue.
             response.cancel()  # type: ignore[no-untyped-call]
             raise
-        except BackPressureError as error:
-            raise Overloaded("The server has as much work as it can take; try again in a few seconds.") from error
         except RayTaskError as error:
             if isinstance(error.cause, SpeechError):
                 raise error.cause from None
             raise EngineError(f"Recognition failed: {type(error.cause).__name__}: {error.cause}") from error
         return tokens
 
-    async def _require_loaded(self) -> None:
-        statuses: dict[str, Sequence[ReplicaStatus]] = await self.board.statuses.remote()
-        replicas = statuses.get(self.model.name, ())
+    def _require_loaded(self) -> None:
+        replicas = self.statuses()
         if any(replica.state == "ready" for replica in replicas):
             return
         waiting_for = "it is still being loaded" if replicas else "waiting for a free CPU or GPU"

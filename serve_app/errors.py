@@ -3,9 +3,12 @@
 SpeechError
 ├── RequestError                 400  the request cannot be honoured as it stands
 │   ├── AudioError               400  the file is empty, not media, has no sound, or is damaged from the start
-│   └── ModelNotFound            404  no model of that name is configured
+│   ├── ModelNotFound            404  no model of that name is configured
+│   ├── UploadTooSlow            408  the sender paused too long, or took all the time that the request had
+│   ├── UploadTooLarge           413  more bytes than the server accepts
+│   └── AudioTooLong             413  more seconds of audio than the server accepts
 ├── ModelUnavailable             503  the model is configured but cannot be had now (hub, file, no replica, still loading)
-├── Overloaded                   429  the queue is full; try again later
+├── Overloaded                   429  as many requests as the server takes at once are at work; try again later
 ├── DeadlineExceeded             504  the answer did not come within the limit
 └── EngineError                  500  inference failed
     ├── EngineOutOfMemory        500  even a single window does not fit on the device
@@ -42,6 +45,16 @@ class AudioError(RequestError):
 
     def __init__(self, message: str, *, param: str | None = "file") -> None:
         super().__init__(message, param=param)
+
+
+class UploadTooSlow(RequestError):
+    status = 408
+    code = "upload_too_slow"
+
+
+class AudioTooLong(RequestError):
+    status = 413
+    code = "audio_too_long"
 
 
 class UploadTooLarge(RequestError):

@@ -48,9 +48,14 @@ Event = Progress | SegmentFinal | Done
 
 
 async def transcribe(
-    audio: AsyncGenerator[Samples, None], recognise: Recognise, *, window_s: float, overlap_s: float, max_in_flight: int
+    audio: AsyncGenerator[Samples, None],
+    recognise: Recognise,
+    *,
+    window_s: float,
+    overlap_s: float,
+    max_in_flight: Callable[[], int],
 ) -> AsyncGenerator[Event, None]:
-    """Transcribe int16 blocks at 16 kHz; at most `max_in_flight` windows are with `recognise` at once.
+    """Transcribe int16 blocks at 16 kHz; at most `max_in_flight()` windows, asked each time, are with `recognise` at once.
 
     Errors of `audio` and `recognise` pass through; whatever ends the flow, no window is left running.
     """
@@ -76,7 +81,7 @@ async def transcribe(
                 planned += 1
                 samples = window.end_sample
                 running.append((window, asyncio.ensure_future(recognise(window))))
-                while running and (running[0][1].done() or len(running) >= max_in_flight):
+                while running and (running[0][1].done() or len(running) >= max_in_flight()):
                     for event in await next_done():
                         yield event
         while running:

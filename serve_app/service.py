@@ -3,20 +3,20 @@
 It ties the pipeline to recognisers without knowing where those run: replicas in a Ray cluster, or an engine in a test.
 """
 
+import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
+from serve_app.admission import Admission
 from serve_app.audio import AudioFile
-from serve_app.errors import ModelNotFound
+from serve_app.errors import AudioTooLong, ModelNotFound
 from serve_app.pipeline import Done, Event, transcribe
-from serve_app.settings import ModelSettings, Settings
-from serve_app.transcript import Lane, Token, Transcript, Window
+from serve_app.settings import ModelSettings, Settings, WindowSettings
+from serve_app.transcript import SAMPLE_RATE, Lane, Samples, Token, Transcript, Window
 
 ModelState = Literal["unloaded", "starting", "downloading", "loading", "ready", "failed"]
-
-RecogniseInLane = Callable[[Window, Lane], Awaitable[list[Token]]]
 
 OPENAI_MODEL_ALIASES = frozenset({"", "whisper-1"})
 """Names that mean the default model, so that clients written for OpenAI work unchanged."""
@@ -63,16 +63,30 @@ class ModelStatus:
         return self.state == "ready" or self.model.min_replicas == 0
 
 
+class Recogniser(Protocol):
+    """How the windows of one model are recognised."""
+
+    async def recognise(self, window: Window, lane: Lane, job: str) -> list[Token]:
+        """Tokens of one window, with times in samples from its start; `job` names the recording it is of."""
+        ...
+
+    def windows_wanted(self) -> int:
+        """Windows that keep the model's replicas busy."""
+        ...
+
+
 class SpeechService:
     """One per ingress process. `recognisers` are by model name; `statuses` tells the replicas by model name."""
 
     def __init__(
         self,
         settings: Settings,
-        recognisers: Mapping[str, RecogniseInLane],
+        recognisers: Mapping[str, Recogniser],
         statuses: Callable[[], Awaitable[Mapping[str, tuple[ReplicaStatus, ...]]]],
     ) -> None:
         self.settings = settings
+        limits = settings.limits
+        self.admission = Admission(limits.max_requests, limits.max_windows_in_flight)
         self._recognisers = recognisers
         self._statuses = statuses
 
@@ -89,31 +103,47 @@ class SpeechService:
         replicas = await self._statuses()
         return [ModelStatus(model, replicas.get(model.name, ())) for model in self.settings.models]
 
-    async def transcribe_events(self, audio: AudioFile, model: ModelSettings) -> AsyncGenerator[Event, None]:
-        """The pipeline's events for one file. The first window goes ahead of the rest, so that a short file overtakes long
-        ones."""
-        recognise = self._recognisers[model.name]
+    async def transcribe_events(
+        self, audio: AudioFile, model: ModelSettings, windows: WindowSettings | None = None
+    ) -> AsyncGenerator[Event, None]:
+        """The pipeline's events for one file, cut as the model's settings say or otherwise. Raises SpeechError.
+
+        The first window goes ahead of the rest, so that a short file overtakes long ones.
+        """
+        recogniser, job = self._recognisers[model.name], uuid.uuid4().hex
+        windows = windows or self.settings.windows_for(model)
 
         async def in_lane(window: Window) -> list[Token]:
-            return await recognise(window, Lane.INTERACTIVE if window.index == 0 else Lane.BULK)
+            return await recogniser.recognise(window, Lane.INTERACTIVE if window.index == 0 else Lane.BULK, job)
 
-        windows, limits = self.settings.windows, self.settings.limits
-        flow = transcribe(
-            audio.stream(),
-            in_lane,
-            window_s=windows.window_s,
-            overlap_s=windows.overlap_s,
-            max_in_flight=limits.max_windows_in_flight,
-        )
-        async with aclosing(flow):
-            async for event in flow:
-                yield event
+        with self.admission.job():
+            flow = transcribe(
+                _limited(audio.stream(), self.settings.limits.max_audio_s),
+                in_lane,
+                window_s=windows.window_s,
+                overlap_s=windows.overlap_s,
+                max_in_flight=lambda: min(recogniser.windows_wanted(), self.admission.windows_per_job),
+            )
+            async with aclosing(flow):
+                async for event in flow:
+                    yield event
 
-    async def transcribe_file(self, audio: AudioFile, model: ModelSettings) -> Transcript:
+    async def transcribe_file(self, audio: AudioFile, model: ModelSettings, windows: WindowSettings | None = None) -> Transcript:
         """The whole transcript of one file."""
-        async with aclosing(self.transcribe_events(audio, model)) as events:
+        async with aclosing(self.transcribe_events(audio, model, windows)) as events:
             async for event in events:
                 if isinstance(event, Done):
                     language = model.languages[0] if len(model.languages) == 1 else "unknown"
                     return Transcript(event.segments, event.duration_s, model.name, language, audio.warnings)
         raise AssertionError("the pipeline ends with Done")
+
+
+async def _limited(blocks: AsyncGenerator[Samples, None], max_audio_s: float) -> AsyncGenerator[Samples, None]:
+    """The same blocks; raises AudioTooLong once they are more than that."""
+    samples = 0
+    async with aclosing(blocks):
+        async for block in blocks:
+            samples += len(block)
+            if samples > max_audio_s * SAMPLE_RATE:
+                raise AudioTooLong(f"The audio is longer than the {max_audio_s:.0f} s that this server accepts.", param="file")
+            yield block

@@ -10,6 +10,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from serve_app.seed_variables import SeedVariables
+
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -24,6 +26,19 @@ class SimulationSettings(_Group):
     step_s: float = Field(0.05, ge=0, description="Fixed seconds per batch.")
     seconds_per_audio_s: float = Field(0.001, ge=0, description="Seconds per second of padded audio.")
     load_s: float = Field(0.0, ge=0, description="Seconds that loading takes.")
+
+
+class WindowSettings(_Group):
+    """How recordings are cut."""
+
+    window_s: float = Field(32.0, ge=3, le=600, description="Longest window that goes to the model, seconds.")
+    overlap_s: float = Field(2.0, ge=1.5, description="Seconds that neighbouring windows share; shorter ones harm words.")
+
+    @model_validator(mode="after")
+    def _window_exceeds_overlap(self) -> "WindowSettings":
+        if self.overlap_s * 2 > self.window_s:
+            raise ValueError("overlap_s must be at most half of window_s")
+        return self
 
 
 class ModelSettings(_Group):
@@ -50,25 +65,13 @@ class ModelSettings(_Group):
     )
     cpu_threads: int = Field(0, ge=0, description="Threads of a CPU replica; 0 takes every core it may use.")
     load_timeout_s: float = Field(3600.0, gt=0, description="Longest a download may stay without finishing.")
+    windows: WindowSettings | None = Field(None, description="How recordings are cut for this model; unset takes the root's.")
     simulation: SimulationSettings = Field(SimulationSettings(), description="Costs for `source: simulated`.")
 
     @model_validator(mode="after")
     def _replicas_in_order(self) -> "ModelSettings":
         if self.max_replicas < self.min_replicas:
             raise ValueError("max_replicas must be at least min_replicas")
-        return self
-
-
-class WindowSettings(_Group):
-    """How recordings are cut."""
-
-    window_s: float = Field(32.0, ge=3, le=600, description="Longest window that goes to the model, seconds.")
-    overlap_s: float = Field(2.0, ge=1.5, description="Seconds that neighbouring windows share; shorter ones harm words.")
-
-    @model_validator(mode="after")
-    def _window_exceeds_overlap(self) -> "WindowSettings":
-        if self.overlap_s * 2 > self.window_s:
-            raise ValueError("overlap_s must be at most half of window_s")
         return self
 
 
@@ -81,6 +84,11 @@ class BatchingSettings(_Group):
         description="Most padded audio in a batch, seconds (longest times count); 0 takes 600 on a GPU and 60 on a CPU.",
     )
     max_batch_items: int = Field(64, ge=1, description="Most windows in a batch.")
+    batch_timeout_s: float = Field(
+        300.0,
+        gt=0,
+        description="Longest a batch may run; then the replica is taken to hang and replaced, its windows sent again.",
+    )
     ageing_s: float = Field(
         5.0, gt=0, description="Windows that waited this long head every fourth batch, so that bulk work never starves."
     )
@@ -89,14 +97,21 @@ class BatchingSettings(_Group):
 class LimitSettings(_Group):
     """What a client may ask for, and how long it may wait."""
 
-    max_upload_bytes: int = Field(2_147_483_648, gt=0, description="Largest upload; more is 413.")
-    max_queued_windows: int = Field(512, ge=1, description="Windows one ingress may have waiting per model; more is 429.")
-    max_windows_in_flight: int = Field(64, ge=1, description="Windows one job may have on replicas at once.")
+    max_upload_bytes: int = Field(8_589_934_592, gt=0, description="Largest upload; more is 413.")
+    max_audio_s: float = Field(86_400.0, gt=0, description="Longest audio, seconds, however small its file; more is 413.")
+    upload_pause_s: float = Field(60.0, gt=0, description="Longest the sender of an upload may pause; then 408.")
+    request_timeout_s: float = Field(
+        21_600.0, gt=0, description="Longest a request may take: 408 if it is still being sent then, else 504."
+    )
+    max_requests: int = Field(256, ge=1, description="Transcriptions that one ingress replica takes on at once; more is 429.")
+    max_windows_in_flight: int = Field(
+        256,
+        ge=1,
+        description="Windows that one ingress replica may have with the models at once. Requests share them equally and wait for "
+        "theirs. A window takes about 2 MB.",
+    )
     model_wait_s: float = Field(
         60.0, gt=0, description="Longest a request waits for a model to load; then 503 with the progress."
-    )
-    window_timeout_s: float = Field(
-        900.0, gt=0, description="Longest a window may take on a loaded replica, in the queue and out."
     )
 
 
@@ -105,7 +120,6 @@ class IngressSettings(_Group):
 
     replicas: int = Field(1, ge=0, description="Ingress replicas; 0 puts one on every node that the cluster has at the start.")
     cpus_per_replica: float = Field(0.25, ge=0, description="CPUs that Ray reserves for an ingress replica.")
-    max_ongoing_requests: int = Field(256, ge=1, description="Requests one ingress replica works on at once.")
 
 
 def _default_models() -> tuple[ModelSettings, ...]:
@@ -143,6 +157,10 @@ class Settings(BaseSettings):
             raise ValueError(f"default_model {self.default_model!r} is not among models")
         return self
 
+    def windows_for(self, model: ModelSettings) -> WindowSettings:
+        """How recordings are cut for a model."""
+        return model.windows or self.windows
+
     @property
     def default_model_name(self) -> str:
         return self.default_model or self.models[0].name
@@ -156,8 +174,8 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment wins over the YAML, so that a container can be set up without editing files."""
-        return env_settings, init_settings
+        """The environment wins over the YAML (its own names over those of the servers it replaces), so that a container can be set up without editing files."""
+        return env_settings, SeedVariables(settings_cls), init_settings
 
 
 def bundled_model_path() -> Path:

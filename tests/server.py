@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil
 import yaml
 
 ROOT = Path(__file__).parent.parent
@@ -27,10 +28,22 @@ class Server:
     url: str
     client: httpx2.Client
     log_path: Path
+    process_id: int
 
     @property
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")
+
+    def processes(self, name: str) -> list[psutil.Process]:
+        """Its processes of that name: `ProxyActor`, `ingress`, `board`, `model NAME`."""
+        found = []
+        for process in psutil.Process(self.process_id).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                # Ray writes a title in place of the arguments; a method's name may follow.
+                title = " ".join(process.cmdline()).rpartition(":")[2].strip()
+                if title == name or title.startswith(f"{name}."):
+                    found.append(process)
+        return found
 
     def transcribe(self, data: bytes, **fields: Any) -> httpx2.Response:
         return self.client.post("/v1/audio/transcriptions", files={"file": ("audio.wav", data)}, data=fields)
@@ -66,7 +79,7 @@ def serve_run(config: Path, folder: Path, *, args: Mapping[str, Any] = {}, env: 
         process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **own, **env}, stdout=log, stderr=subprocess.STDOUT)
     try:
         with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as client:
-            server = Server(f"http://127.0.0.1:{port}", client, log_path)
+            server = Server(f"http://127.0.0.1:{port}", client, log_path, process.pid)
             _wait_until_up(server, process)
             yield server
     finally:

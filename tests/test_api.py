@@ -1,50 +1,17 @@
 """The HTTP side on the real pipeline and decoder, with a recogniser that needs no model and no Ray."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from httpx2 import Response
 
 from serve_app.api import create_api
 from serve_app.errors import EngineError, ModelUnavailable, Overloaded, SpeechError
-from serve_app.service import ReplicaStatus, SpeechService
-from serve_app.settings import LimitSettings, ModelSettings, Settings, SimulationSettings
-from serve_app.simulation import SimulatedEngine
-from serve_app.transcript import Lane, Token, Window
+from serve_app.service import ReplicaStatus
+from serve_app.transcript import Lane
 from tests import media
-
-SETTINGS = Settings(
-    models=(
-        ModelSettings(name="first", source="simulated", min_replicas=1),
-        ModelSettings(name="second", source="nvidia/second", languages=("de",)),
-    ),
-    limits=LimitSettings(max_upload_bytes=1_000_000),
-)
-NOISE = media.wav(np.random.default_rng(0).normal(0, 0.1, 3 * 16_000))
-
-
-class Server:
-    """What the tests can turn: the failure of the next windows, and what the replicas say."""
-
-    def __init__(self) -> None:
-        self.failure: Exception | None = None
-        self.replicas: dict[str, tuple[ReplicaStatus, ...]] = {}
-        self.lanes: list[Lane] = []
-        self._engine = SimulatedEngine(SimulationSettings(step_s=0, seconds_per_audio_s=0))
-        recognisers = {model.name: self.recognise for model in SETTINGS.models}
-        self.service = SpeechService(SETTINGS, recognisers, self.statuses)
-
-    async def recognise(self, window: Window, lane: Lane) -> list[Token]:
-        self.lanes.append(lane)
-        if self.failure is not None:
-            raise self.failure
-        return self._engine.transcribe([window.samples])[0]
-
-    async def statuses(self) -> Mapping[str, tuple[ReplicaStatus, ...]]:
-        return self.replicas
+from tests.stand_in import Server, assert_error, post
 
 
 @pytest.fixture
@@ -56,23 +23,6 @@ def server() -> Server:
 def client(server: Server) -> Iterator[TestClient]:
     with TestClient(create_api(server.service), raise_server_exceptions=False) as client:
         yield client
-
-
-def post(client: TestClient, data: Any = NOISE, **fields: Any) -> Response:
-    return client.post("/v1/audio/transcriptions", files={"file": ("x.wav", data)}, data=fields)
-
-
-def assert_error(response: Response, status: int, code: str, param: str | None = None) -> str:
-    """The answer is OpenAI's error object and nothing else; gives its message."""
-    assert response.status_code == status, response.text
-    error = response.json()["error"]
-    assert set(response.json()) == {"error"}
-    assert set(error) == {"message", "type", "param", "code"}
-    assert (error["code"], error["param"]) == (code, param)
-    assert error["type"] == (
-        "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
-    )
-    return str(error["message"])
 
 
 class TestTranscriptions:
@@ -114,6 +64,56 @@ class TestTranscriptions:
 
     def test_five_seconds_of_silence(self, client: TestClient) -> None:
         assert post(client, media.wav(np.zeros(80_000))).json() == {"text": "", "usage": {"type": "duration", "seconds": 5.0}}
+
+
+class TestChunkingStrategy:
+    LONG = media.wav(np.random.default_rng(1).normal(0, 0.1, 70 * 8_000), 8_000, "ALAW")
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {},
+            {"chunking_strategy": "auto"},
+            {"chunking_strategy": '{"type": "server_vad", "threshold": 0.5}'},
+            {"chunking_strategy[type]": "server_vad", "chunking_strategy[prefix_padding_ms]": "300"},
+        ],
+    )
+    def test_openais_forms_cut_as_the_model_does(self, client: TestClient, server: Server, fields: dict[str, str]) -> None:
+        assert post(client, self.LONG, **fields).status_code == 200
+        assert max(len(window.samples) for window in server.windows) / 16_000 == pytest.approx(32, abs=2)
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"chunking_strategy": '{"window_s": 10, "overlap_s": 3}'},
+            {"chunking_strategy[window_s]": "10", "chunking_strategy[overlap_s]": "3"},
+        ],
+    )
+    def test_a_request_can_choose_its_windows(self, client: TestClient, server: Server, fields: dict[str, str]) -> None:
+        text = post(client, self.LONG).json()["text"]
+        server.windows.clear()
+        assert post(client, self.LONG, **fields).json()["text"] == text
+        first, second = sorted(server.windows, key=lambda window: window.index)[:2]
+        assert len(first.samples) / 16_000 == pytest.approx(10, abs=2)
+        assert (first.end_sample - second.start_sample) / 16_000 == pytest.approx(3, abs=0.1)
+
+    @pytest.mark.parametrize(
+        ("value", "reason"),
+        [
+            ("vad", "must be"),
+            ("[]", "must be"),
+            ('{"type": "client_vad"}', "must be"),
+            ('{"window": 10}', "no `window`"),
+            ('{"window_s": "x"}', "numbers"),
+            ('{"window_s": 1}', "window_s is wrong"),
+            ('{"window_s": 64}', "at most 32"),
+            ('{"window_s": 10, "overlap_s": 6}', "at most half"),
+            ('{"window_s": NaN}', "wrong"),
+        ],
+    )
+    def test_what_cannot_be_done_is_said(self, client: TestClient, value: str, reason: str) -> None:
+        message = assert_error(post(client, chunking_strategy=value), 400, "invalid_request", "chunking_strategy")
+        assert reason in message
 
 
 class TestBadInput:
@@ -241,7 +241,8 @@ class TestServerRoutes:
         assert client.get("/docs").status_code == 200
         schema = client.get("/openapi.json").json()
         (form,) = (s for name, s in schema["components"]["schemas"].items() if name.startswith("Body_"))
-        assert set(form["properties"]) == {"file", "model", "response_format", "timestamp_granularities[]"}
+        fields = {"file", "model", "response_format", "timestamp_granularities[]", "chunking_strategy"}
+        assert set(form["properties"]) == fields | {f"chunking_strategy[{key}]" for key in ("type", "window_s", "overlap_s")}
         assert all(field.get("description") for field in form["properties"].values())
 
 

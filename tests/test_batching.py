@@ -30,9 +30,11 @@ def make_batcher(
     return Batcher(process, limits, now_s=virtual_time.now_s), batches
 
 
-async def submit_at(batcher: Batcher[str, str], at_s: float, name: str, samples: int = 100, lane: Lane = Lane.BULK) -> str:
+async def submit_at(
+    batcher: Batcher[str, str], at_s: float, name: str, samples: int = 100, lane: Lane = Lane.BULK, job: str = ""
+) -> str:
     await asyncio.sleep(at_s - virtual_time.now_s())
-    return await batcher.submit(name, samples, lane)
+    return await batcher.submit(name, samples, lane, job or name)
 
 
 def scenario(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
@@ -48,7 +50,7 @@ def scenario(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
 @scenario
 async def test_an_idle_engine_starts_at_once() -> None:
     batcher, batches = make_batcher()
-    assert await batcher.submit("a", 100, Lane.BULK) == "A"
+    assert await batcher.submit("a", 100, Lane.BULK, "a") == "A"
     assert virtual_time.now_s() == pytest.approx(STEP_S)
     assert batches == [["a"]]
 
@@ -66,10 +68,36 @@ async def test_mean_batch_under_load_is_the_greedy_optimum() -> None:
 
 
 @scenario
+async def test_jobs_of_a_lane_take_turns() -> None:
+    """A job of three windows that comes after one of thirty is done after six steps, not after thirty-three."""
+    batcher, batches = make_batcher(max_items=1, ageing_s=1000)
+    long_job = [submit_at(batcher, 0.0, f"long{n}", job="long") for n in range(30)]
+    short_job = [submit_at(batcher, 0.05, f"short{n}", job="short") for n in range(3)]
+    await asyncio.gather(*long_job, *short_job)
+    order = [name for (name,) in batches]
+    assert order.index("short2") <= 7
+    assert [name for name in order if name.startswith("long")] == [f"long{n}" for n in range(30)]
+
+
+@scenario
+async def test_a_job_that_was_away_gains_no_credit_by_it() -> None:
+    batcher, batches = make_batcher(max_items=1, ageing_s=1000)
+    await batcher.submit("early", 100, Lane.BULK, "b")
+    for n in range(10):
+        await batcher.submit(f"a{n}", 100, Lane.BULK, "a")
+    first = asyncio.create_task(batcher.submit("running", 100, Lane.BULK, "x"))
+    await asyncio.sleep(STEP_S / 2)
+    both = [batcher.submit(f"{job}-{n}", 100, Lane.BULK, job) for n in range(4) for job in "ab"]
+    await asyncio.gather(first, *both)
+    assert {name[0] for (name,) in batches[12:14]} == {"a", "b"}
+    assert {name[0] for (name,) in batches[14:16]} == {"a", "b"}
+
+
+@scenario
 async def test_every_limit_holds_counted_padded() -> None:
     batcher, batches = make_batcher(max_samples=1000, max_items=4)
     sizes = {f"i{n}": 60 + 37 * n % 400 for n in range(60)}
-    await asyncio.gather(*(batcher.submit(name, size, Lane.BULK) for name, size in sizes.items()))
+    await asyncio.gather(*(batcher.submit(name, size, Lane.BULK, name) for name, size in sizes.items()))
     assert sum(map(len, batches)) == len(sizes)
     for batch in batches:
         assert len(batch) <= 4
@@ -79,7 +107,7 @@ async def test_every_limit_holds_counted_padded() -> None:
 @scenario
 async def test_an_item_above_the_limit_runs_alone() -> None:
     batcher, batches = make_batcher(max_samples=1000)
-    await asyncio.gather(batcher.submit("small", 10, Lane.BULK), batcher.submit("huge", 5000, Lane.BULK))
+    await asyncio.gather(batcher.submit("small", 10, Lane.BULK, "small"), batcher.submit("huge", 5000, Lane.BULK, "huge"))
     assert sorted(batches) == [["huge"], ["small"]]
 
 
@@ -87,30 +115,30 @@ async def test_an_item_above_the_limit_runs_alone() -> None:
 async def test_similar_lengths_go_together() -> None:
     batcher, batches = make_batcher(max_items=3)
     lengths = {"s1": 10, "l1": 1000, "s2": 11, "l2": 1001, "s3": 12, "l3": 1002}
-    await asyncio.gather(*(batcher.submit(name, size, Lane.BULK) for name, size in lengths.items()))
+    await asyncio.gather(*(batcher.submit(name, size, Lane.BULK, name) for name, size in lengths.items()))
     assert [sorted(batch) for batch in batches] == [["s1", "s2", "s3"], ["l1", "l2", "l3"]]
 
 
 @scenario
 async def test_live_goes_before_interactive_before_bulk() -> None:
     batcher, batches = make_batcher(max_items=1)
-    first = asyncio.create_task(batcher.submit("running", 100, Lane.BULK))
+    first = asyncio.create_task(batcher.submit("running", 100, Lane.BULK, "running"))
     await asyncio.sleep(STEP_S / 2)
     lanes = {"b": Lane.BULK, "i": Lane.INTERACTIVE, "l": Lane.LIVE}
-    await asyncio.gather(first, *(batcher.submit(name, 100, lane) for name, lane in lanes.items()))
+    await asyncio.gather(first, *(batcher.submit(name, 100, lane, name) for name, lane in lanes.items()))
     assert batches == [["running"], ["l"], ["i"], ["b"]]
 
 
 @scenario
 async def test_a_lower_lane_joins_only_where_it_costs_no_padding() -> None:
     batcher, batches = make_batcher()
-    first = asyncio.create_task(batcher.submit("running", 100, Lane.BULK))
+    first = asyncio.create_task(batcher.submit("running", 100, Lane.BULK, "running"))
     await asyncio.sleep(STEP_S / 2)
     await asyncio.gather(
         first,
-        batcher.submit("live", 100, Lane.LIVE),
-        batcher.submit("long bulk", 900, Lane.BULK),
-        batcher.submit("short bulk", 90, Lane.BULK),
+        batcher.submit("live", 100, Lane.LIVE, "live"),
+        batcher.submit("long bulk", 900, Lane.BULK, "long bulk"),
+        batcher.submit("short bulk", 90, Lane.BULK, "short bulk"),
     )
     assert batches == [["running"], ["live", "short bulk"], ["long bulk"]]
 
@@ -140,9 +168,9 @@ async def test_live_work_is_not_held_up_by_aged_bulk() -> None:
 @scenario
 async def test_a_cancelled_item_leaves_the_queue() -> None:
     batcher, batches = make_batcher(max_items=1)
-    first = asyncio.create_task(batcher.submit("running", 100, Lane.BULK))
+    first = asyncio.create_task(batcher.submit("running", 100, Lane.BULK, "running"))
     await asyncio.sleep(STEP_S / 2)
-    gone = asyncio.create_task(batcher.submit("gone", 100, Lane.BULK))
+    gone = asyncio.create_task(batcher.submit("gone", 100, Lane.BULK, "gone"))
     await asyncio.sleep(0)
     assert batcher.queued == 1
     gone.cancel()
@@ -155,19 +183,19 @@ async def test_a_cancelled_item_leaves_the_queue() -> None:
 @scenario
 async def test_cancelling_a_running_item_does_not_hurt_its_batch() -> None:
     batcher, _ = make_batcher()
-    leaver = asyncio.create_task(batcher.submit("leaver", 100, Lane.BULK))
-    stayer = asyncio.create_task(batcher.submit("stayer", 100, Lane.BULK))
+    leaver = asyncio.create_task(batcher.submit("leaver", 100, Lane.BULK, "leaver"))
+    stayer = asyncio.create_task(batcher.submit("stayer", 100, Lane.BULK, "stayer"))
     await asyncio.sleep(STEP_S / 2)
     leaver.cancel()
     assert await stayer == "STAYER"
-    assert await batcher.submit("next", 100, Lane.BULK) == "NEXT"
+    assert await batcher.submit("next", 100, Lane.BULK, "next") == "NEXT"
 
 
 @scenario
 async def test_one_bad_item_fails_alone() -> None:
     batcher, batches = make_batcher(fail_on="bad")
     names = ["a", "bad", "c", "d"]
-    results = await asyncio.gather(*(batcher.submit(name, 100, Lane.BULK) for name in names), return_exceptions=True)
+    results = await asyncio.gather(*(batcher.submit(name, 100, Lane.BULK, name) for name in names), return_exceptions=True)
     assert [results[0], *results[2:]] == ["A", "C", "D"]
     assert isinstance(results[1], ValueError)
     assert batches[0] == names
@@ -183,7 +211,7 @@ async def test_a_broken_engine_fails_the_whole_batch_at_once() -> None:
         raise EngineBroken("the GPU fell off the bus")
 
     batcher = Batcher(process, BatchLimits(max_samples=1000, max_items=8, ageing_s=1.0), now_s=virtual_time.now_s)
-    results = await asyncio.gather(*(batcher.submit(name, 10, Lane.LIVE) for name in "abc"), return_exceptions=True)
+    results = await asyncio.gather(*(batcher.submit(name, 10, Lane.LIVE, name) for name in "abc"), return_exceptions=True)
     assert [type(result) for result in results] == [EngineBroken] * 3
     assert calls == 1
 
@@ -191,7 +219,7 @@ async def test_a_broken_engine_fails_the_whole_batch_at_once() -> None:
 @scenario
 async def test_stats_count_padding() -> None:
     batcher, _ = make_batcher()
-    await asyncio.gather(batcher.submit("a", 100, Lane.BULK), batcher.submit("b", 300, Lane.BULK))
+    await asyncio.gather(batcher.submit("a", 100, Lane.BULK, "a"), batcher.submit("b", 300, Lane.BULK, "b"))
     stats = batcher.stats
     assert (stats.batches, stats.items, stats.largest_batch) == (1, 2, 2)
     assert (stats.samples, stats.padded_samples) == (400, 600)

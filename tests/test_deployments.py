@@ -7,19 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
-from ray.serve.exceptions import BackPressureError
 
 from serve_app.app import gpus_per_replica
-from serve_app.deployments import MOST_TRIES, SILENT_AFTER_S, ModelBoard, ModelClient
-from serve_app.errors import DeadlineExceeded, EngineBroken, EngineError, ModelUnavailable, Overloaded
+from serve_app.deployments import MOST_TRIES, RETRY_DELAY_S, SILENT_AFTER_S, ModelBoard, ModelClient
+from serve_app.errors import EngineBroken, EngineError, ModelUnavailable, Overloaded
 from serve_app.service import ReplicaStatus
 from serve_app.settings import LimitSettings, ModelSettings, Settings
 from serve_app.transcript import Lane, Token, Window
 from tests import virtual_time
 
+FIRST = Window(0, 0, np.zeros(16_000, dtype=np.int16))
 WINDOW = Window(3, 0, np.zeros(16_000, dtype=np.int16))
 TOKENS = [Token("▁one", 1, 0, 1280, 0.9)]
-LIMITS = LimitSettings(model_wait_s=10, window_timeout_s=60)
+MODEL = ModelSettings(name="m", source="bundled")
+SETTINGS = Settings(models=(MODEL,), limits=LimitSettings(model_wait_s=10))
 
 
 class FakeResponse:
@@ -49,12 +50,8 @@ class FakeHandle:
 
 
 def client_with(answer: Callable[..., Awaitable[Any]], *statuses: ReplicaStatus) -> tuple[ModelClient, FakeHandle]:
-    async def board() -> dict[str, tuple[ReplicaStatus, ...]]:
-        return {"m": statuses} if statuses else {}
-
     replicas: Any = FakeHandle("transcribe", answer)
-    told: Any = FakeHandle("statuses", board)
-    return ModelClient(ModelSettings(name="m", source="bundled"), LIMITS, replicas, told), replicas
+    return ModelClient(MODEL, SETTINGS, replicas, lambda: statuses), replicas
 
 
 def failing(*failures: Exception) -> Callable[..., Awaitable[list[Token]]]:
@@ -76,38 +73,33 @@ def as_seen_by_a_caller(error: Exception) -> RayTaskError:
 class TestModelClient:
     def test_an_answer_is_passed_on(self) -> None:
         client, handle = client_with(failing())
-        assert virtual_time.run(client.recognise(WINDOW, Lane.BULK)) == TOKENS
-        ((samples, lane),) = handle.calls
+        assert virtual_time.run(client.recognise(WINDOW, Lane.BULK, "job")) == TOKENS
+        ((samples, lane, job),) = handle.calls
         assert samples is WINDOW.samples
-        assert lane == Lane.BULK
+        assert (lane, job) == (Lane.BULK, "job")
 
     @pytest.mark.parametrize("lost", [ActorDiedError(), as_seen_by_a_caller(EngineBroken("the GPU failed"))])
     def test_a_window_lost_with_its_replica_is_sent_again(self, lost: Exception) -> None:
         client, handle = client_with(failing(lost, lost))
-        assert virtual_time.run(client.recognise(WINDOW, Lane.BULK)) == TOKENS
+        assert virtual_time.run(client.recognise(WINDOW, Lane.BULK, "job")) == TOKENS
         assert len(handle.calls) == 3
 
     def test_but_not_for_ever(self) -> None:
         client, handle = client_with(failing(*[ActorDiedError()] * 10))
         with pytest.raises(EngineBroken, match="lost"):
-            virtual_time.run(client.recognise(WINDOW, Lane.BULK))
+            virtual_time.run(client.recognise(WINDOW, Lane.BULK, "job"))
         assert len(handle.calls) == MOST_TRIES
 
     def test_a_failure_of_ours_arrives_as_it_was(self) -> None:
         client, _ = client_with(failing(as_seen_by_a_caller(ModelUnavailable("no file", param="model"))))
         with pytest.raises(ModelUnavailable, match="no file") as caught:
-            virtual_time.run(client.recognise(WINDOW, Lane.BULK))
+            virtual_time.run(client.recognise(WINDOW, Lane.BULK, "job"))
         assert caught.value.param == "model"
 
     def test_any_other_failure_is_an_engine_error(self) -> None:
         client, _ = client_with(failing(as_seen_by_a_caller(KeyError("x"))))
         with pytest.raises(EngineError, match="KeyError"):
-            virtual_time.run(client.recognise(WINDOW, Lane.BULK))
-
-    def test_a_full_queue_is_overload(self) -> None:
-        client, _ = client_with(failing(BackPressureError(10, 10)))
-        with pytest.raises(Overloaded):
-            virtual_time.run(client.recognise(WINDOW, Lane.BULK))
+            virtual_time.run(client.recognise(WINDOW, Lane.BULK, "job"))
 
     @pytest.mark.parametrize(
         ("statuses", "reason"),
@@ -130,13 +122,13 @@ class TestModelClient:
 
         async def ask() -> float:
             with pytest.raises(ModelUnavailable, match=reason):
-                await client.recognise(WINDOW, Lane.BULK)
+                await client.recognise(FIRST, Lane.BULK, "job")
             waited_s = virtual_time.now_s()
             await asyncio.sleep(1)
             return waited_s
 
         client, _ = client_with(never, *statuses)
-        assert virtual_time.run(ask()) == pytest.approx(LIMITS.model_wait_s)
+        assert virtual_time.run(ask()) == pytest.approx(SETTINGS.limits.model_wait_s)
         assert cancelled
 
     def test_a_loaded_replica_gets_the_full_time(self) -> None:
@@ -144,19 +136,37 @@ class TestModelClient:
             return await asyncio.sleep(40, TOKENS)
 
         client, _ = client_with(slow, ReplicaStatus("r", "ready"))
-        assert virtual_time.run(client.recognise(WINDOW, Lane.BULK)) == TOKENS
+        assert virtual_time.run(client.recognise(FIRST, Lane.BULK, "job")) == TOKENS
 
-    def test_and_no_more(self) -> None:
-        async def never(*_: Any) -> list[Token]:
-            return await asyncio.sleep(1000, [])
+    def test_a_job_that_has_begun_waits_for_its_model_to_be_loaded_anew(self) -> None:
+        async def slow(*_: Any) -> list[Token]:
+            return await asyncio.sleep(1000, TOKENS)
 
+        client, _ = client_with(slow, ReplicaStatus("r", "loading"))
+        assert virtual_time.run(client.recognise(WINDOW, Lane.BULK, "job")) == TOKENS
+
+    def test_no_wait_after_the_last_try(self) -> None:
         async def ask() -> float:
-            with pytest.raises(DeadlineExceeded):
-                await client.recognise(WINDOW, Lane.BULK)
+            with pytest.raises(EngineBroken):
+                await client.recognise(WINDOW, Lane.BULK, "job")
             return virtual_time.now_s()
 
-        client, _ = client_with(never, ReplicaStatus("r", "ready"))
-        assert virtual_time.run(ask()) == pytest.approx(LIMITS.window_timeout_s)
+        client, _ = client_with(failing(*[ActorDiedError()] * 10))
+        assert virtual_time.run(ask()) == pytest.approx(RETRY_DELAY_S * (2 ** (MOST_TRIES - 1) - 1))
+
+    @pytest.mark.parametrize(
+        ("statuses", "windows"),
+        [
+            ((), 4),
+            ((ReplicaStatus("a", "ready", device="cpu"),), 4),
+            ((ReplicaStatus("a", "ready", device="cuda"),), 36),
+            ((ReplicaStatus("a", "ready", device="cuda"), ReplicaStatus("b", "ready", device="cuda")), 72),
+            ((ReplicaStatus("a", "ready", device="cuda"), ReplicaStatus("b", "loading")), 36),
+        ],
+    )
+    def test_a_job_wants_two_batches_for_every_loaded_replica(self, statuses: tuple[ReplicaStatus, ...], windows: int) -> None:
+        client, _ = client_with(failing(), *statuses)
+        assert client.windows_wanted() == windows
 
 
 async def test_the_board_forgets_replicas_that_went_silent() -> None:

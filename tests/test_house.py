@@ -9,8 +9,22 @@ PACKAGE = Path(__file__).parent.parent / "serve_app"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 MOST_LINES = 300
 
-PURE = {"transcript", "errors", "settings", "audio", "chunking", "seams", "segments", "export", "batching", "pipeline", "service"}
-RAY = {"deployments", "ingress", "app"}
+PURE = {
+    "transcript",
+    "errors",
+    "settings",
+    "audio",
+    "chunking",
+    "seams",
+    "segments",
+    "export",
+    "batching",
+    "pipeline",
+    "service",
+    "admission",
+    "seed_variables",
+}
+RAY = {"deployments", "ingress", "app", "backpressure"}
 ENGINE = {"engine"}
 
 

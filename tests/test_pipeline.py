@@ -42,7 +42,7 @@ async def blocks(duration_s: float, block_s: float = 5.0) -> AsyncGenerator[Samp
 
 
 async def run(duration_s: float, recognise: Recognise, *, max_in_flight: int = 4) -> list[Event]:
-    flow = transcribe(blocks(duration_s), recognise, window_s=30.0, overlap_s=2.0, max_in_flight=max_in_flight)
+    flow = transcribe(blocks(duration_s), recognise, window_s=30.0, overlap_s=2.0, max_in_flight=lambda: max_in_flight)
     return [event async for event in flow]
 
 
@@ -95,6 +95,25 @@ async def test_windows_in_flight_are_bounded_and_used() -> None:
     assert most == 3
 
 
+async def test_the_bound_may_change_on_the_way() -> None:
+    running = most_later = 0
+
+    async def recognise(window: Window) -> list[Token]:
+        nonlocal running, most_later
+        running += 1
+        if window.index > 14:
+            most_later = max(most_later, running)
+        await asyncio.sleep(0.001)
+        running -= 1
+        return []
+
+    bounds = iter([6] * 12)  # asked about once for every window
+    flow = transcribe(blocks(600), recognise, window_s=30.0, overlap_s=2.0, max_in_flight=lambda: next(bounds, 2))
+    async for _ in flow:
+        pass
+    assert most_later == 2
+
+
 def all_but_first_hang(stopped: list[int]) -> Recognise:
     """Windows after the first take a minute, and put their index into `stopped` when they are cancelled."""
 
@@ -126,7 +145,7 @@ async def test_a_failing_window_ends_the_job_and_stops_the_others() -> None:
 async def test_leaving_early_stops_what_is_running() -> None:
     stopped: list[int] = []
 
-    flow = transcribe(blocks(200), all_but_first_hang(stopped), window_s=30.0, overlap_s=2.0, max_in_flight=3)
+    flow = transcribe(blocks(200), all_but_first_hang(stopped), window_s=30.0, overlap_s=2.0, max_in_flight=lambda: 3)
     async for _ in flow:
         break
     await flow.aclose()

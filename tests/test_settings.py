@@ -7,7 +7,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from serve_app.settings import Settings, bundled_model_path
+from serve_app.settings import Settings, WindowSettings, bundled_model_path
 from tools import settings_table
 
 ROOT = Path(__file__).parent.parent
@@ -85,3 +85,35 @@ def test_the_docs_hold_the_table_of_settings() -> None:
 
 def test_the_bundled_model_is_there_and_small() -> None:
     assert bundled_model_path().stat().st_size < 8_000_000
+
+
+class TestSeedVariables:
+    @pytest.mark.parametrize(
+        ("chunk", "overlap", "window_s", "overlap_s"),
+        [
+            ("30", "5", 30, 5),
+            ("30.0", "", 30, 2),
+            ("", "5", 32, 5),
+            ("30", "0", 30, 1.5),
+            ("1", "5", 3, 1.5),
+            ("9999", "5", 600, 5),
+        ],
+    )
+    def test_chunk_settings_become_windows(
+        self, monkeypatch: pytest.MonkeyPatch, chunk: str, overlap: str, window_s: float, overlap_s: float
+    ) -> None:
+        monkeypatch.setenv("TRANSCRIBE_CHUNK_LEN", chunk)
+        monkeypatch.setenv("TRANSCRIBE_OVERLAP", overlap)
+        windows = Settings().windows
+        assert (windows.window_s, windows.overlap_s) == (window_s, overlap_s)
+
+    def test_they_win_over_the_file_and_lose_to_our_own_names(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TRANSCRIBE_CHUNK_LEN", "20")
+        assert Settings(windows=WindowSettings(window_s=40)).windows.window_s == 20
+        monkeypatch.setenv("PARAKEET_WINDOWS__WINDOW_S", "25")
+        assert Settings().windows.window_s == 25
+
+    def test_what_is_no_number_stops_the_start(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TRANSCRIBE_OVERLAP", "five")
+        with pytest.raises(ValueError, match="TRANSCRIBE_OVERLAP"):
+            Settings()

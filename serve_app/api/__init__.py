@@ -12,8 +12,8 @@ DESCRIPTION = "Speech to text with NVIDIA Parakeet models. The routes under `/v1
 def create_api(service: SpeechService) -> FastAPI:
     """The FastAPI application of one service."""
     api = FastAPI(title="Parakeet on Ray Serve", version=__version__, description=DESCRIPTION)
-    max_upload_bytes = service.settings.limits.max_upload_bytes
-    errors.install(api, max_upload_bytes)
-    api.add_middleware(limits.AnnouncedLength, max_bytes=max_upload_bytes)
+    request_limits = service.settings.limits
+    errors.install(api, request_limits.max_upload_bytes)
+    api.add_middleware(limits.RequestLimits, limits=request_limits, admission=service.admission)
     api.include_router(rest.create_router(service))
     return api

@@ -18,8 +18,9 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     for status, description in {
         400: "The request cannot be honoured as it stands: a field is missing or wrong, or the file is not audio.",
         404: "No such model.",
-        413: "The upload is larger than the server accepts.",
-        429: "The server has as much work as it can take; `Retry-After` says when to try again.",
+        408: "The upload paused too long, or did not end in time.",
+        413: "The upload is larger, or its audio longer, than the server accepts.",
+        429: "The server has as many requests as it takes at once; `Retry-After` says when to try again.",
         500: "Recognition failed.",
         503: "The model cannot be had now; the message says why, `Retry-After` when to try again.",
         504: "The answer did not come in time.",
@@ -47,6 +48,8 @@ def install(api: FastAPI, max_upload_bytes: int) -> None:
 
     @api.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        if isinstance(error.__cause__, SpeechError):
+            return answer(error.__cause__)
         if error.status_code == UploadTooLarge.status:
             return answer(UploadTooLarge.over(max_upload_bytes))
         message = f"Unknown route: {request.url.path}" if error.status_code == 404 else str(error.detail)

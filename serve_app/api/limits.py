@@ -1,24 +1,75 @@
-"""Refuses an upload by what its header announces, before a byte of it is read."""
+"""What a request may cost, watched from before its first byte to its end: bytes, seconds, and a place among those at work."""
+
+import asyncio
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.admission import Admission
 from serve_app.api.errors import answer
-from serve_app.errors import UploadTooLarge
+from serve_app.errors import DeadlineExceeded, SpeechError, UploadTooLarge, UploadTooSlow
+from serve_app.settings import LimitSettings
 
 
-class AnnouncedLength:
-    """ASGI middleware. FastAPI's own limit counts, and so takes care of uploads that announce no length; its answer to the others
-    would not be JSON."""
+class RequestLimits:
+    """ASGI middleware. Requests without a body pass untouched; FastAPI counts the bytes of uploads that announce no length."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, limits: LimitSettings, admission: Admission) -> None:
         self._app = app
-        self._max_bytes = max_bytes
+        self._limits = limits
+        self._admission = admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = self._app
-        if scope["type"] == "http":
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        request = _Request(receive, send, self._limits)
+        try:
             length = Headers(scope=scope).get("content-length", "")
-            if length.isdecimal() and int(length) > self._max_bytes:
-                app = answer(UploadTooLarge.over(self._max_bytes))
-        await app(scope, receive, send)
+            if length.isdecimal() and int(length) > self._limits.max_upload_bytes:
+                raise UploadTooLarge.over(self._limits.max_upload_bytes)
+            with self._admission.request():
+                async with asyncio.timeout(self._limits.request_timeout_s):
+                    await self._app(scope, request.receive, request.send)
+        except SpeechError as error:
+            await answer(error)(scope, receive, send)
+        except TimeoutError:
+            if request.is_answered:
+                raise
+            await answer(request.too_late())(scope, receive, send)
+
+
+class _Request:
+    """One request on its way."""
+
+    def __init__(self, receive: Receive, send: Send, limits: LimitSettings) -> None:
+        self._receive = receive
+        self._send = send
+        self._limits = limits
+        self._is_complete = False
+        self.is_answered = False
+
+    async def receive(self) -> Message:
+        # After the body only a disconnect can come, which is waited for as long as the request takes.
+        pause_s = None if self._is_complete else self._limits.upload_pause_s
+        try:
+            async with asyncio.timeout(pause_s):
+                message = await self._receive()
+        except TimeoutError:
+            error = UploadTooSlow(f"Nothing of the upload came for {pause_s:.0f} s.", param="file")
+            # Whatever else is raised while a form is parsed, FastAPI takes for a broken form.
+            raise HTTPException(error.status) from error
+        self._is_complete = not message.get("more_body", False)
+        return message
+
+    async def send(self, message: Message) -> None:
+        self.is_answered = True
+        await self._send(message)
+
+    def too_late(self) -> SpeechError:
+        """The error for a request that took all its time."""
+        limit_s = self._limits.request_timeout_s
+        if self._is_complete:
+            return DeadlineExceeded(f"The answer was not ready within {limit_s:.0f} s.")
+        return UploadTooSlow(f"The upload did not end within {limit_s:.0f} s.", param="file")

@@ -4,7 +4,7 @@ import time
 from dataclasses import asdict
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, File, Form, UploadFile
+from fastapi import APIRouter, Depends, File, Form, UploadFile
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from serve_app import export
@@ -19,6 +19,7 @@ from serve_app.api.schemas import (
     TranscriptionJson,
     TranscriptionVerboseJson,
 )
+from serve_app.api.windows import ChunkingStrategy, chunking_strategy
 from serve_app.audio import AudioFile
 from serve_app.service import ModelStatus, SpeechService
 
@@ -54,10 +55,12 @@ def create_router(service: SpeechService) -> APIRouter:
             list[Granularity],
             Form(alias="timestamp_granularities[]", description="With `verbose_json`: `word` adds the words and their times."),
         ] = ["segment"],  # noqa: B006
+        strategy: Annotated[ChunkingStrategy, Depends(chunking_strategy)] = ChunkingStrategy(),  # noqa: B008
     ) -> Response:
         """Transcribe a file."""
-        audio = AudioFile(file.file)
-        transcript = await service.transcribe_file(audio, service.find_model(model))
+        found = service.find_model(model)
+        windows = strategy.windows(service.settings.windows_for(found))
+        transcript = await service.transcribe_file(AudioFile(file.file), found, windows)
         if response_format == "text":
             return PlainTextResponse(export.to_text(transcript))
         if response_format == "verbose_json":

@@ -1,0 +1,41 @@
+"""What one ingress process takes on at once: how many requests, and how many windows each of them may have with the models."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from serve_app.errors import Overloaded
+
+
+class Admission:
+    """Counts; belongs to one event loop."""
+
+    def __init__(self, max_requests: int, max_windows: int) -> None:
+        self._max_requests = max_requests
+        self._max_windows = max_windows
+        self._requests = 0
+        self._jobs = 0
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """A request is at work, its upload included. Raises Overloaded when there are as many as may be."""
+        if self._requests >= self._max_requests:
+            raise Overloaded("The server has as many requests as it takes at once; try again in a few seconds.")
+        self._requests += 1
+        try:
+            yield
+        finally:
+            self._requests -= 1
+
+    @contextmanager
+    def job(self) -> Iterator[None]:
+        """A recording is being transcribed."""
+        self._jobs += 1
+        try:
+            yield
+        finally:
+            self._jobs -= 1
+
+    @property
+    def windows_per_job(self) -> int:
+        """An equal share of the windows for every job that is at work now, at least one."""
+        return max(1, self._max_windows // max(1, self._jobs))

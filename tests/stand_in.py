@@ -1,0 +1,71 @@
+"""The HTTP side on the real pipeline and decoder, with a recogniser that needs no model and no Ray: for tests of the API."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from fastapi.testclient import TestClient
+from httpx2 import Response
+
+from serve_app.service import ReplicaStatus, SpeechService
+from serve_app.settings import LimitSettings, ModelSettings, Settings, SimulationSettings
+from serve_app.simulation import SimulatedEngine
+from serve_app.transcript import Lane, Token, Window
+from tests import media
+
+SETTINGS = Settings(
+    models=(
+        ModelSettings(name="first", source="simulated", min_replicas=1),
+        ModelSettings(name="second", source="nvidia/second", languages=("de",)),
+    ),
+    limits=LimitSettings(max_upload_bytes=1_000_000),
+)
+NOISE = media.wav(np.random.default_rng(0).normal(0, 0.1, 3 * 16_000))
+
+
+class Server:
+    """What the tests can turn: the failure of the next windows, and what the replicas say."""
+
+    def __init__(self, limits: LimitSettings = SETTINGS.limits) -> None:
+        self.failure: Exception | None = None
+        self.replicas: dict[str, tuple[ReplicaStatus, ...]] = {}
+        self.lanes: list[Lane] = []
+        self._engine = SimulatedEngine(SimulationSettings(step_s=0, seconds_per_audio_s=0))
+        self.windows: list[Window] = []
+        self.hold = asyncio.Event()
+        self.hold.set()
+        self.service = SpeechService(
+            SETTINGS.model_copy(update={"limits": limits}), {model.name: self for model in SETTINGS.models}, self.statuses
+        )
+
+    async def recognise(self, window: Window, lane: Lane, job: str) -> list[Token]:
+        self.lanes.append(lane)
+        self.windows.append(window)
+        await self.hold.wait()
+        if self.failure is not None:
+            raise self.failure
+        return self._engine.transcribe([window.samples])[0]
+
+    def windows_wanted(self) -> int:
+        return 4
+
+    async def statuses(self) -> Mapping[str, tuple[ReplicaStatus, ...]]:
+        return self.replicas
+
+
+def post(client: TestClient, data: Any = NOISE, **fields: Any) -> Response:
+    return client.post("/v1/audio/transcriptions", files={"file": ("x.wav", data)}, data=fields)
+
+
+def assert_error(response: Response, status: int, code: str, param: str | None = None) -> str:
+    """The answer is OpenAI's error object and nothing else; gives its message."""
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert set(response.json()) == {"error"}
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["code"], error["param"]) == (code, param)
+    assert error["type"] == (
+        "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
+    )
+    return str(error["message"])

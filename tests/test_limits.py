@@ -1,0 +1,104 @@
+"""What a request may cost: each limit on an API of its own that allows little."""
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+from fastapi.testclient import TestClient
+from httpx2 import Response
+
+from serve_app.admission import Admission
+from serve_app.api import create_api
+from serve_app.settings import LimitSettings
+from tests import media
+from tests.stand_in import Server, assert_error, post
+
+
+class TestLimits:
+    """Each on a server of its own that allows little."""
+
+    @staticmethod
+    def limited(**limits: Any) -> tuple[Server, TestClient]:
+        server = Server(LimitSettings(**limits))
+        return server, TestClient(create_api(server.service), raise_server_exceptions=False)
+
+    def test_audio_that_is_too_long_is_stopped_however_small_its_file(self) -> None:
+        _, client = self.limited(max_audio_s=3600)
+        silence = media.encode(np.zeros(48_000 * 4000, np.float32), 48_000, "flac", "flac")
+        assert len(silence) < 1_000_000
+        with client:
+            assert_error(post(client, silence), 413, "audio_too_long", "file")
+            assert post(client).status_code == 200
+
+    def test_more_requests_than_may_be_are_refused_and_not_less(self) -> None:
+        server, client = self.limited(max_requests=2)
+        server.hold.clear()
+        with client, ThreadPoolExecutor(3) as clients:
+            answers = [clients.submit(post, client) for _ in range(2)]
+            while len(server.windows) < 2:
+                time.sleep(0.01)
+            refused = post(client)
+            assert_error(refused, 429, "overloaded")
+            assert int(refused.headers["retry-after"]) > 0
+            assert client.get("/health").status_code == 200
+            client.portal.call(server.hold.set)  # type: ignore[union-attr]
+            assert [answer.result().status_code for answer in answers] == [200, 200]
+            assert post(client).status_code == 200
+
+    def test_an_upload_that_pauses_is_ended(self) -> None:
+        _, client = self.limited(upload_pause_s=0.05)
+        with client:
+            assert_error(self._slow_post(client, pause_s=0.5), 408, "upload_too_slow", "file")
+
+    def test_an_upload_that_takes_all_the_time_is_ended(self) -> None:
+        _, client = self.limited(request_timeout_s=0.2)
+        with client:
+            assert_error(self._slow_post(client, pause_s=0.05), 408, "upload_too_slow", "file")
+
+    def test_a_transcription_that_takes_all_the_time_is_ended(self) -> None:
+        server, client = self.limited(request_timeout_s=0.2)
+        server.hold.clear()
+        with client:
+            assert_error(post(client), 504, "deadline_exceeded")
+
+    @staticmethod
+    def _slow_post(client: TestClient, pause_s: float) -> Response:
+        """An upload in pieces, with pauses."""
+
+        async def app() -> Response:
+            sent: list[Any] = []
+            scope = {"type": "http", "method": "POST", "path": "/v1/audio/transcriptions", "query_string": b""}
+            scope |= {"headers": [(b"content-type", b"multipart/form-data; boundary=x")]}
+            pieces = 0
+
+            async def receive() -> Any:
+                nonlocal pieces
+                pieces += 1
+                await asyncio.sleep(0 if pieces == 1 else pause_s)
+                head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+                return {"type": "http.request", "body": head if pieces == 1 else b"abc", "more_body": True}
+
+            async def send(message: Any) -> None:
+                sent.append(message)
+
+            await client.app(scope, receive, send)
+            headers = [(name.decode(), value.decode()) for name, value in sent[0]["headers"]]
+            return Response(sent[0]["status"], headers=headers, content=sent[1]["body"])
+
+        return client.portal.call(app)  # type: ignore[union-attr]
+
+
+def test_jobs_share_the_windows_equally_and_each_has_one() -> None:
+    admission = Admission(max_requests=10, max_windows=8)
+    with admission.job():
+        assert admission.windows_per_job == 8
+        with admission.job(), admission.job():
+            assert admission.windows_per_job == 2
+            with ExitStack() as more:
+                for _ in range(20):
+                    more.enter_context(admission.job())
+                assert admission.windows_per_job == 1
+        assert admission.windows_per_job == 8
