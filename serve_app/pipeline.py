@@ -1,6 +1,6 @@
 """READ FIRST: how speech becomes text here. Every entry point (REST, WebSocket, live) is this one flow.
 
-    audio blocks ── plan ──▶ windows ── recognise (fan-out) ──▶ tokens per window ── merge ──▶ tokens ──▶ segments
+    audio blocks ── plan ──▶ windows ── recognise (fan-out), check ──▶ tokens per window ── merge ──▶ tokens ──▶ segments
 
 It is a stream from end to end: the first window is with a replica while the second is being decoded, and nothing grows with the
 length of the recording but the transcript itself.
@@ -13,6 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from serve_app.chunking import Merger, Planner
+from serve_app.gaps import SecondLooks
 from serve_app.segments import Segmenter
 from serve_app.transcript import SAMPLE_RATE, Samples, Segment, Token, Window
 
@@ -60,6 +61,7 @@ async def transcribe(
     Errors of `audio` and `recognise` pass through; whatever ends the flow, no window is left running.
     """
     planner, merger, segmenter = Planner(window_s, overlap_s), Merger(overlap_s), Segmenter()
+    recognise_and_check = SecondLooks(recognise)
     running: deque[tuple[Window, asyncio.Future[list[Token]]]] = deque()
     segments: list[Segment] = []
     samples = planned = done = 0
@@ -80,7 +82,7 @@ async def transcribe(
             async for window in windows:
                 planned += 1
                 samples = window.end_sample
-                running.append((window, asyncio.ensure_future(recognise(window))))
+                running.append((window, asyncio.ensure_future(recognise_and_check(window))))
                 while running and (running[0][1].done() or len(running) >= max_in_flight()):
                     for event in await next_done():
                         yield event

@@ -174,7 +174,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment wins over the YAML (its own names over those of the servers it replaces), so that a container can be set up without editing files."""
+        """The environment wins over the YAML, so that a container is set up without editing files; in it, our own names win."""
         return env_settings, SeedVariables(settings_cls), init_settings
 
 

@@ -23,6 +23,7 @@ PURE = {
     "service",
     "admission",
     "seed_variables",
+    "gaps",
 }
 RAY = {"deployments", "ingress", "app", "backpressure"}
 ENGINE = {"engine"}

@@ -39,8 +39,8 @@ def chunking_strategy(
         str | None,
         Form(
             alias=FIELD,
-            description="`auto`, or a JSON object in OpenAI's form: its `type` is `server_vad`, and its numbers have no effect, since "
-            "cuts are made where it is quiet anyway. `window_s` and `overlap_s`, seconds, are this server's additions.",
+            description="`auto`, or JSON in OpenAI's form. Its `type` is `server_vad`; its numbers have no effect, as cuts "
+            "are made where it is quiet anyway. `window_s` and `overlap_s`, seconds, are this server's additions.",
         ),
     ] = None,
     kind: Annotated[str | None, Form(alias=f"{FIELD}[type]", description="The same, as OpenAI's clients send it.")] = None,

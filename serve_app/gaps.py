@@ -1,0 +1,100 @@
+"""Stage 3: find speech that a model passed over, and put in what a second look at it gives.
+
+A token-and-duration transducer now and then jumps over a whole phrase (NeMo issue 14430). It shows as a gap between tokens where
+the audio is as loud as speech. Heard again in a window that begins elsewhere, the phrase mostly comes out; FluidAudio's repair of
+long transcriptions is the model for this.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from serve_app.transcript import FRAME_SAMPLES, SAMPLE_RATE, Token, Window
+
+LEAST_GAP = 3 * SAMPLE_RATE // 2
+WORD_TAIL = 6 * FRAME_SAMPLES
+WORD_ONSET = 3 * FRAME_SAMPLES
+"""A word sounds on after its last token and begins before its first, samples: this much of a gap belongs to its neighbours."""
+
+LEAST_LOUD_FRAMES = 5
+CONTEXT = 2 * SAMPLE_RATE
+"""Heard to either side of what is loud in a gap, samples."""
+
+FREE_LOOKS = 4
+WINDOWS_PER_LOOK = 5
+"""Second looks that may find nothing: a few, and one more for so many windows. Music sounds like speech for hours."""
+
+_FULL_SCALE = 32768.0
+_LEAST_LEVEL = 0.002
+_ABOVE_NOISE = 3.0
+_BELOW_SPEECH = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Half-open spans, samples from the window's start: the one without tokens, and within it the one that is loud."""
+
+    start: int
+    end: int
+    loud_start: int
+    loud_end: int
+
+
+def suspicious_gaps(window: Window, tokens: Sequence[Token]) -> list[Gap]:
+    """Gaps of a window, edges included, that sound like speech. Token times: samples from the window's start."""
+    frames = window.samples[: len(window.samples) // FRAME_SAMPLES * FRAME_SAMPLES].reshape(-1, FRAME_SAMPLES)
+    if not len(frames):
+        return []
+    level = np.sqrt(np.square(frames.astype(np.float32) / _FULL_SCALE).mean(axis=1))
+    spoken = np.zeros(len(level), dtype=bool)
+    for token in tokens:
+        spoken[token.start_sample // FRAME_SAMPLES : token.end_sample // FRAME_SAMPLES + 1] = True
+    threshold = max(_LEAST_LEVEL, _ABOVE_NOISE * float(np.percentile(level, 10)))
+    if spoken.any():
+        threshold = max(threshold, _BELOW_SPEECH * float(np.median(level[spoken])))
+
+    gaps, start = [], 0
+    for end, resume in [*((token.start_sample, token.end_sample) for token in tokens), (len(window.samples), 0)]:
+        first = (start + WORD_TAIL) // FRAME_SAMPLES
+        loud = first + np.flatnonzero(level[first : (end - WORD_ONSET) // FRAME_SAMPLES] > threshold)
+        if end - start >= LEAST_GAP and len(loud) >= LEAST_LOUD_FRAMES:
+            gaps.append(Gap(start, end, int(loud[0]) * FRAME_SAMPLES, int(loud[-1] + 1) * FRAME_SAMPLES))
+        start = max(start, resume)
+    return gaps
+
+
+def second_look(window: Window, gap: Gap) -> Window:
+    """The window in which a gap is to be heard again: what is loud in it and a little around, on the frame grid."""
+    start = max(0, gap.loud_start - CONTEXT)
+    return Window(window.index, window.start_sample + start, window.samples[start : gap.loud_end + CONTEXT])
+
+
+def filled(tokens: Sequence[Token], gap: Gap, found: Sequence[Token]) -> list[Token]:
+    """The tokens with those of `found` that lie in the gap; all times: samples from the window's start."""
+    inside = [t for t in found if gap.start <= t.start_sample and t.end_sample <= gap.end]
+    before = [t for t in tokens if t.start_sample < gap.start or t.end_sample <= gap.start]
+    return [*before, *inside, *tokens[len(before) :]]
+
+
+class SecondLooks:
+    """Recognises the windows of one recording, and hears suspicious gaps again for as long as that pays."""
+
+    def __init__(self, recognise: Callable[[Window], Awaitable[list[Token]]]) -> None:
+        self._recognise = recognise
+        self._windows = 0
+        self._fruitless = 0
+
+    async def __call__(self, window: Window) -> list[Token]:
+        """Tokens of one window, with times in samples from its start."""
+        self._windows += 1
+        tokens = await self._recognise(window)
+        for gap in suspicious_gaps(window, tokens):
+            look = second_look(window, gap)
+            if len(look.samples) == len(window.samples) or self._fruitless >= FREE_LOOKS + self._windows // WINDOWS_PER_LOOK:
+                continue
+            found = [token.moved(look.start_sample - window.start_sample) for token in await self._recognise(look)]
+            more = filled(tokens, gap, found)
+            self._fruitless += len(more) == len(tokens)
+            tokens = more
+        return tokens
