@@ -22,6 +22,14 @@ replica's queue, where lanes and turns hold."""
 UPSCALE_DELAY_S = 5.0
 LOOK_BACK_S = 15.0
 DRAIN_S = 600.0
+"""What an ingress that is being replaced gets to finish its requests."""
+
+MODEL_DRAIN_S = 30.0
+"""What a model replica gets; windows that take longer are sent again to another."""
+
+HEALTH_CHECK_PERIOD_S = 5.0
+HEALTH_CHECK_TIMEOUT_S = 15.0
+"""Serve replaces a replica after three failures. They find a process that does not move; a hung engine ends its own."""
 
 
 def build_app(args: Settings) -> Application:
@@ -73,7 +81,9 @@ def _model_deployment(model: ModelSettings, settings: Settings, gpus: float, boa
         f"model {model.name}",
         settings,
         max_ongoing_requests=UNLIMITED,
-        graceful_shutdown_timeout_s=DRAIN_S,
+        graceful_shutdown_timeout_s=MODEL_DRAIN_S,
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
+        health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
         ray_actor_options={"num_cpus": model.cpus_per_replica, "num_gpus": gpus},
         autoscaling_config={
             "min_replicas": model.min_replicas,

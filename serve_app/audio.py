@@ -1,18 +1,26 @@
 """Any audio or video file in, blocks of mono int16 at 16 kHz out, a bit at a time.
 
 PyAV carries FFmpeg, so every container and codec that FFmpeg knows works without a system package. A damaged file gives what
-decodes, with a warning; a file that gives nothing is an AudioError.
+decodes, with a warning; a file that gives nothing is an AudioError. A time in the blocks is the time that a player shows: where
+the file's own time stamps leave a gap (audio that starts after the video, packets that were lost or never sent in silence),
+there is silence.
 """
 
 import asyncio
+import functools
+import itertools
 import os
-from collections.abc import AsyncGenerator, Generator, Iterator
+from collections.abc import AsyncGenerator, Generator, Iterable, Iterator
+from fractions import Fraction
 from typing import BinaryIO, cast
 
 import av
 import numpy as np
 from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
+from av.filter import Graph
+from av.packet import Packet
+from av.stream import Discard
 from numpy.typing import NDArray
 
 from serve_app.errors import AudioError
@@ -24,11 +32,24 @@ BLOCK_SAMPLES = 5 * SAMPLE_RATE
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1_000, 768_000
 """Outside, a header is broken or made to fill the memory: at 1 Hz a few kilobytes would be hours."""
 
-NO_OTHER_FILES = {"protocol_whitelist": "none"}
-"""Playlists and session descriptions would have FFmpeg open files of this machine, or its network."""
+LONGEST_FRAME_S = 100
+"""A frame is decoded as a whole; real ones last seconds at most, forged ones hours."""
 
-MOST_DAMAGED_PACKETS = 1000
-"""Decoding stops here: what follows would be noise, and a demuxer may report the same damage for ever."""
+OPEN_OPTIONS = {"protocol_whitelist": "none", "max_pixels": "1"}
+"""Playlists and session descriptions would have FFmpeg open files of this machine, or its network. And to learn about a video it
+would decode a picture, for which a file of some kilobytes can ask hundreds of megabytes."""
+
+AMR_FIRST_SILENT_TYPE = 8
+"""By these frames a telephone says that nobody speaks. FFmpeg takes them for damage; left out, their time is silence."""
+
+SHORTEST_GAP_S = 0.1
+"""Time stamps of good files are off by less: codecs delay, containers round."""
+
+LONGEST_GAP_S = 3600.0
+"""More is a clock that was set, or nonsense."""
+
+MOST_DAMAGED_IN_A_ROW = 1000
+"""Decoding stops here: a demuxer may report the same damage for ever."""
 
 
 class AudioFile:
@@ -36,11 +57,12 @@ class AudioFile:
 
     def __init__(self, source: BinaryIO) -> None:
         self._source = source
-        self._damaged_packets = 0
+        self._is_damaged = False
+        self._damaged_in_a_row = 0
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        return ("Parts of the file could not be decoded and were skipped.",) if self._damaged_packets else ()
+        return ("Parts of the file could not be decoded and were skipped.",) if self._is_damaged else ()
 
     def blocks(self) -> Generator[Samples, None, None]:
         """Decode the first audio stream; each block is int16 [samples]. Raises AudioError when there is nothing to decode."""
@@ -79,38 +101,118 @@ class AudioFile:
 
     def _pieces(self) -> Iterator[Samples]:
         try:
-            container = av.open(self._source, mode="r", metadata_errors="ignore", options=NO_OTHER_FILES)
+            container = av.open(self._source, mode="r", metadata_errors="ignore", options=OPEN_OPTIONS)
         except (av.FFmpegError, ValueError) as error:
             raise AudioError("The file is not an audio or video file, or it is damaged from the start.") from error
         with container:
-            if not container.streams.audio:
-                raise AudioError("The file has no audio: it holds no audio stream.")
-            stream = container.streams.audio[0]
-            if stream.codec_context is None:
-                raise AudioError("The audio of the file is in a codec that cannot be decoded.")
-            if not LOWEST_RATE_HZ <= stream.rate <= HIGHEST_RATE_HZ:
-                raise AudioError(f"The sample rate of {stream.rate} Hz is out of the range of audio.")
-            stream.codec_context.thread_type = "AUTO"
-            has_float_samples = stream.codec_context.name.startswith(("pcm_f32", "pcm_f64"))
-            resample = _Resampler()
-            try:
-                for frame in self._frames(container, stream):
-                    yield from resample(_without_nan(frame) if has_float_samples else frame)
-                yield from resample(None)
-            except (av.FFmpegError, ValueError) as error:
-                raise AudioError(f"The audio of the file cannot be converted: {error}") from error
+            stream = _audio_stream(container)
+            start_s = None if container.start_time is None else container.start_time / av.time_base
+            resample, is_first = _Resampler(), True
+            for silence_s, frame in _with_gaps(self._frames(container, stream), start_s):
+                if silence_s > 0:
+                    yield from resample(None)
+                    yield from _silence(silence_s)
+                try:
+                    yield from resample(frame)
+                except (av.FFmpegError, ValueError) as error:
+                    if is_first:
+                        raise AudioError(f"The audio of the file cannot be converted: {error}") from error
+                    self._is_damaged = True
+                is_first = False
+            yield from resample(None)
 
     def _frames(self, container: av.container.InputContainer, stream: av.AudioStream) -> Iterator[AudioFrame]:
-        packets = container.demux(stream)
-        while self._damaged_packets < MOST_DAMAGED_PACKETS:
+        """Decode; frames have the stream's time base."""
+        decoder, is_first = stream.codec_context, True
+        # Threads would each hold a frame, and an upload may ask for frames of hundreds of megabytes; one is fast enough.
+        decoder.thread_count = 1
+        has_float_samples = decoder.name.startswith(("pcm_f32", "pcm_f64"))
+        for packet in itertools.chain(self._packets(container, stream), [None]):
+            if decoder.name == "amrnb" and packet is not None and bytes(packet)[0] >> 3 & 15 >= AMR_FIRST_SILENT_TYPE:
+                continue
             try:
-                frames = next(packets).decode()
-            except (StopIteration, av.EOFError):
+                frames = decoder.decode(packet)
+            except av.FFmpegError:
+                self._note_damage()
+                continue
+            for frame in frames:
+                self._damaged_in_a_row = 0
+                has_sane_rate = LOWEST_RATE_HZ <= frame.sample_rate <= HIGHEST_RATE_HZ
+                if has_sane_rate and frame.samples <= LONGEST_FRAME_S * frame.sample_rate:
+                    finite = _without_nan(frame) if has_float_samples else frame
+                    finite.time_base = stream.time_base
+                    yield finite
+                elif is_first:
+                    found = f"{frame.samples} samples in one piece at {frame.sample_rate} Hz"
+                    raise AudioError(f"The file has {found}, which is out of the range of audio.")
+                else:
+                    self._note_damage()
+                is_first = False
+
+    def _packets(self, container: av.container.InputContainer, stream: av.AudioStream) -> "Iterator[Packet[av.AudioStream]]":
+        packets = container.demux(stream)
+        while self._damaged_in_a_row < MOST_DAMAGED_IN_A_ROW:
+            try:
+                packet = next(packets)
+            except (StopIteration, IndexError):
+                # The index is PyAV's loss of count at the end of a file in which streams appeared on the way.
                 return
             except av.FFmpegError:
-                self._damaged_packets += 1
+                self._note_damage()
+                packets = container.demux(stream)
             else:
-                yield from frames
+                # To a decoder an empty packet is the end, whatever follows it.
+                if packet.size > 0:
+                    yield packet
+
+    def _note_damage(self) -> None:
+        self._is_damaged = True
+        self._damaged_in_a_row += 1
+
+
+def _audio_stream(container: av.container.InputContainer) -> av.AudioStream:
+    """The first audio stream that can be decoded; the others are left unread."""
+    if not container.streams.audio:
+        raise AudioError("The file has no audio: it holds no audio stream.")
+    # PyAV has no codec context where FFmpeg has no decoder, whatever its types say.
+    chosen = next((stream for stream in container.streams.audio if stream.codec_context is not None), None)
+    if chosen is None:
+        raise AudioError("The audio of the file is in a codec that cannot be decoded.")
+    for stream in container.streams:
+        if stream is not chosen:
+            stream.discard = Discard.all
+    return chosen
+
+
+def _with_gaps(frames: Iterable[AudioFrame], start_s: float | None) -> Iterator[tuple[float, AudioFrame]]:
+    """Each frame with the silence, in seconds, that its time stamp puts before it.
+
+    Time stamps are often wrong, so one counts only where it jumps ahead of the frame before and the next frame agrees with it.
+    What goes back in time, drifts, or jumps by more than LONGEST_GAP_S is not followed.
+    """
+    due_s = previous_end_s = start_s
+    for frame, following in itertools.pairwise(itertools.chain(frames, [None])):
+        assert frame is not None
+        length_s, silence_s = frame.samples / frame.sample_rate, 0.0
+        if (at_s := frame.time) is not None:
+            if due_s is None or previous_end_s is None:
+                due_s = previous_end_s = at_s
+            next_s = following.time if following is not None else None
+            is_agreed = next_s is not None and abs(next_s - at_s - length_s) <= SHORTEST_GAP_S / 4
+            if is_agreed and min(at_s - due_s, at_s - previous_end_s) > SHORTEST_GAP_S:
+                silence_s = at_s - due_s if at_s - due_s <= LONGEST_GAP_S else 0.0
+                due_s = at_s
+            previous_end_s = at_s + length_s
+        if due_s is not None:
+            due_s += length_s
+        yield silence_s, frame
+
+
+def _silence(seconds: float) -> Iterator[Samples]:
+    left_samples = round(seconds * SAMPLE_RATE)
+    while left_samples > 0:
+        yield np.zeros(min(left_samples, BLOCK_SAMPLES), np.int16)
+        left_samples -= BLOCK_SAMPLES
 
 
 class _Resampler:
@@ -118,6 +220,7 @@ class _Resampler:
 
     def __init__(self) -> None:
         self._resampler: AudioResampler | None = None
+        self._mixer: Graph | None = None
         self._format: tuple[str, str, int] | None = None
 
     def __call__(self, frame: AudioFrame | None) -> Iterator[Samples]:
@@ -129,9 +232,13 @@ class _Resampler:
         if frame_format != self._format:
             yield from self._flush()
             self._resampler = AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
+            self._mixer = None if _is_mixable(frame.layout.name) else _even_mixer(frame)
             self._format = frame_format
-        # Broken timestamps must not make the filter drop or invent samples.
+        # The silence of gaps is put in elsewhere; the filter must not drop or invent samples.
         frame.pts = None
+        if self._mixer is not None:
+            self._mixer.push(frame)
+            frame = cast(AudioFrame, self._mixer.pull())
         assert self._resampler is not None
         for out in self._resampler.resample(frame):
             yield out.to_ndarray()[0]
@@ -140,6 +247,34 @@ class _Resampler:
         if self._resampler is not None:
             for out in self._resampler.resample(None):
                 yield out.to_ndarray()[0]
+        self._resampler = self._mixer = self._format = None
+
+
+@functools.lru_cache(maxsize=256)
+def _is_mixable(layout: str) -> bool:
+    """Whether FFmpeg has a rule for mixing that layout to mono; it has none for most above eight channels, or for ambisonics."""
+    try:
+        probe = AudioFrame("s16", layout, samples=16)
+        probe.sample_rate = SAMPLE_RATE
+        AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE).resample(probe)
+    except (av.FFmpegError, ValueError):
+        return False
+    return True
+
+
+def _even_mixer(frame: AudioFrame) -> Graph:
+    """Mixes frames like that one to mono, every channel with the same share."""
+    channels = frame.layout.nb_channels
+    graph = Graph()
+    source = graph.add_abuffer(
+        sample_rate=frame.sample_rate,
+        format=frame.format,
+        layout=frame.layout,
+        time_base=Fraction(1, frame.sample_rate),
+    )
+    mix = graph.add("pan", "mono|c0=" + "+".join(f"{1 / channels:.6f}*c{channel}" for channel in range(channels)))
+    graph.link_nodes(source, mix, graph.add("abuffersink")).configure()
+    return graph
 
 
 def _without_nan(frame: AudioFrame) -> AudioFrame:
@@ -149,7 +284,7 @@ def _without_nan(frame: AudioFrame) -> AudioFrame:
         return frame
     finite = np.nan_to_num(cast("NDArray[np.float32]", values), nan=0.0, posinf=0.0, neginf=0.0)
     clean = AudioFrame.from_ndarray(finite, frame.format.name, frame.layout.name)
-    clean.sample_rate = frame.sample_rate
+    clean.sample_rate, clean.pts = frame.sample_rate, frame.pts
     return clean
 
 

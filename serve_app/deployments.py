@@ -234,7 +234,8 @@ class ModelClient:
         """Tokens of a window; sent again, a few times, when the replica that had it is lost. Raises a SpeechError."""
         for attempt in range(MOST_TRIES):
             try:
-                return await self._send(window, lane, job)
+                # What is sent again holds up the merge of all that came after it.
+                return await self._send(window, lane if attempt == 0 else min(lane, Lane.INTERACTIVE), job)
             except (RayActorError, DeploymentUnavailableError, EngineBroken) as error:
                 log.warning("window %d of %s was lost with its replica (%s)", window.index, self.model.name, type(error).__name__)
             if attempt < MOST_TRIES - 1:

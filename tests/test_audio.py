@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-import struct
 import tempfile
 import threading
 import time
@@ -22,54 +21,25 @@ def decode(data: bytes) -> Samples:
     return np.concatenate(list(AudioFile(io.BytesIO(data)).blocks()))
 
 
-def likeness(samples: Samples, original: np.ndarray) -> float:
-    """Correlation at the best alignment within 100 ms (codecs delay)."""
-    length = min(len(samples), len(original)) - 3200
-    a = samples[1600 : 1600 + length].astype(np.float64)
-    best = 0.0
-    for shift in range(0, 3200):
-        b = original[shift : shift + length]
-        best = max(best, float(np.dot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b) + 1e-9)))
-    return best
-
-
-def chirp(seconds: float, rate: int) -> np.ndarray:
-    """Never like itself at another place, so that an alignment means something."""
-    t = np.arange(round(seconds * rate)) / rate
-    return (0.5 * np.sin(2 * np.pi * (200 * t + 300 * t**2))).astype(np.float32)
-
-
 @pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000, 96_000])
 def test_any_rate_becomes_16_khz(rate: int) -> None:
-    samples = decode(media.wav(chirp(1.0, rate), rate))
+    samples = decode(media.wav(media.chirp(1.0, rate), rate))
     assert samples.dtype == np.int16
     assert abs(len(samples) - SAMPLE_RATE) <= 32
-    assert likeness(samples, chirp(1.0, SAMPLE_RATE)) > 0.99
-
-
-@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ALAW", "ULAW"])
-def test_any_depth_of_wav(subtype: str) -> None:
-    assert likeness(decode(media.wav(chirp(1.0, 16_000), subtype=subtype)), chirp(1.0, 16_000)) > 0.98
-
-
-@pytest.mark.parametrize(
-    ("container", "codec"),
-    [("mp3", "mp3"), ("ogg", "libopus"), ("webm", "libopus"), ("flac", "flac"), ("mp4", "aac"), ("adts", "aac")],
-)
-def test_common_containers_and_codecs(container: str, codec: str) -> None:
-    data = media.encode(chirp(2.0, 48_000), 48_000, container, codec)
-    assert likeness(decode(data), chirp(2.0, SAMPLE_RATE)) > 0.9
+    late_s, likeness = media.alignment(samples, media.chirp(1.0))
+    assert abs(late_s) <= 0.001
+    assert likeness > 0.99
 
 
 def test_channels_are_mixed() -> None:
-    both = np.stack([chirp(1.0, 16_000), chirp(1.0, 16_000)], axis=1)
-    one = np.stack([chirp(1.0, 16_000), np.zeros(16_000, np.float32)], axis=1)
-    assert np.abs(decode(media.wav(both)) - decode(media.wav(chirp(1.0, 16_000)))).max() <= 2
+    both = np.stack([media.chirp(1.0, 16_000), media.chirp(1.0, 16_000)], axis=1)
+    one = np.stack([media.chirp(1.0, 16_000), np.zeros(16_000, np.float32)], axis=1)
+    assert np.abs(decode(media.wav(both)) - decode(media.wav(media.chirp(1.0, 16_000)))).max() <= 2
     assert 0.4 < np.abs(decode(media.wav(one))).max() / np.abs(decode(media.wav(both))).max() < 0.8
 
 
 def test_eight_channels_at_192_khz() -> None:
-    samples = np.repeat(chirp(1.0, 192_000)[:, None], 8, axis=1)
+    samples = np.repeat(media.chirp(1.0, 192_000)[:, None], 8, axis=1)
     assert abs(len(decode(media.wav(samples, 192_000, "PCM_24"))) - SAMPLE_RATE) <= 32
 
 
@@ -78,7 +48,7 @@ def test_one_sample() -> None:
 
 
 def test_samples_that_are_no_numbers_become_silence_and_spare_the_rest() -> None:
-    samples = chirp(1.0, 48_000)
+    samples = media.chirp(1.0, 48_000)
     broken = samples.copy()
     broken[1000:1100] = np.nan
     broken[2000] = np.inf
@@ -94,12 +64,22 @@ def test_blocks_are_of_bounded_size() -> None:
 
 
 def test_a_damaged_stretch_is_skipped_with_a_warning() -> None:
-    data = bytearray(media.encode(chirp(20.0, 48_000), 48_000, "mp4", "aac"))
+    data = bytearray(media.encode(media.chirp(20.0, 48_000), 48_000, "mp4", "aac"))
     middle = len(data) // 2
     data[middle : middle + 3000] = np.random.default_rng(0).integers(0, 256, 3000, dtype=np.uint8).tobytes()
     audio = AudioFile(io.BytesIO(bytes(data)))
-    assert 15 * SAMPLE_RATE < sum(map(len, audio.blocks())) <= 20 * SAMPLE_RATE
+    assert sum(map(len, audio.blocks())) == pytest.approx(20 * SAMPLE_RATE, rel=0.01)
     assert audio.warnings == ("Parts of the file could not be decoded and were skipped.",)
+
+
+def test_much_damage_in_many_places_does_not_end_the_decoding() -> None:
+    """A broadcast of hours with bad reception has thousands of broken packets."""
+    data = bytearray(media.encode(media.chirp(60.0, 48_000), 48_000, "adts", "aac"))
+    starts = [place for place in range(len(data)) if data[place : place + 2] == b"\xff\xf1"]
+    for start in starts[::2]:
+        data[start + 8 : start + 16] = bytes(8)
+    audio = AudioFile(io.BytesIO(bytes(data)))
+    assert sum(map(len, audio.blocks())) > 25 * SAMPLE_RATE
 
 
 def test_a_truncated_file_gives_what_is_there() -> None:
@@ -137,20 +117,20 @@ def test_a_spooled_file_on_disk_or_in_memory(spool_bytes: int) -> None:
         assert sum(map(len, AudioFile(cast(BinaryIO, file)).blocks())) == SAMPLE_RATE
 
 
-def wav_header(rate: int, channels: int = 1, codec: int = 1) -> bytes:
-    """A WAV file with 32 KB of samples and whatever is claimed of them."""
-    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, codec, channels, rate, (rate * 2 * channels) & 0xFFFFFFFF, 2 * channels, 16)
-    return b"RIFF" + struct.pack("<I", 36 + 32_000) + b"WAVE" + form + b"data" + struct.pack("<I", 32_000) + bytes(32_000)
-
-
 @pytest.mark.parametrize(
-    "data",
-    [wav_header(16_000, codec=0x1234), wav_header(16_000, channels=9), wav_header(1), wav_header(0x7FFFFFFF), wav_header(0)],
-    ids=["unknown codec", "nine channels", "1 Hz", "2 GHz", "0 Hz"],
+    "header",
+    [
+        media.wav_header(16_000, codec=0x1234),
+        media.wav_header(16_000, channels=65),
+        media.wav_header(1),
+        media.wav_header(0x7FFFFFFF),
+        media.wav_header(0),
+    ],
+    ids=["unknown codec", "65 channels", "1 Hz", "2 GHz", "0 Hz"],
 )
-def test_a_header_that_promises_nonsense_is_refused(data: bytes) -> None:
+def test_a_header_that_promises_nonsense_is_refused(header: bytes) -> None:
     with pytest.raises(AudioError):
-        decode(data)
+        decode(header + bytes(32_000))
 
 
 def test_a_file_cannot_name_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
