@@ -27,7 +27,7 @@ SHORTEST_INPUT = SAMPLE_RATE // 2
 """Shorter windows are padded to this: the features are normalised over the window, which needs a few frames."""
 
 SMALL_MODEL_PARAMETERS = 20_000_000
-"""Below this a CPU gains too little from bf16 to be worth its rounding."""
+"""Below this a CPU gains too little from bf16 to be worth its rounding, and nothing from a second thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +77,15 @@ class ParakeetEngine:
         cls, path: Path, *, device: Device = "auto", precision: Precision = "auto", cpu_threads: int = 0
     ) -> "ParakeetEngine":
         """Load a `.nemo` file onto a device; raises ModelUnavailable when it is not a TDT model or does not load."""
+        # OpenMP's threads wait for one another by spinning; beside other busy processes a step then took 50 times as long. The
+        # variable is read when torch is loaded, which is now.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         import torch
         from omegaconf import open_dict
 
         ASRModel = _import_nemo_quietly()
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device == "cpu":
-            torch.set_num_threads(cpu_threads or usable_cores())
         started = time.monotonic()
         try:
             model = ASRModel.restore_from(str(path), map_location=torch.device("cpu"))
@@ -92,6 +93,9 @@ class ParakeetEngine:
             raise ModelUnavailable(f"{path} could not be loaded as a NeMo speech model: {error}") from error
         if model.cfg.get("decoding", {}).get("model_type") != "tdt":
             raise ModelUnavailable(f"{path} is not a token-and-duration transducer (TDT) model")
+        is_small = sum(p.numel() for p in model.parameters()) < SMALL_MODEL_PARAMETERS
+        if device == "cpu":
+            torch.set_num_threads(cpu_threads or (1 if is_small else usable_cores()))
         model.eval().freeze()
         model.preprocessor.featurizer.dither = 0.0
         model.preprocessor.featurizer.pad_to = 0

@@ -15,7 +15,7 @@ from serve_app.transcript import FRAME_SAMPLES, SAMPLE_RATE, Token
 
 # In samples. Two windows place a word a few frames apart, and people hardly repeat one faster than that. Longer
 # overlaps allow more: not all the repeats that would tell a word from the next are spoilt by the edges.
-_MIN_TOLERANCE = 3 * FRAME_SAMPLES
+_MIN_TOLERANCE = 4 * FRAME_SAMPLES
 _MAX_TOLERANCE = SAMPLE_RATE // 2
 _MAX_TWIN_TOLERANCE = SAMPLE_RATE
 _MIN_SPAN = 4 * FRAME_SAMPLES
@@ -164,6 +164,11 @@ def _kept_unpaired(
         {i for i in range(len(sides[0])) if i not in paired[0]},
         {j for j, word in enumerate(sides[1]) if j not in paired[1] and word.start >= earliest},
     )
+    # Those of either side in whose place the other side has a word of its own: it, and no neighbour of it, is the mishearing.
+    matched = tuple(
+        {k for k in unpaired[side] if any(_share_time(sides[side][k], sides[1 - side][n], 0) for n in unpaired[1 - side])}
+        for side in (0, 1)
+    )
     doubts = [(sides[0][i].end - stop, 0, i) for i in unpaired[0]]
     doubts += [(start - sides[1][j].start, 1, j) for j in unpaired[1]]
     kept: tuple[set[int], set[int]] = set(), set()
@@ -171,7 +176,8 @@ def _kept_unpaired(
         word, others = sides[side][index], sides[1 - side]
         held = paired[1 - side] | kept[1 - side]
         if -doubt < half:
-            rivals = {k for k in unpaired[1 - side] if _share_time(word, others[k], _SLACK // 2)}
+            spare = {k: 0 if k in matched[1 - side] else _SLACK // 2 for k in unpaired[1 - side]}
+            rivals = {k for k in spare if _share_time(word, others[k], spare[k])}
             slack = _SLACK if -doubt < _NEAR_EDGE and not rivals else 0
             if rivals & kept[1 - side] or any(_share_time(word, others[k], slack) for k in held):
                 continue

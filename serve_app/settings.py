@@ -63,7 +63,9 @@ class ModelSettings(_Group):
     precision: Precision = Field(
         "auto", description="`auto`: bf16 on GPUs that have it, else fp16; on CPUs bf16 if measured faster."
     )
-    cpu_threads: int = Field(0, ge=0, description="Threads of a CPU replica; 0 takes every core it may use.")
+    cpu_threads: int = Field(
+        0, ge=0, description="Threads of a CPU replica; 0 takes every core it may use, for a small model one."
+    )
     load_timeout_s: float = Field(3600.0, gt=0, description="Longest a download may stay without finishing.")
     windows: WindowSettings | None = Field(None, description="How recordings are cut for this model; unset takes the root's.")
     simulation: SimulationSettings = Field(SimulationSettings(), description="Costs for `source: simulated`.")

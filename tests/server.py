@@ -91,6 +91,18 @@ def serve_run(config: Path, folder: Path, *, args: Mapping[str, Any] = {}, env: 
             process.wait()
 
 
+def open_files(process: psutil.Process) -> set[str]:
+    """What a process has open on disk, files without a name included."""
+    folder = f"/proc/{process.pid}/fd"
+    links = set()
+    for number in os.listdir(folder):
+        try:
+            links.add(os.readlink(f"{folder}/{number}"))
+        except FileNotFoundError:
+            continue
+    return {link for link in links if link.startswith("/") and not link.startswith(("/dev/", "/proc/"))}
+
+
 def _wait_until_up(server: Server, process: "subprocess.Popen[bytes]") -> None:
     until = time.monotonic() + START_S
     while True:

@@ -198,8 +198,8 @@ def audio_of(said: list[Said], length: int) -> Samples:
     return audio.astype(np.int16)
 
 
-def hear(windows: list[Window], k: int, said: list[Said], reach: int, rng: random.Random) -> list[Token]:
-    """What window `k` gives: its whole words, with the errors that a window's edges bring."""
+def hear(windows: list[Window], k: int, said: list[Said], reach: int, rng: random.Random, jitter: int = JITTER) -> list[Token]:
+    """What window `k` gives: its whole words, with the errors that a window's edges bring; times off by up to `jitter`."""
     window = windows[k]
     whole = [word for word in said if word.start >= window.start_sample and word.end <= window.end_sample]
     cut_first = [word for word in said if word.start < window.start_sample < word.end]
@@ -223,7 +223,7 @@ def hear(windows: list[Window], k: int, said: list[Said], reach: int, rng: rando
             heard = with_one_error(heard, rng)
         tokens += heard
     tokens += remains(cut_last, window, rng)
-    return jittered(tokens, rng)
+    return jittered(tokens, rng, jitter)
 
 
 def touches(time: int, edge: int) -> bool:
@@ -270,12 +270,12 @@ def with_one_error(tokens: list[Token], rng: random.Random) -> list[Token]:
     return tokens
 
 
-def jittered(tokens: list[Token], rng: random.Random) -> list[Token]:
-    """Each token off by up to 80 ms, or all by the same; a decoder's starts never go back."""
-    together = rng.choice([None, rng.randint(-JITTER, JITTER)])
+def jittered(tokens: list[Token], rng: random.Random, jitter: int) -> list[Token]:
+    """Each token off by up to `jitter` samples, or all by the same; a decoder's starts never go back."""
+    together = rng.choice([None, rng.randint(-jitter, jitter)])
     shifted, floor = [], 0
     for one in tokens:
-        moved = one.moved(rng.randint(-JITTER, JITTER) if together is None else together)
+        moved = one.moved(rng.randint(-jitter, jitter) if together is None else together)
         floor = max(floor, moved.start_sample)
         shifted.append(replace(moved, start_sample=floor, end_sample=max(floor, moved.end_sample)))
     return shifted
@@ -457,6 +457,13 @@ CASES = [
         heard_at(("▁one", 16.5), ("▁two", 17), ("▁free", 19), ("▁fore", 19.5)),
         heard_at(("▁won", 16.5), ("▁two", 17), ("▁three", 19), ("▁four", 19.5)),
         "one two three four",
+    ),
+    Case(
+        "a word that the left glued to the next, close to one that the right misheard",
+        heard_at(("▁four", 16.1), ("▁e|ight", 16.44), ("eve|n", 17.1), ("▁it", 17.43)),
+        heard_at(("▁x", 16.05), ("▁e|ight", 16.4), ("▁s|eve|n", 16.9), ("▁it|'s", 17.39), ("▁two", 17.8)),
+        "four eight seven it's two",
+        (16, 17.52),
     ),
     Case(
         "what only one side holds is kept, on whichever side of the middle",

@@ -3,7 +3,6 @@
 The simulated engine's words depend on nothing but the audio, so that a window which is lost, doubled or misplaced shows.
 """
 
-import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ import pytest
 
 from serve_app.transcript import SAMPLE_RATE
 from tests import media
-from tests.server import ROOT, Server, serve_run
+from tests.server import ROOT, Server, open_files, serve_run
 from tools.digit_strings import DigitString
 from tools.evaluate_bundled_model import to_int16
 
@@ -179,18 +178,6 @@ def replica(server: Server, model: str) -> dict[str, Any]:
     """The report of the replica that started last."""
     last: dict[str, Any] = server.model(model)["replicas"][-1]
     return last
-
-
-def open_files(process: psutil.Process) -> set[str]:
-    """What a process has open on disk, files without a name included."""
-    folder = f"/proc/{process.pid}/fd"
-    links = set()
-    for number in os.listdir(folder):
-        try:
-            links.add(os.readlink(f"{folder}/{number}"))
-        except FileNotFoundError:
-            continue
-    return {link for link in links if link.startswith("/") and not link.startswith(("/dev/", "/proc/"))}
 
 
 def raw_request(server: Server, data: bytes, model: str) -> bytes:
