@@ -54,7 +54,6 @@ ENV PYTHONPATH=/app \
 EXPOSE 8000
 # Past any proxy that is set for downloads.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=120s CMD ["python", "-c", "from urllib.request import ProxyHandler, build_opener; build_opener(ProxyHandler({})).open('http://127.0.0.1:8000/health', timeout=4)"]
-# `serve run` lets requests finish on an interrupt, but not on SIGTERM.
-STOPSIGNAL SIGINT
 ENTRYPOINT ["tini", "--", "/usr/local/bin/entrypoint"]
-CMD ["serve", "run", "configs/container.yaml"]
+# `serve run` that lets requests finish when the container is stopped.
+CMD ["python", "-m", "serve_app.run", "configs/container.yaml"]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from serve_app.errors import Overloaded
+from serve_app.errors import Overloaded, ShuttingDown
 
 
 class Admission:
@@ -12,19 +12,27 @@ class Admission:
     def __init__(self, max_requests: int, max_windows: int) -> None:
         self._max_requests = max_requests
         self._max_windows = max_windows
-        self._requests = 0
         self._jobs = 0
+        self.is_closed = False
+        self.requests = 0
+        """At work now."""
+
+    def close(self) -> None:
+        """Take on nothing more."""
+        self.is_closed = True
 
     @contextmanager
     def request(self) -> Iterator[None]:
-        """A request is at work, its upload included. Raises Overloaded when there are as many as may be."""
-        if self._requests >= self._max_requests:
+        """A request is at work, its upload included. Raises Overloaded when there are as many as may be, or ShuttingDown."""
+        if self.is_closed:
+            raise ShuttingDown("The server is being shut down; try again in a while, or another one.")
+        if self.requests >= self._max_requests:
             raise Overloaded("The server has as many requests as it takes at once; try again in a few seconds.")
-        self._requests += 1
+        self.requests += 1
         try:
             yield
         finally:
-            self._requests -= 1
+            self.requests -= 1
 
     @contextmanager
     def job(self) -> Iterator[None]:

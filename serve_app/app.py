@@ -11,7 +11,8 @@ import ray
 from ray import serve
 from ray.serve import Application
 
-from serve_app.deployments import ModelBoard, ModelReplica, batch_windows
+from serve_app.board import Board
+from serve_app.deployments import ModelReplica, batch_windows
 from serve_app.ingress import Ingress
 from serve_app.settings import ModelSettings, Settings
 
@@ -34,7 +35,7 @@ HEALTH_CHECK_TIMEOUT_S = 15.0
 
 def build_app(args: Settings) -> Application:
     """The application: an ingress, a board, and one deployment per model so that each scales by itself."""
-    board = _deploy(ModelBoard, "board", args, num_replicas=1, ray_actor_options={"num_cpus": 0}).bind()
+    board = _deploy(Board, "board", args, num_replicas=1, ray_actor_options={"num_cpus": 0}).bind()
     nodes: list[dict[str, Any]] = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     cluster_gpus = sum(node["Resources"].get("GPU", 0.0) for node in nodes)
     hosts = sum(node["Resources"].get("CPU", 0.0) >= args.ingress.cpus_per_replica for node in nodes)

@@ -1,8 +1,7 @@
 """The Serve deployments behind the ingress, and the client side of calling them.
 
-`ModelReplica` holds one loaded model and batches the windows of all requests. `ModelBoard` keeps what replicas last said of
-themselves, so that asking for it never wakes a model that is unloaded. `ModelClient` sends windows from the ingress and explains
-failures.
+`ModelReplica` holds one loaded model and batches the windows of all requests. `ModelClient` sends windows from the ingress and
+explains failures.
 """
 
 import asyncio
@@ -22,6 +21,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle as _DeploymentHandle
 
 from serve_app.batching import Batcher, BatchLimits
+from serve_app.board import HEARTBEAT_S
 from serve_app.engine import Engine, ParakeetEngine
 from serve_app.errors import EngineBroken, EngineError, ModelUnavailable, SpeechError
 from serve_app.model_files import DownloadProgress, find_model_file
@@ -31,10 +31,6 @@ from serve_app.simulation import SimulatedEngine
 from serve_app.transcript import SAMPLE_RATE, Lane, Samples, Token, Window
 
 log = logging.getLogger("ray.serve")
-
-HEARTBEAT_S = 1.0
-SILENT_AFTER_S = 15.0
-"""A replica that has said nothing for so long is gone."""
 
 LOAD_AGAIN_AFTER_S = 3.0
 """A failed load is told to every request that comes within this time; a later request tries again."""
@@ -187,31 +183,12 @@ class ModelReplica:
                     queued=self._batcher.queued,
                 )
             try:
-                await self._board.report.remote(self._model.name, status)
+                await self._board.report_model.remote(self._model.name, status)
             except Exception as error:
                 log.warning("the board cannot be reached: %s", error)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), HEARTBEAT_S)
             self._news.clear()
-
-
-class ModelBoard:
-    """The last word of every replica, by model."""
-
-    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
-        self._now_s = now_s
-        self._heard: dict[str, dict[str, tuple[float, ReplicaStatus]]] = {}
-
-    async def report(self, model: str, status: ReplicaStatus) -> None:
-        self._heard.setdefault(model, {})[status.replica_id] = (self._now_s(), status)
-
-    async def statuses(self) -> dict[str, tuple[ReplicaStatus, ...]]:
-        """Replicas heard of lately, by model name."""
-        oldest_s = self._now_s() - SILENT_AFTER_S
-        for replicas in self._heard.values():
-            for replica_id in [r for r, (at_s, _) in replicas.items() if at_s < oldest_s]:
-                del replicas[replica_id]
-        return {model: tuple(status for _, status in replicas.values()) for model, replicas in self._heard.items()}
 
 
 @dataclass(frozen=True, slots=True)

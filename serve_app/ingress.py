@@ -10,7 +10,8 @@ from ray import serve
 
 from serve_app import backpressure
 from serve_app.api import create_api
-from serve_app.deployments import HEARTBEAT_S, DeploymentHandle, ModelClient
+from serve_app.board import HEARTBEAT_S, News
+from serve_app.deployments import DeploymentHandle, ModelClient
 from serve_app.service import ReplicaStatus, SpeechService
 from serve_app.settings import Settings
 
@@ -23,13 +24,14 @@ class Ingress:
 
     def __init__(self, settings: Settings, board: DeploymentHandle, models: dict[str, DeploymentHandle]) -> None:
         self._board = board
+        self._replica_id = serve.get_replica_context().replica_id.unique_id
         self._heard: Mapping[str, tuple[ReplicaStatus, ...]] = {}
+        clients = {m.name: ModelClient(m, settings, models[m.name], partial(self._last_heard, m.name)) for m in settings.models}
+        self._service = SpeechService(settings, clients, self._statuses)
         backpressure.bound_this_replica()
         loop = asyncio.get_running_loop()
         # Kept: a loop holds its tasks only weakly.
         self._tasks = [loop.create_task(self._listen()), loop.create_task(backpressure.bound_proxies())]
-        clients = {m.name: ModelClient(m, settings, models[m.name], partial(self._last_heard, m.name)) for m in settings.models}
-        self._service = SpeechService(settings, clients, self._statuses)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_api(self._service)
@@ -38,7 +40,11 @@ class Ingress:
         return self._heard.get(model, ())
 
     async def _statuses(self) -> Mapping[str, tuple[ReplicaStatus, ...]]:
-        self._heard = await self._board.statuses.remote()
+        admission = self._service.admission
+        news: News = await self._board.report_ingress.remote(self._replica_id, admission.requests)
+        if news.is_draining:
+            admission.close()
+        self._heard = news.models
         return self._heard
 
     async def _listen(self) -> None:

@@ -63,8 +63,13 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve_run(config: Path, folder: Path, *, args: Mapping[str, Any] = {}, env: Mapping[str, str] = {}) -> Iterator[Server]:
-    """`serve run` on that config, listening on 127.0.0.1, until the block ends. `args` override the application's."""
+def serve_run(
+    config: Path, folder: Path, *, args: Mapping[str, Any] = {}, env: Mapping[str, str] = {}, drains: bool = False
+) -> Iterator[Server]:
+    """`serve run` on that config, listening on 127.0.0.1, until the block ends. `args` override the application's.
+
+    With `drains` it is `python -m serve_app.run` instead.
+    """
     port = _free_port()
     content = yaml.safe_load(config.read_text())
     content["http_options"] = {"host": "127.0.0.1", "port": port}
@@ -72,7 +77,8 @@ def serve_run(config: Path, folder: Path, *, args: Mapping[str, Any] = {}, env: 
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(content))
     log_path = folder / "serve.log"
-    command = [str(Path(sys.executable).parent / "serve"), "run", str(path)]
+    program = ["-m", "serve_app.run"] if drains else [str(Path(sys.executable).parent / "serve"), "run"]
+    command = [sys.executable, *program, str(path)]
     # A cluster of its own, with a dashboard port and folder that no other cluster of this machine uses.
     own = {"RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
     with log_path.open("w") as log:

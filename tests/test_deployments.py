@@ -9,7 +9,7 @@ import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from serve_app.app import gpus_per_replica
-from serve_app.deployments import MOST_TRIES, RETRY_DELAY_S, SILENT_AFTER_S, ModelBoard, ModelClient
+from serve_app.deployments import MOST_TRIES, RETRY_DELAY_S, ModelClient
 from serve_app.errors import EngineBroken, EngineError, ModelUnavailable, Overloaded
 from serve_app.service import ReplicaStatus
 from serve_app.settings import LimitSettings, ModelSettings, Settings
@@ -167,18 +167,6 @@ class TestModelClient:
     def test_a_job_wants_two_batches_for_every_loaded_replica(self, statuses: tuple[ReplicaStatus, ...], windows: int) -> None:
         client, _ = client_with(failing(), *statuses)
         assert client.windows_wanted() == windows
-
-
-async def test_the_board_forgets_replicas_that_went_silent() -> None:
-    now = 0.0
-    board = ModelBoard(now_s=lambda: now)
-    await board.report("m", ReplicaStatus("a", "ready"))
-    now = SILENT_AFTER_S - 1
-    await board.report("m", ReplicaStatus("b", "loading"))
-    await board.report("m", ReplicaStatus("b", "ready"))
-    assert [(r.replica_id, r.state) for r in (await board.statuses())["m"]] == [("a", "ready"), ("b", "ready")]
-    now = SILENT_AFTER_S + 1
-    assert [r.replica_id for r in (await board.statuses())["m"]] == ["b"]
 
 
 class TestGpusPerReplica:

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -124,6 +125,27 @@ class TestClientGone:
         assert replica(server, "single")["windows"] == left["windows"]
         assert "never retrieved" not in server.log
         assert server.transcribe(media.wav(media.tone(3)), model="single").status_code == 200
+
+
+def test_a_server_that_is_told_to_end_finishes_what_it_has(tmp_path: Path, noise: bytes) -> None:
+    """`python -m serve_app.run`, as in the container, on SIGTERM."""
+    with (
+        serve_run(
+            ROOT / "configs" / "demo.yaml", tmp_path, args=ARGS | {"models": [simulated("single", 1)]}, drains=True
+        ) as server,
+        ThreadPoolExecutor(1) as client,
+    ):
+        server.wait_for_state("single", "ready")
+        answer = client.submit(transcript, server, noise, "single")
+        wait_for_windows(server, "single", BATCH_ITEMS, answer)
+        process = psutil.Process(server.process_id)
+        process.terminate()
+        wait_until(lambda: server.client.get("/ready").status_code == 503)
+        refused = server.transcribe(media.wav(media.tone(1)), model="single")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+        assert not answer.done()
+        assert len(answer.result()["words"]) > NOISE_S
+        process.wait(WAIT_S)
 
 
 def transcript(server: Server, data: bytes, model: str) -> dict[str, Any]:

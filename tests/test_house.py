@@ -24,8 +24,9 @@ PURE = {
     "admission",
     "seed_variables",
     "gaps",
+    "board",
 }
-RAY = {"deployments", "ingress", "app", "backpressure"}
+RAY = {"deployments", "ingress", "app", "backpressure", "run"}
 ENGINE = {"engine"}
 
 

@@ -64,6 +64,16 @@ class TestLimits:
         with client:
             assert_error(post(client), 504, "deadline_exceeded")
 
+    def test_a_server_that_shuts_down_takes_on_nothing_more_and_says_so(self) -> None:
+        server, client = self.limited()
+        with client:
+            server.service.admission.close()
+            refused = post(client)
+            assert_error(refused, 503, "shutting_down")
+            assert int(refused.headers["retry-after"]) > 0
+            assert client.get("/ready").status_code == 503
+            assert client.get("/health").status_code == 200
+
     @staticmethod
     def _slow_post(client: TestClient, pause_s: float) -> Response:
         """An upload in pieces, with pauses."""

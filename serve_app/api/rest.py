@@ -83,7 +83,7 @@ def create_router(service: SpeechService) -> APIRouter:
     async def ready(response: Response) -> Readiness:
         """How every model fares. Asking does not load a model."""
         statuses = await service.model_statuses()
-        is_ready = all(status.is_ready for status in statuses)
+        is_ready = all(status.is_ready for status in statuses) and not service.admission.is_closed
         response.status_code = 200 if is_ready else 503
         return Readiness(ready=is_ready, models=[_readiness(status) for status in statuses])
 

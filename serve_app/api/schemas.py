@@ -109,5 +109,5 @@ class ModelReadiness(BaseModel):
 
 
 class Readiness(BaseModel):
-    ready: bool = Field(description="Every model is loaded, or free to load when asked for.")
+    ready: bool = Field(description="Every model is loaded, or free to load when asked for, and the server is not shutting down.")
     models: list[ModelReadiness]

@@ -1,0 +1,48 @@
+"""The board: who is heard of, and when everything at work is done."""
+
+from serve_app.board import SILENT_AFTER_S, Board
+from serve_app.service import ReplicaStatus
+
+
+class Clock:
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+async def test_replicas_that_went_silent_are_forgotten() -> None:
+    clock = Clock()
+    board = Board(clock)
+    await board.report_model("m", ReplicaStatus("a", "ready"))
+    clock.now_s = SILENT_AFTER_S - 1
+    await board.report_model("m", ReplicaStatus("b", "loading"))
+    await board.report_model("m", ReplicaStatus("b", "ready"))
+    news = await board.report_ingress("i", 0)
+    assert [(r.replica_id, r.state) for r in news.models["m"]] == [("a", "ready"), ("b", "ready")]
+    clock.now_s = SILENT_AFTER_S + 1
+    assert [r.replica_id for r in (await board.report_ingress("i", 0)).models["m"]] == ["b"]
+
+
+async def test_drained_is_when_every_ingress_has_said_so_since() -> None:
+    clock = Clock()
+    board = Board(clock)
+    assert not (await board.report_ingress("a", 0)).is_draining
+    await board.report_ingress("b", 1)
+    await board.drain()
+    assert not await board.is_drained()
+    assert (await board.report_ingress("a", 0)).is_draining
+    await board.report_ingress("b", 1)
+    assert not await board.is_drained()
+    await board.report_ingress("b", 0)
+    assert await board.is_drained()
+
+
+async def test_an_ingress_that_is_gone_is_not_waited_for() -> None:
+    clock = Clock()
+    board = Board(clock)
+    await board.report_ingress("gone", 1)
+    await board.drain()
+    assert not await board.is_drained()
+    clock.now_s = SILENT_AFTER_S + 1
+    assert await board.is_drained()
