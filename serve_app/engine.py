@@ -26,6 +26,10 @@ log = logging.getLogger("ray.serve")
 SHORTEST_INPUT = SAMPLE_RATE // 2
 """Shorter windows are padded to this: the features are normalised over the window, which needs a few frames."""
 
+CPU_LIBRARIES = {"OMP_WAIT_POLICY": "PASSIVE", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}
+"""OpenMP's threads wait for one another by spinning: beside other busy processes a step then took 50 times as long. And oneDNN
+keeps what it prepared for 1,024 shapes: 150 MB where every window has a length of its own."""
+
 SMALL_MODEL_PARAMETERS = 20_000_000
 """Below this a CPU gains too little from bf16 to be worth its rounding, and nothing from a second thread."""
 
@@ -77,9 +81,9 @@ class ParakeetEngine:
         cls, path: Path, *, device: Device = "auto", precision: Precision = "auto", cpu_threads: int = 0
     ) -> "ParakeetEngine":
         """Load a `.nemo` file onto a device; raises ModelUnavailable when it is not a TDT model or does not load."""
-        # OpenMP's threads wait for one another by spinning; beside other busy processes a step then took 50 times as long. The
-        # variable is read when torch is loaded, which is now.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        for name, value in CPU_LIBRARIES.items():
+            os.environ.setdefault(name, value)
+        # It reads them when it is loaded, which is now.
         import torch
         from omegaconf import open_dict
 

@@ -74,7 +74,8 @@ class TestServer:
         assert set(report.statuses) == {200, 400}
         assert min(report.statuses.values()) > count // 4
         assert len(before.resident_mb) >= 4
-        # A replica's torch keeps memory for every length of window it has met; the others have no such reason.
-        assert all(grown_mb < (200 if "model" in kind else 100) for kind, grown_mb in after.growth_mb(before).items())
+        growth_mb = after.growth_mb(before)
+        print(f"{report.statuses}, growth in MB: {growth_mb}")
+        assert max(growth_mb.values()) < 100
         assert (before.temporary_files, after.temporary_files) == (0, 0)
         assert set(temporary.iterdir()) == files_before
