@@ -5,10 +5,13 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from serve_app.audio import AudioFile
 from serve_app.errors import AudioError
+from serve_app.transcript import SAMPLE_RATE
+from tests import media
 from tests.server import ROOT, Server, serve_run
 from tools import fuzz_media
 
@@ -64,6 +67,8 @@ class TestServer:
     @pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.long)])
     def test_damaged_files(self, server: Server, temporary: Path, seeds: dict[str, bytes], count: int) -> None:
         """No failure, no hang, no wrong answer to the good files between them, and nothing left behind."""
+        # What the model takes for its longest window it keeps.
+        assert server.transcribe(media.wav(np.zeros(100 * SAMPLE_RATE))).status_code == 200
         asyncio.run(fuzz_media.send(server.url, fuzz_media.damaged_files(seeds, 100, 1)))
         before, files_before = fuzz_media.Load.of(server.process_id), set(temporary.iterdir())
         report = asyncio.run(fuzz_media.send(server.url, fuzz_media.damaged_files(seeds, count, 2)))
