@@ -1,7 +1,7 @@
 # One image for CPU and GPU. From the repository's root:
 #
 #     docker build -t parakeet-ray-serve .
-#     docker run --rm --shm-size 2g -p 127.0.0.1:8000:8000 -v parakeet-models:/models parakeet-ray-serve
+#     docker run --rm --shm-size 2g --stop-timeout 660 -p 127.0.0.1:8000:8000 -v parakeet-models:/models parakeet-ray-serve
 #
 # On a machine with NVIDIA GPUs add `--gpus all`; models then run there. torch as published on PyPI is the CUDA build (x86: several
 # GB) and runs on CPUs too. For a smaller image without CUDA, or for another CUDA version, name the index of PyTorch's own wheels:

@@ -45,6 +45,9 @@ AMR_FIRST_SILENT_TYPE = 8
 SHORTEST_GAP_S = 0.1
 """Time stamps of good files are off by less: codecs delay, containers round."""
 
+SHORTEST_JUMP_S = 0.01
+"""From one frame to the next; many small ones add up to a gap, and a slow drift has none."""
+
 LONGEST_GAP_S = 3600.0
 """More is a clock that was set, or nonsense."""
 
@@ -199,7 +202,7 @@ def _with_gaps(frames: Iterable[AudioFrame], start_s: float | None) -> Iterator[
                 due_s = previous_end_s = at_s
             next_s = following.time if following is not None else None
             is_agreed = next_s is not None and abs(next_s - at_s - length_s) <= SHORTEST_GAP_S / 4
-            if is_agreed and min(at_s - due_s, at_s - previous_end_s) > SHORTEST_GAP_S:
+            if is_agreed and at_s - due_s > SHORTEST_GAP_S and at_s - previous_end_s > SHORTEST_JUMP_S:
                 silence_s = at_s - due_s if at_s - due_s <= LONGEST_GAP_S else 0.0
                 due_s = at_s
             previous_end_s = at_s + length_s

@@ -26,6 +26,7 @@ counts as theirs: with 4 MB here, 300 MB of it were in use during a large upload
 
 POLL_S = 0.002
 LOOK_FOR_PROXIES_EVERY_S = 5.0
+ANSWER_S = 10.0
 
 
 def bound_this_replica() -> None:
@@ -38,17 +39,27 @@ def bound_this_replica() -> None:
 
 async def bound_proxies() -> None:
     """Make the HTTP proxies of the cluster wait, also those that join later. Runs until it is cancelled."""
-    known: set[str] = set()
+    # By actor: a proxy that died comes again under its old name.
+    bounded: set[str] = set()
     while True:
-        for actor in await asyncio.to_thread(ray.util.list_named_actors, all_namespaces=True):
-            name = actor["name"]
-            if actor["namespace"] == SERVE_NAMESPACE and name.startswith(SERVE_PROXY_NAME) and name not in known:
-                known.add(name)
-                try:
-                    await ray.get_actor(name, namespace=SERVE_NAMESPACE).__ray_call__.remote(_proxy_change(), MOST_HELD_BYTES)
-                except Exception as error:
-                    log.warning("fast uploads may fill the memory of %s, it cannot be made to slow them: %s", name, error)
+        try:
+            for actor in await asyncio.to_thread(ray.util.list_named_actors, all_namespaces=True):
+                if actor["namespace"] == SERVE_NAMESPACE and actor["name"].startswith(SERVE_PROXY_NAME):
+                    await _bound_proxy(actor["name"], bounded)
+        except Exception as error:
+            log.warning("the proxies cannot be listed, fast uploads may fill the memory of new ones: %s", error)
         await asyncio.sleep(LOOK_FOR_PROXIES_EVERY_S)
+
+
+async def _bound_proxy(name: str, bounded: set[str]) -> None:
+    try:
+        proxy = await asyncio.to_thread(ray.get_actor, name, namespace=SERVE_NAMESPACE)
+        actor_id = proxy._actor_id.hex()
+        if actor_id not in bounded:
+            await asyncio.wait_for(proxy.__ray_call__.remote(_proxy_change(), MOST_HELD_BYTES), ANSWER_S)
+            bounded.add(actor_id)
+    except Exception as error:
+        log.warning("fast uploads may fill the memory of %s, it cannot be made to slow them yet: %r", name, error)
 
 
 def _proxy_change() -> Callable[[object, int], None]:

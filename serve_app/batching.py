@@ -54,6 +54,7 @@ class _Waiting(Generic[Item, Result]):
     turn: int
     """Samples that its job will have had when it is this item's turn: start tags of start-time fair queueing (Goyal, Vin and
     Cheng, 1996)."""
+    is_alone: bool
     since_s: float
     done: "asyncio.Future[Result]" = field(repr=False)
 
@@ -82,12 +83,15 @@ class Batcher(Generic[Item, Result]):
     def queued(self) -> int:
         return len(self._queue)
 
-    async def submit(self, item: Item, samples: int, lane: Lane, job: str) -> Result:
-        """Wait for the result of one item of that many samples. Cancelling the wait takes a queued item out of the queue."""
+    async def submit(self, item: Item, samples: int, lane: Lane, job: str, *, is_alone: bool = False) -> Result:
+        """Wait for the result of one item of that many samples, if need be in a batch without others.
+
+        Cancelling the wait takes a queued item out of the queue.
+        """
         turn = max(self._turn, self._next_turns.get(job, 0))
         self._next_turns[job] = turn + samples
         done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        waiting: _Waiting[Item, Result] = _Waiting(item, samples, lane, turn, self._now_s(), done)
+        waiting: _Waiting[Item, Result] = _Waiting(item, samples, lane, turn, is_alone, self._now_s(), done)
         self._queue.append(waiting)
         if self._worker is None:
             self._worker = asyncio.create_task(self._work())
@@ -110,8 +114,8 @@ class Batcher(Generic[Item, Result]):
         """The head of the queue, then what fits beside it: its own lane by likeness of length, then others that cost no more
         padding."""
         head = self._head()
-        others = [w for w in self._queue if w is not head]
-        others.sort(key=lambda w: (w.lane, _unlikeness(w.samples, head.samples), w.turn))
+        others = [] if head.is_alone else [w for w in self._queue if w is not head and not w.is_alone]
+        others.sort(key=lambda w: (w.lane != head.lane, w.lane, _unlikeness(w.samples, head.samples), w.turn))
         batch, longest = [head], head.samples
         for waiting in others:
             if len(batch) == self._limits.max_items:

@@ -24,8 +24,8 @@ class News:
 @dataclass(slots=True)
 class _Ingress:
     heard_s: float
-    requests: int | None
-    """At work when it last reported; None: it has not reported since draining began."""
+    is_done: bool
+    """It takes on nothing more and works on nothing."""
 
 
 class Board:
@@ -41,21 +41,17 @@ class Board:
         """A model replica says how it fares."""
         self._models.setdefault(model, {})[status.replica_id] = (self._now_s(), status)
 
-    async def report_ingress(self, replica_id: str, requests: int) -> News:
-        """An ingress replica says how many requests it works on, and is told the news."""
-        self._ingresses[replica_id] = _Ingress(self._now_s(), requests)
+    async def report_ingress(self, replica_id: str, *, is_done: bool) -> News:
+        """An ingress replica says whether it has been told of draining and works on nothing any more; it is told the news."""
+        self._ingresses[replica_id] = _Ingress(self._now_s(), is_done)
         return News(self._lately(), self._is_draining)
 
-    async def drain(self) -> None:
-        """Have every ingress replica refuse new requests from its next report on."""
+    async def drain(self) -> bool:
+        """Have every ingress replica refuse new requests from its next report on; gives whether all of them are done."""
         self._is_draining = True
-        for ingress in self._ingresses.values():
-            ingress.requests = None
-
-    async def is_drained(self) -> bool:
-        """Whether every ingress replica has said since that it works on nothing any more."""
         oldest_s = self._now_s() - SILENT_AFTER_S
-        return all(i.requests == 0 for i in self._ingresses.values() if i.heard_s >= oldest_s)
+        heard = [ingress for ingress in self._ingresses.values() if ingress.heard_s >= oldest_s]
+        return bool(heard) and all(ingress.is_done for ingress in heard)
 
     def _lately(self) -> dict[str, tuple[ReplicaStatus, ...]]:
         oldest_s = self._now_s() - SILENT_AFTER_S

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import ray
 from ray import serve
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle as _DeploymentHandle
 
@@ -40,6 +40,17 @@ MOST_TRIES = 4
 
 RETRY_DELAY_S = 0.5
 """Before the second try; twice as long before each further one."""
+
+LOST = (
+    RayActorError,
+    WorkerCrashedError,
+    NodeDiedError,
+    OutOfMemoryError,
+    ObjectLostError,
+    DeploymentUnavailableError,
+    EngineBroken,
+)
+"""How a call ends when its replica, or the machine of it, is gone. Ray's OutOfMemoryError is a process that Ray has ended."""
 
 LAST_WORDS_S = 0.5
 """What a replica with a broken engine gets to send the failures before it ends."""
@@ -88,10 +99,10 @@ class ModelReplica:
         # failed load must not fail the constructor: Serve would retry it blindly and nobody would be told the reason.
         await asyncio.wait([self._loading])
 
-    async def transcribe(self, samples: Samples, lane: int, job: str) -> list[Token]:
+    async def transcribe(self, samples: Samples, lane: int, job: str, is_alone: bool) -> list[Token]:
         """Tokens of one window, int16 [samples], with times from its start. Raises ModelUnavailable or EngineError."""
         batcher = await self._ready_batcher()
-        return await batcher.submit(samples, len(samples), Lane(lane), job)
+        return await batcher.submit(samples, len(samples), Lane(lane), job, is_alone=is_alone)
 
     async def _ready_batcher(self) -> "Batcher[Samples, list[Token]]":
         if self._loading.done() and self._batcher is None and time.monotonic() - self._failed_at_s > LOAD_AGAIN_AFTER_S:
@@ -200,9 +211,9 @@ class ModelClient:
     replicas: DeploymentHandle
     statuses: Callable[[], Sequence[ReplicaStatus]]
 
-    def windows_wanted(self) -> int:
-        """Windows that keep the loaded replicas busy."""
-        window_s, batching = self.settings.windows_for(self.model).window_s, self.settings.batching
+    def windows_wanted(self, window_s: float) -> int:
+        """Windows of that length that keep the loaded replicas busy."""
+        batching = self.settings.batching
         loaded = [replica for replica in self.statuses() if replica.state == "ready"]
         per_batch = (batch_windows(batching, window_s, on_gpu=replica.device != "cpu") for replica in loaded)
         return max(LEAST_WINDOWS, BATCHES_AHEAD * sum(per_batch))
@@ -211,17 +222,20 @@ class ModelClient:
         """Tokens of a window; sent again, a few times, when the replica that had it is lost. Raises a SpeechError."""
         for attempt in range(MOST_TRIES):
             try:
-                # What is sent again holds up the merge of all that came after it.
-                return await self._send(window, lane if attempt == 0 else min(lane, Lane.INTERACTIVE), job)
-            except (RayActorError, DeploymentUnavailableError, EngineBroken) as error:
+                if attempt == 0:
+                    return await self._send(window, lane, job)
+                # What is sent again holds up the merge of all that came after it. And it may be what broke the replica, so that
+                # it must not take others with it again.
+                return await self._send(window, min(lane, Lane.INTERACTIVE), job, is_alone=True)
+            except LOST as error:
                 log.warning("window %d of %s was lost with its replica (%s)", window.index, self.model.name, type(error).__name__)
             if attempt < MOST_TRIES - 1:
                 # Time for the router to learn that the replica is gone.
                 await asyncio.sleep(RETRY_DELAY_S * 2**attempt)
         raise EngineBroken("The replicas that worked on this were lost one after the other; try again later.")
 
-    async def _send(self, window: Window, lane: Lane, job: str) -> list[Token]:
-        answer = asyncio.ensure_future(self._call(window, lane, job))
+    async def _send(self, window: Window, lane: Lane, job: str, *, is_alone: bool = False) -> list[Token]:
+        answer = asyncio.ensure_future(self._call(window, lane, job, is_alone))
         try:
             # A job that has begun waits as long as its request may take: its replica may have to be loaded anew.
             if window.index == 0:
@@ -232,8 +246,8 @@ class ModelClient:
         finally:
             answer.cancel()
 
-    async def _call(self, window: Window, lane: Lane, job: str) -> list[Token]:
-        response = self.replicas.transcribe.remote(window.samples, int(lane), job)
+    async def _call(self, window: Window, lane: Lane, job: str, is_alone: bool) -> list[Token]:
+        response = self.replicas.transcribe.remote(window.samples, int(lane), job, is_alone)
         try:
             tokens: list[Token] = await response
         except asyncio.CancelledError:

@@ -8,6 +8,7 @@ SpeechError
 │   ├── UploadTooLarge           413  more bytes than the server accepts
 │   └── AudioTooLong             413  more seconds of audio than the server accepts
 ├── ModelUnavailable             503  the model is configured but cannot be had now (hub, file, no replica, still loading)
+├── StorageFull                  503  an upload cannot be written to disk
 ├── ShuttingDown                 503  the server takes on nothing more
 ├── Overloaded                   429  as many requests as the server takes at once are at work; try again later
 ├── DeadlineExceeded             504  the answer did not come within the limit
@@ -77,6 +78,12 @@ class ModelUnavailable(SpeechError):
     status = 503
     code = "model_unavailable"
     retry_after_s = 10
+
+
+class StorageFull(SpeechError):
+    status = 503
+    code = "storage_full"
+    retry_after_s = 60
 
 
 class ShuttingDown(SpeechError):

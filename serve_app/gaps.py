@@ -10,12 +10,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from serve_app.seams import group_words
 from serve_app.transcript import FRAME_SAMPLES, SAMPLE_RATE, Token, Window
 
 LEAST_GAP = 3 * SAMPLE_RATE // 2
 WORD_TAIL = 6 * FRAME_SAMPLES
 WORD_ONSET = 3 * FRAME_SAMPLES
 """A word sounds on after its last token and begins before its first, samples: this much of a gap belongs to its neighbours."""
+
+SAME_WORD = 4 * FRAME_SAMPLES
+"""Nearer than this a word is the same one, heard again."""
 
 LEAST_LOUD_FRAMES = 5
 CONTEXT = 2 * SAMPLE_RATE
@@ -67,14 +71,24 @@ def suspicious_gaps(window: Window, tokens: Sequence[Token]) -> list[Gap]:
 def second_look(window: Window, gap: Gap) -> Window:
     """The window in which a gap is to be heard again: what is loud in it and a little around, on the frame grid."""
     start = max(0, gap.loud_start - CONTEXT)
-    return Window(window.index, window.start_sample + start, window.samples[start : gap.loud_end + CONTEXT])
+    samples = window.samples[start : gap.loud_end + CONTEXT]
+    return Window(window.index, window.start_sample + start, samples, is_urgent=True)
 
 
 def filled(tokens: Sequence[Token], gap: Gap, found: Sequence[Token]) -> list[Token]:
     """The tokens with those of `found` that lie in the gap; all times: samples from the window's start."""
-    inside = [t for t in found if gap.start <= t.start_sample and t.end_sample <= gap.end]
     before = [t for t in tokens if t.start_sample < gap.start or t.end_sample <= gap.start]
-    return [*before, *inside, *tokens[len(before) :]]
+    after = tokens[len(before) :]
+    # The words at the edges of the gap are heard again too, some frames off.
+    edges = [word.start for word in (*group_words(before)[-1:], *group_words(after)[:1])]
+    inside = [
+        token
+        for word in group_words(found)
+        if gap.start <= word.start and word.tokens[-1].end_sample <= gap.end
+        if all(abs(word.start - start) >= SAME_WORD for start in edges)
+        for token in word.tokens
+    ]
+    return [*before, *inside, *after]
 
 
 class SecondLooks:

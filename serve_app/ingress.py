@@ -41,7 +41,8 @@ class Ingress:
 
     async def _statuses(self) -> Mapping[str, tuple[ReplicaStatus, ...]]:
         admission = self._service.admission
-        news: News = await self._board.report_ingress.remote(self._replica_id, admission.requests)
+        is_done = admission.is_closed and admission.requests == 0
+        news: News = await self._board.report_ingress.remote(self._replica_id, is_done=is_done)
         if news.is_draining:
             admission.close()
         self._heard = news.models

@@ -17,8 +17,7 @@ from ray.serve.scripts import run as serve_run
 from serve_app.app import DRAIN_S
 
 POLL_S = 0.5
-APPLICATION = "parakeet"
-"""Its name in every configuration of this project."""
+ANSWER_S = 5.0
 
 
 def main() -> None:
@@ -31,22 +30,23 @@ def main() -> None:
 
 def drain() -> None:
     """Refuse new requests and wait for those at work, DRAIN_S at most."""
-    board = serve.get_deployment_handle("board", APPLICATION)
-    board.drain.remote().result()
+    boards = [serve.get_deployment_handle("board", name) for name in serve.status().applications]
     until = time.monotonic() + DRAIN_S
-    while not board.is_drained.remote().result() and time.monotonic() < until:
+    # Told again each time: a board that was replaced meanwhile has forgotten it.
+    while time.monotonic() < until and not all(board.drain.remote().result(timeout_s=ANSWER_S) for board in boards):
         time.sleep(POLL_S)
 
 
 def _end(_number: int, _frame: FrameType | None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
+    print("Waiting for the requests at work; a second signal ends them.", file=sys.stderr, flush=True)
     try:
-        print("Waiting for the requests at work; a second signal ends them.", file=sys.stderr, flush=True)
         drain()
-    finally:
-        # What `serve run` waits for.
-        raise KeyboardInterrupt
+    except Exception as error:
+        print(f"They cannot be waited for: {error!r}", file=sys.stderr, flush=True)
+    # What `serve run` waits for.
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

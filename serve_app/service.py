@@ -70,8 +70,8 @@ class Recogniser(Protocol):
         """Tokens of one window, with times in samples from its start; `job` names the recording it is of."""
         ...
 
-    def windows_wanted(self) -> int:
-        """Windows that keep the model's replicas busy."""
+    def windows_wanted(self, window_s: float) -> int:
+        """Windows of that length that keep the model's replicas busy."""
         ...
 
 
@@ -114,7 +114,10 @@ class SpeechService:
         windows = windows or self.settings.windows_for(model)
 
         async def in_lane(window: Window) -> list[Token]:
-            return await recogniser.recognise(window, Lane.INTERACTIVE if window.index == 0 else Lane.BULK, job)
+            if not window.samples.any():
+                return []
+            lane = Lane.INTERACTIVE if window.index == 0 or window.is_urgent else Lane.BULK
+            return await recogniser.recognise(window, lane, job)
 
         with self.admission.job():
             flow = transcribe(
@@ -122,7 +125,7 @@ class SpeechService:
                 in_lane,
                 window_s=windows.window_s,
                 overlap_s=windows.overlap_s,
-                max_in_flight=lambda: min(recogniser.windows_wanted(), self.admission.windows_per_job),
+                max_in_flight=lambda: min(recogniser.windows_wanted(windows.window_s), self.admission.windows_per_job),
             )
             async with aclosing(flow):
                 async for event in flow:

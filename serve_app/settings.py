@@ -177,7 +177,7 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment wins over the YAML, so that a container is set up without editing files; in it, our own names win."""
-        return env_settings, SeedVariables(settings_cls), init_settings
+        return env_settings, SeedVariables(settings_cls, init_settings), init_settings
 
 
 def bundled_model_path() -> Path:

@@ -52,6 +52,8 @@ class Window:
     index: int
     start_sample: int
     samples: Samples
+    is_urgent: bool = False
+    """Others wait for it: it is a second look at a window that was done."""
 
     @property
     def end_sample(self) -> int:

@@ -47,7 +47,7 @@ class Server:
             raise self.failure
         return self._engine.transcribe([window.samples])[0]
 
-    def windows_wanted(self) -> int:
+    def windows_wanted(self, window_s: float) -> int:
         return 4
 
     async def statuses(self) -> Mapping[str, tuple[ReplicaStatus, ...]]:

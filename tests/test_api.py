@@ -103,12 +103,15 @@ class TestChunkingStrategy:
             ("vad", "must be"),
             ("[]", "must be"),
             ('{"type": "client_vad"}', "must be"),
-            ('{"window": 10}', "no `window`"),
+            ('{"window": 10}', "no 'window'"),
             ('{"window_s": "x"}', "numbers"),
             ('{"window_s": 1}', "window_s is wrong"),
             ('{"window_s": 64}', "at most 32"),
             ('{"window_s": 10, "overlap_s": 6}', "at most half"),
             ('{"window_s": NaN}', "wrong"),
+            ('{"window_s": 1' + 400 * "0" + "}", "numbers"),
+            ('{"\\ud800": 1}', "no '"),
+            ("[" * 30_000, "must be"),
         ],
     )
     def test_what_cannot_be_done_is_said(self, client: TestClient, value: str, reason: str) -> None:

@@ -94,6 +94,25 @@ async def test_a_job_that_was_away_gains_no_credit_by_it() -> None:
 
 
 @scenario
+async def test_what_may_have_broken_a_replica_runs_alone() -> None:
+    batcher, batches = make_batcher()
+    names = ["a", "b", "c", "d"]
+    await asyncio.gather(*(batcher.submit(name, 100, Lane.BULK, name, is_alone=name in "bc") for name in names))
+    assert sorted(batches) == [["a", "d"], ["b"], ["c"]]
+
+
+@scenario
+async def test_a_batch_that_belongs_to_old_bulk_work_is_filled_with_it() -> None:
+    batcher, batches = make_batcher(max_items=4, ageing_s=1.0)
+    bulk = [submit_at(batcher, 0, f"bulk{n}") for n in range(12)]
+    interactive = [submit_at(batcher, n * STEP_S / 6, f"i{n}", lane=Lane.INTERACTIVE) for n in range(240)]
+    await asyncio.gather(*bulk, *interactive)
+    aged = next(batch for batch in batches[12:] if batch[0].startswith("bulk"))
+    assert all(name.startswith("bulk") for name in aged)
+    assert len(aged) == 4
+
+
+@scenario
 async def test_every_limit_holds_counted_padded() -> None:
     batcher, batches = make_batcher(max_samples=1000, max_items=4)
     sizes = {f"i{n}": 60 + 37 * n % 400 for n in range(60)}

@@ -18,31 +18,32 @@ async def test_replicas_that_went_silent_are_forgotten() -> None:
     clock.now_s = SILENT_AFTER_S - 1
     await board.report_model("m", ReplicaStatus("b", "loading"))
     await board.report_model("m", ReplicaStatus("b", "ready"))
-    news = await board.report_ingress("i", 0)
+    news = await board.report_ingress("i", is_done=False)
     assert [(r.replica_id, r.state) for r in news.models["m"]] == [("a", "ready"), ("b", "ready")]
     clock.now_s = SILENT_AFTER_S + 1
-    assert [r.replica_id for r in (await board.report_ingress("i", 0)).models["m"]] == ["b"]
+    assert [r.replica_id for r in (await board.report_ingress("i", is_done=False)).models["m"]] == ["b"]
 
 
-async def test_drained_is_when_every_ingress_has_said_so_since() -> None:
-    clock = Clock()
-    board = Board(clock)
-    assert not (await board.report_ingress("a", 0)).is_draining
-    await board.report_ingress("b", 1)
-    await board.drain()
-    assert not await board.is_drained()
-    assert (await board.report_ingress("a", 0)).is_draining
-    await board.report_ingress("b", 1)
-    assert not await board.is_drained()
-    await board.report_ingress("b", 0)
-    assert await board.is_drained()
+async def test_drained_is_when_every_ingress_has_been_told_and_is_done() -> None:
+    board = Board(Clock())
+    assert not (await board.report_ingress("a", is_done=False)).is_draining
+    await board.report_ingress("b", is_done=False)
+    assert not await board.drain()
+    assert (await board.report_ingress("a", is_done=False)).is_draining
+    await board.report_ingress("a", is_done=True)
+    assert not await board.drain()
+    await board.report_ingress("b", is_done=True)
+    assert await board.drain()
 
 
 async def test_an_ingress_that_is_gone_is_not_waited_for() -> None:
     clock = Clock()
     board = Board(clock)
-    await board.report_ingress("gone", 1)
-    await board.drain()
-    assert not await board.is_drained()
+    await board.report_ingress("gone", is_done=False)
     clock.now_s = SILENT_AFTER_S + 1
-    assert await board.is_drained()
+    await board.report_ingress("here", is_done=True)
+    assert await board.drain()
+
+
+async def test_a_board_that_has_heard_of_nobody_knows_nothing() -> None:
+    assert not await Board(Clock()).drain()

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 
 from serve_app.app import gpus_per_replica
 from serve_app.deployments import MOST_TRIES, RETRY_DELAY_S, ModelClient
@@ -74,15 +74,27 @@ class TestModelClient:
     def test_an_answer_is_passed_on(self) -> None:
         client, handle = client_with(failing())
         assert virtual_time.run(client.recognise(WINDOW, Lane.BULK, "job")) == TOKENS
-        ((samples, lane, job),) = handle.calls
+        ((samples, lane, job, is_alone),) = handle.calls
         assert samples is WINDOW.samples
-        assert (lane, job) == (Lane.BULK, "job")
+        assert (lane, job, is_alone) == (Lane.BULK, "job", False)
 
-    @pytest.mark.parametrize("lost", [ActorDiedError(), as_seen_by_a_caller(EngineBroken("the GPU failed"))])
+    @pytest.mark.parametrize(
+        "lost",
+        [
+            ActorDiedError(),
+            OutOfMemoryError("killed"),  # type: ignore[no-untyped-call]
+            WorkerCrashedError(),
+            as_seen_by_a_caller(EngineBroken("the GPU failed")),
+        ],
+    )
     def test_a_window_lost_with_its_replica_is_sent_again(self, lost: Exception) -> None:
         client, handle = client_with(failing(lost, lost))
         assert virtual_time.run(client.recognise(WINDOW, Lane.BULK, "job")) == TOKENS
-        assert [lane for _, lane, _ in handle.calls] == [Lane.BULK, Lane.INTERACTIVE, Lane.INTERACTIVE]
+        assert [(lane, is_alone) for _, lane, _, is_alone in handle.calls] == [
+            (Lane.BULK, False),
+            (Lane.INTERACTIVE, True),
+            (Lane.INTERACTIVE, True),
+        ]
 
     def test_but_not_for_ever(self) -> None:
         client, handle = client_with(failing(*[ActorDiedError()] * 10))
@@ -166,7 +178,7 @@ class TestModelClient:
     )
     def test_a_job_wants_two_batches_for_every_loaded_replica(self, statuses: tuple[ReplicaStatus, ...], windows: int) -> None:
         client, _ = client_with(failing(), *statuses)
-        assert client.windows_wanted() == windows
+        assert client.windows_wanted(32.0) == windows
 
 
 class TestGpusPerReplica:

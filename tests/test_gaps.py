@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from serve_app.engine import ParakeetEngine
-from serve_app.gaps import FREE_LOOKS, WINDOWS_PER_LOOK, SecondLooks, suspicious_gaps
+from serve_app.gaps import FREE_LOOKS, WINDOWS_PER_LOOK, Gap, SecondLooks, filled, suspicious_gaps
 from serve_app.seams import group_words
-from serve_app.transcript import SAMPLE_RATE, Samples, Token, Window
+from serve_app.transcript import FRAME_SAMPLES, SAMPLE_RATE, Samples, Token, Window
 from tools.digit_strings import DigitString
 from tools.evaluate_bundled_model import add_noise, to_int16
 
@@ -73,6 +73,21 @@ def test_silence_and_steady_noise_are_not_speech() -> None:
     noise = np.random.default_rng(0).normal(0, 1000, 20 * SAMPLE_RATE).astype(np.int16)
     for samples in (np.zeros(20 * SAMPLE_RATE, np.int16), noise, noise[:100], noise[:0]):
         assert suspicious_gaps(Window(0, 0, samples), []) == []
+
+
+def token(piece: str, start_s: float) -> Token:
+    start = round(start_s * SAMPLE_RATE) // FRAME_SAMPLES * FRAME_SAMPLES
+    return Token(piece, 0, start, start + FRAME_SAMPLES, 1.0)
+
+
+@pytest.mark.parametrize("frames", [-3, -1, 0, 1, 3])
+def test_words_beside_the_gap_that_are_heard_again_are_not_doubled(frames: int) -> None:
+    shift = frames * FRAME_SAMPLES
+    tokens = [token("▁one", 1.0), token("ne", 1.3), token("▁two", 6.0), token("o", 6.2)]
+    again = [replace(t, start_sample=t.start_sample + shift, end_sample=t.end_sample + shift) for t in tokens]
+    found = [*again[:2], token("▁six", 3.0), *again[2:]]
+    gap = Gap(tokens[1].end_sample, tokens[2].start_sample, 3 * SAMPLE_RATE, 4 * SAMPLE_RATE)
+    assert text(filled(tokens, gap, found)) == "onene six twoo"
 
 
 def music(seconds: int) -> Samples:

@@ -1,14 +1,17 @@
 """What a request may cost: each limit on an API of its own that allows little."""
 
 import asyncio
+import errno
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
+import pytest
 from fastapi.testclient import TestClient
 from httpx2 import Response
+from starlette.datastructures import UploadFile
 
 from serve_app.admission import Admission
 from serve_app.api import create_api
@@ -57,6 +60,40 @@ class TestLimits:
         _, client = self.limited(request_timeout_s=0.2)
         with client:
             assert_error(self._slow_post(client, pause_s=0.05), 408, "upload_too_slow", "file")
+
+    def test_an_upload_that_trickles_is_ended(self) -> None:
+        """Each byte comes in time, and yet it would hold its place for ever."""
+        _, client = self.limited(upload_pause_s=0.3)
+        with client:
+            assert_error(self._slow_post(client, pause_s=0.02), 408, "upload_too_slow", "file")
+
+    @pytest.mark.parametrize("charset", ["punycode", "utf-7", "idna"])
+    def test_a_form_in_a_codec_that_takes_minutes_is_not_decoded(self, charset: str) -> None:
+        _, client = self.limited()
+        body = b'--x\r\nContent-Disposition: form-data; name="ab-' + b"b" * 30_000 + b'"\r\n\r\nc\r\n--x--\r\n'
+        headers = {"Content-Type": f"multipart/form-data; boundary=x; charset={charset}"}
+        with client:
+            response = client.post("/v1/audio/transcriptions", content=body, headers=headers)
+            assert_error(response, 400, "invalid_request")
+
+    @pytest.mark.parametrize("kind", ["file", "field"])
+    def test_a_form_of_a_thousand_parts_is_refused(self, kind: str) -> None:
+        _, client = self.limited()
+        with client:
+            if kind == "file":
+                response = client.post("/v1/audio/transcriptions", files=[("file", ("a", b"x"))] * 1000)
+            else:
+                response = client.post("/v1/audio/transcriptions", files={"file": b"x"}, data={"include[]": ["x"] * 1000})
+            assert response.status_code == 400
+
+    def test_a_full_disk_is_not_the_clients_fault(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async def full(*_: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(UploadFile, "write", full)
+        _, client = self.limited()
+        with client:
+            assert_error(post(client), 503, "storage_full")
 
     def test_a_transcription_that_takes_all_the_time_is_ended(self) -> None:
         server, client = self.limited(request_timeout_s=0.2)

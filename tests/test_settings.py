@@ -110,6 +110,7 @@ class TestSeedVariables:
     def test_they_win_over_the_file_and_lose_to_our_own_names(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TRANSCRIBE_CHUNK_LEN", "20")
         assert Settings(windows=WindowSettings(window_s=40)).windows.window_s == 20
+        assert Settings.model_validate({"windows": {"overlap_s": 12}}).windows == WindowSettings(window_s=20, overlap_s=10)
         monkeypatch.setenv("PARAKEET_WINDOWS__WINDOW_S", "25")
         assert Settings().windows.window_s == 25
 

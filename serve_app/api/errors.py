@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from serve_app.api.schemas import ErrorBody, ErrorObject
-from serve_app.errors import RequestError, SpeechError, UploadTooLarge
+from serve_app.errors import RequestError, SpeechError, StorageFull, UploadTooLarge
 
 log = logging.getLogger("ray.serve")
 
@@ -50,6 +50,9 @@ def install(api: FastAPI, max_upload_bytes: int) -> None:
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         if isinstance(error.__cause__, SpeechError):
             return answer(error.__cause__)
+        if isinstance(error.__cause__, OSError):
+            log.error("an upload could not be stored: %s", error.__cause__)
+            return answer(StorageFull("The server cannot store the upload; try again later."))
         if error.status_code == UploadTooLarge.status:
             return answer(UploadTooLarge.over(max_upload_bytes))
         message = f"Unknown route: {request.url.path}" if error.status_code == 404 else str(error.detail)

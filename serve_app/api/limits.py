@@ -1,15 +1,20 @@
 """What a request may cost, watched from before its first byte to its end: bytes, seconds, and a place among those at work."""
 
 import asyncio
+import time
 
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.admission import Admission
 from serve_app.api.errors import answer
-from serve_app.errors import DeadlineExceeded, SpeechError, UploadTooLarge, UploadTooSlow
+from serve_app.errors import DeadlineExceeded, RequestError, SpeechError, UploadTooLarge, UploadTooSlow
 from serve_app.settings import LimitSettings
+
+LEAST_BYTES_PER_S = 1000
+"""An upload that is slower on average holds a place for nothing; live speech at a low rate is faster."""
 
 
 class RequestLimits:
@@ -26,18 +31,26 @@ class RequestLimits:
             return
         request = _Request(receive, send, self._limits)
         try:
-            length = Headers(scope=scope).get("content-length", "")
-            if length.isdecimal() and int(length) > self._limits.max_upload_bytes:
-                raise UploadTooLarge.over(self._limits.max_upload_bytes)
+            _check_headers(Headers(scope=scope), self._limits.max_upload_bytes)
             with self._admission.request():
-                async with asyncio.timeout(self._limits.request_timeout_s):
+                async with asyncio.timeout(self._limits.request_timeout_s) as limit:
                     await self._app(scope, request.receive, request.send)
         except SpeechError as error:
             await answer(error)(scope, receive, send)
         except TimeoutError:
-            if request.is_answered:
+            if request.is_answered or not limit.expired():
                 raise
             await answer(request.too_late())(scope, receive, send)
+
+
+def _check_headers(headers: Headers, max_upload_bytes: int) -> None:
+    length = headers.get("content-length", "")
+    if length.isdecimal() and int(length) > max_upload_bytes:
+        raise UploadTooLarge.over(max_upload_bytes)
+    # The form parser would decode with whatever codec is named, and some of Python's take minutes for a megabyte.
+    charset = parse_options_header(headers.get("content-type"))[1].get(b"charset", b"utf-8")
+    if charset.lower() not in (b"utf-8", b"utf8"):
+        raise RequestError("The form must be in UTF-8.")
 
 
 class _Request:
@@ -48,20 +61,29 @@ class _Request:
         self._send = send
         self._limits = limits
         self._is_complete = False
+        self._received_bytes = 0
+        self._began_s = time.monotonic()
         self.is_answered = False
 
     async def receive(self) -> Message:
         # After the body only a disconnect can come, which is waited for as long as the request takes.
-        pause_s = None if self._is_complete else self._limits.upload_pause_s
+        pause_s = None if self._is_complete else self._patience_s()
         try:
             async with asyncio.timeout(pause_s):
                 message = await self._receive()
         except TimeoutError:
-            error = UploadTooSlow(f"Nothing of the upload came for {pause_s:.0f} s.", param="file")
+            limit = f"{self._limits.upload_pause_s:.0f} s, or with less than {LEAST_BYTES_PER_S} bytes a second"
+            error = UploadTooSlow(f"The upload came with a pause of {limit}.", param="file")
             # Whatever else is raised while a form is parsed, FastAPI takes for a broken form.
             raise HTTPException(error.status) from error
+        self._received_bytes += len(message.get("body", b""))
         self._is_complete = not message.get("more_body", False)
         return message
+
+    def _patience_s(self) -> float:
+        pause_s = self._limits.upload_pause_s
+        passed_s = time.monotonic() - self._began_s
+        return max(0.0, min(pause_s, pause_s + self._received_bytes / LEAST_BYTES_PER_S - passed_s))
 
     async def send(self, message: Message) -> None:
         self.is_answered = True

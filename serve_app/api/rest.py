@@ -45,6 +45,8 @@ def create_router(service: SpeechService) -> APIRouter:
         responses=TRANSCRIPTION_RESPONSES,
         response_model=None,
         max_body_size=service.settings.limits.max_upload_bytes,
+        # Fields, and files below a megabyte, are held in memory: they must be few and small.
+        form_limits={"max_files": 1, "max_fields": 64, "max_part_size": 65_536},
         tags=["audio"],
     )
     async def transcribe(

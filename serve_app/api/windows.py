@@ -54,16 +54,16 @@ def chunking_strategy(
     if value not in (None, "", "auto"):
         try:
             keys = json.loads(value or "")
-        except ValueError:
+        except (ValueError, RecursionError):
             keys = {"type": value}
     if not isinstance(keys, dict) or keys.get("type") not in (None, "auto", "server_vad"):
         raise RequestError("The strategy must be `auto` or an object with the type `server_vad`.", param=FIELD)
     unknown = set(keys) - OPENAI_KEYS - OWN_KEYS
     if unknown:
-        raise RequestError(f"The strategy has no `{min(unknown)}`.", param=FIELD)
+        raise RequestError(f"The strategy has no {min(unknown)!a}.", param=FIELD)
     try:
         return ChunkingStrategy(*(None if keys.get(key) is None else float(keys[key]) for key in ("window_s", "overlap_s")))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise RequestError("window_s and overlap_s must be numbers of seconds.", param=FIELD) from None
 
 
