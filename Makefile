@@ -38,7 +38,7 @@ serve: $(RUNTIME) ## Serve the Parakeet models (configs/serve_config.yaml)
 test: $(DEV) ## Run the whole test suite; PYTEST_ARGS="-k words" narrows it
 	@$(BIN)/python -m pytest -m "not long" $(PYTEST_ARGS)$(if $(STATUS_FILE),; echo $$? >'$(STATUS_FILE)')
 
-soak: recordings $(DEV) ## Run the long tests: hours of speech from FSDD_RECORDINGS, thousands of broken files
+soak: recordings $(DEV) ## Run the long tests: hours of speech from FSDD_RECORDINGS, files of gigabytes
 	@$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
 
 check: lint types unit ## Quick loop: linters, types, unit tests

@@ -15,6 +15,8 @@ from tests import media
 from tests.server import ROOT, Server, serve_run
 from tools import fuzz_media
 
+FILES = 2000
+
 
 @pytest.fixture(scope="module")
 def seeds() -> dict[str, bytes]:
@@ -64,20 +66,19 @@ class TestServer:
         answers = {name: server.transcribe(data) for name, data in seeds.items()}
         assert {name: answer.json().get("text") for name, answer in answers.items()} == dict.fromkeys(seeds, fuzz_media.SPOKEN)
 
-    @pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.long)])
-    def test_damaged_files(self, server: Server, temporary: Path, seeds: dict[str, bytes], count: int) -> None:
+    def test_damaged_files(self, server: Server, temporary: Path, seeds: dict[str, bytes]) -> None:
         """No failure, no hang, no wrong answer to the good files between them, and nothing left behind."""
         # What the model takes for its longest window it keeps.
-        assert server.transcribe(media.wav(np.zeros(100 * SAMPLE_RATE))).status_code == 200
+        assert server.transcribe(media.wav(np.random.default_rng(0).normal(0, 0.1, 100 * SAMPLE_RATE))).status_code == 200
         asyncio.run(fuzz_media.send(server.url, fuzz_media.damaged_files(seeds, 100, 1)))
         before, files_before = fuzz_media.Load.of(server.process_id), set(temporary.iterdir())
-        report = asyncio.run(fuzz_media.send(server.url, fuzz_media.damaged_files(seeds, count, 2)))
+        report = asyncio.run(fuzz_media.send(server.url, fuzz_media.damaged_files(seeds, FILES, 2)))
         after = fuzz_media.Load.of(server.process_id)
         assert report.failures == []
         assert report.wrong_texts == []
-        assert report.statuses.total() == count
+        assert report.statuses.total() == FILES
         assert set(report.statuses) == {200, 400}
-        assert min(report.statuses.values()) > count // 4
+        assert min(report.statuses.values()) > FILES // 4
         assert len(before.resident_mb) >= 4
         growth_mb = after.growth_mb(before)
         print(f"{report.statuses}, growth in MB: {growth_mb}")

@@ -97,13 +97,27 @@ def send(server: Server, speech: DigitString) -> str:
 
 def test_memory_stays_flat_whatever_the_size(server: Server, strings: list[DigitString]) -> None:
     (proxy,), (ingress,), (model,) = (server.processes(name) for name in ("ProxyActor", "ingress", "model digits"))
-    # The engine's own memory depends on the longest window it has had.
-    assert server.transcribe(media.wav(np.zeros(100 * SAMPLE_RATE))).status_code == 200
+    server.transcribe(noise(2))
     peak = Peak([proxy, ingress, model])
     with peak.watching():
         assert send(server, strings[5]) == strings[5].text
     print(f"growth in MB: {[grown // 1_000_000 for grown in peak.growth_bytes]}")
     assert max(peak.growth_bytes) < MOST_GROWTH_BYTES
+
+
+def test_a_replica_does_not_grow_with_the_length(server: Server) -> None:
+    # What it takes for a full window it keeps.
+    server.transcribe(noise(10))
+    peak = Peak(server.processes("model digits"))
+    with peak.watching():
+        assert server.transcribe(noise(30)).json()["usage"]["seconds"] == 30 * 60
+    assert max(peak.growth_bytes) < MOST_GROWTH_BYTES // 2
+
+
+def noise(minutes: int) -> bytes:
+    """Something for the model to hear, at 8 kHz."""
+    rate = SAMPLE_RATE // 2
+    return media.wav(np.random.default_rng(0).normal(0, 0.05, minutes * 60 * rate).astype(np.float32), rate)
 
 
 def test_nothing_is_left_on_disk_when_the_ingress_is_killed(server: Server) -> None:
