@@ -238,7 +238,7 @@ class ModelClient:
         answer = asyncio.ensure_future(self._call(window, lane, job, is_alone))
         try:
             # A job that has begun waits as long as its request may take: its replica may have to be loaded anew.
-            if window.index == 0:
+            if window.index == 0 and not is_alone:
                 done, _ = await asyncio.wait([answer], timeout=self.settings.limits.model_wait_s)
                 if not done:
                     self._require_loaded()

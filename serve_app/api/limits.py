@@ -13,7 +13,7 @@ from serve_app.api.errors import answer
 from serve_app.errors import DeadlineExceeded, RequestError, SpeechError, UploadTooLarge, UploadTooSlow
 from serve_app.settings import LimitSettings
 
-LEAST_BYTES_PER_S = 1000
+LEAST_BYTES_PER_S = 250
 """An upload that is slower on average holds a place for nothing; live speech at a low rate is faster."""
 
 
