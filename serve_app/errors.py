@@ -4,10 +4,12 @@ SpeechError
 ├── RequestError                 400  the request cannot be honoured as it stands
 │   ├── AudioError               400  the file is empty, not media, has no sound, or is damaged from the start
 │   ├── ModelNotFound            404  no model of that name is configured
+│   ├── InvalidKey               401  no API key, or not one of this server's
 │   ├── UploadTooSlow            408  the sender paused too long, or took all the time that the request had
 │   ├── UploadTooLarge           413  more bytes than the server accepts
 │   └── AudioTooLong             413  more seconds of audio than the server accepts
 ├── ModelUnavailable             503  the model is configured but cannot be had now (hub, file, no replica, still loading)
+├── RateLimited                  429  the key has used up what it may ask for; try again later
 ├── StorageFull                  503  an upload cannot be written to disk
 ├── ShuttingDown                 503  the server takes on nothing more
 ├── Overloaded                   429  as many requests as the server takes at once are at work; try again later
@@ -49,6 +51,11 @@ class AudioError(RequestError):
         super().__init__(message, param=param)
 
 
+class InvalidKey(RequestError):
+    status = 401
+    code = "invalid_api_key"
+
+
 class UploadTooSlow(RequestError):
     status = 408
     code = "upload_too_slow"
@@ -78,6 +85,15 @@ class ModelUnavailable(SpeechError):
     status = 503
     code = "model_unavailable"
     retry_after_s = 10
+
+
+class RateLimited(SpeechError):
+    status = 429
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: int = 1) -> None:
+        super().__init__(message, param=param)
+        self.retry_after_s = retry_after_s
 
 
 class StorageFull(SpeechError):

@@ -11,7 +11,10 @@ LEAST_OVERLAP_S = 1.5
 
 
 class SeedVariables(PydanticBaseSettingsSource):
-    """`TRANSCRIBE_CHUNK_LEN` and `TRANSCRIBE_OVERLAP`, seconds, are `windows`, brought into the range that is allowed here."""
+    """`TRANSCRIBE_CHUNK_LEN` and `TRANSCRIBE_OVERLAP`, seconds, are `windows`, brought into the range that is allowed here.
+
+    `API_KEY` is `auth.keys`, one or several with commas between.
+    """
 
     def __init__(self, settings_cls: type[BaseSettings], file: PydanticBaseSettingsSource) -> None:
         super().__init__(settings_cls)
@@ -21,6 +24,14 @@ class SeedVariables(PydanticBaseSettingsSource):
         return None, field_name, False
 
     def __call__(self) -> dict[str, Any]:
+        return self._windows() | self._keys()
+
+    @staticmethod
+    def _keys() -> dict[str, Any]:
+        keys = [key.strip() for key in os.environ.get("API_KEY", "").split(",") if key.strip()]
+        return {"auth": {"keys": keys}} if keys else {}
+
+    def _windows(self) -> dict[str, Any]:
         window_s, overlap_s = _seconds("TRANSCRIBE_CHUNK_LEN"), _seconds("TRANSCRIBE_OVERLAP")
         if window_s is None and overlap_s is None:
             return {}

@@ -7,7 +7,7 @@ docs/configuration.md lists every field; a test compares the two.
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from serve_app.seed_variables import SeedVariables
@@ -117,8 +117,26 @@ class LimitSettings(_Group):
     )
 
 
+class AuthSettings(_Group):
+    """Who may use the server."""
+
+    keys: tuple[SecretStr, ...] = Field(
+        (),
+        description="API keys, of which every request but `/health` needs one; none leaves the server open. Better in the "
+        "environment (`API_KEY`, several with commas between): Ray's dashboard shows the file.",
+    )
+    max_requests: int = Field(
+        0, ge=0, description="Transcriptions that one key may have at work per ingress replica; 0 is no limit."
+    )
+    max_requests_per_minute: int = Field(
+        0, ge=0, description="Transcriptions a minute of one key per ingress replica; 0 is no limit."
+    )
+
+
 class IngressSettings(_Group):
     """The HTTP side."""
+
+    cors_origins: tuple[str, ...] = Field(("*",), description="Origins whose web pages may read the answers; `*` is all.")
 
     replicas: int = Field(1, ge=0, description="Ingress replicas; 0 puts one on every node that the cluster has at the start.")
     cpus_per_replica: float = Field(0.25, ge=0, description="CPUs that Ray reserves for an ingress replica.")
@@ -142,6 +160,7 @@ class Settings(BaseSettings):
     windows: WindowSettings = Field(WindowSettings(), description="How recordings are cut.")
     batching: BatchingSettings = Field(BatchingSettings(), description="How a replica forms batches.")
     limits: LimitSettings = Field(LimitSettings(), description="What a client may ask for.")
+    auth: AuthSettings = Field(AuthSettings(), description="Who may use the server.")
     ingress: IngressSettings = Field(IngressSettings(), description="The HTTP side.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Level of the server's own log.")
 

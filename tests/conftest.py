@@ -17,7 +17,7 @@ DIGITS = Path(__file__).parent / "data" / "digits"
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Settings come from the environment too: none of the machine's may leak into a test."""
     for name in os.environ:
-        if name.startswith(("PARAKEET_", "TRANSCRIBE_")):
+        if name.startswith(("PARAKEET_", "TRANSCRIBE_", "API_KEY")):
             monkeypatch.delenv(name)
 
 

@@ -27,7 +27,8 @@ NOISE = media.wav(np.random.default_rng(0).normal(0, 0.1, 3 * 16_000))
 class Server:
     """What the tests can turn: the failure of the next windows, and what the replicas say."""
 
-    def __init__(self, limits: LimitSettings = SETTINGS.limits) -> None:
+    def __init__(self, **settings: Any) -> None:
+        """`settings` replace those of SETTINGS."""
         self.failure: Exception | None = None
         self.replicas: dict[str, tuple[ReplicaStatus, ...]] = {}
         self.lanes: list[Lane] = []
@@ -36,7 +37,7 @@ class Server:
         self.hold = asyncio.Event()
         self.hold.set()
         self.service = SpeechService(
-            SETTINGS.model_copy(update={"limits": limits}), {model.name: self for model in SETTINGS.models}, self.statuses
+            SETTINGS.model_copy(update=settings), {model.name: self for model in SETTINGS.models}, self.statuses
         )
 
     async def recognise(self, window: Window, lane: Lane, job: str) -> list[Token]:

@@ -218,6 +218,11 @@ class TestServerRoutes:
             ("second", "model", "nvidia/second"),
         ]
 
+    def test_one_model(self, client: TestClient) -> None:
+        assert client.get("/v1/models/second").json()["id"] == "second"
+        assert client.get("/v1/models/whisper-1").json()["id"] == "first"
+        assert_error(client.get("/v1/models/third"), 404, "model_not_found", "model")
+
     def test_health(self, client: TestClient) -> None:
         assert client.get("/health").json() == {"status": "ok"}
 

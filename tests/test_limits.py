@@ -25,7 +25,7 @@ class TestLimits:
 
     @staticmethod
     def limited(**limits: Any) -> tuple[Server, TestClient]:
-        server = Server(LimitSettings(**limits))
+        server = Server(limits=LimitSettings(**limits))
         return server, TestClient(create_api(server.service), raise_server_exceptions=False)
 
     def test_audio_that_is_too_long_is_stopped_however_small_its_file(self) -> None:

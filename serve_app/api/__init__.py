@@ -1,9 +1,10 @@
 """The HTTP side: routes, wire schemas and error mapping. Knows FastAPI and the service, not Ray."""
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from serve_app import __version__
-from serve_app.api import errors, limits, rest
+from serve_app.api import auth, errors, limits, rest
 from serve_app.service import SpeechService
 
 DESCRIPTION = "Speech to text with NVIDIA Parakeet models. The routes under `/v1` speak OpenAI's audio API."
@@ -15,5 +16,13 @@ def create_api(service: SpeechService) -> FastAPI:
     request_limits = service.settings.limits
     errors.install(api, request_limits.max_upload_bytes)
     api.add_middleware(limits.RequestLimits, limits=request_limits, admission=service.admission)
+    api.add_middleware(auth.RequireKey, keys=auth.Keys(service.settings.auth))
+    api.add_middleware(
+        CORSMiddleware,
+        allow_origins=service.settings.ingress.cors_origins,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=["*"],
+    )
     api.include_router(rest.create_router(service))
     return api

@@ -17,10 +17,11 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": description}
     for status, description in {
         400: "The request cannot be honoured as it stands: a field is missing or wrong, or the file is not audio.",
+        401: "An API key is needed, and none or a wrong one was given.",
         404: "No such model.",
         408: "The upload paused too long, or did not end in time.",
         413: "The upload is larger, or its audio longer, than the server accepts.",
-        429: "The server has as many requests as it takes at once; `Retry-After` says when to try again.",
+        429: "The server, or the key, has as many requests as it may have; `Retry-After` says when to try again.",
         500: "Recognition failed.",
         503: "The model cannot be had now; the message says why, `Retry-After` when to try again.",
         504: "The answer did not come in time.",
@@ -66,6 +67,8 @@ def install(api: FastAPI, max_upload_bytes: int) -> None:
 def answer(error: SpeechError) -> JSONResponse:
     """The HTTP response to a failure."""
     headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     return _body(error.status, error.message, error.code, error.param, headers)
 
 

@@ -4,7 +4,7 @@ import asyncio
 import time
 
 from python_multipart.multipart import parse_options_header
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -87,6 +87,9 @@ class _Request:
 
     async def send(self, message: Message) -> None:
         self.is_answered = True
+        if message["type"] == "http.response.start":
+            passed_ms = 1000 * (time.monotonic() - self._began_s)
+            MutableHeaders(scope=message)["openai-processing-ms"] = f"{passed_ms:.0f}"
         await self._send(message)
 
     def too_late(self) -> SpeechError:

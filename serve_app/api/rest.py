@@ -22,6 +22,7 @@ from serve_app.api.schemas import (
 from serve_app.api.windows import ChunkingStrategy, chunking_strategy
 from serve_app.audio import AudioFile
 from serve_app.service import ModelStatus, SpeechService
+from serve_app.settings import ModelSettings
 
 ResponseFormat = Literal["json", "text", "verbose_json"]
 Granularity = Literal["word", "segment"]
@@ -72,7 +73,15 @@ def create_router(service: SpeechService) -> APIRouter:
     @router.get("/v1/models", tags=["models"])
     async def list_models() -> ModelList:
         """The models that requests can name."""
-        return ModelList(data=[Model(id=m.name, created=started_at, owned_by=m.source) for m in service.settings.models])
+        return ModelList(data=[describe(m) for m in service.settings.models])
+
+    @router.get("/v1/models/{model}", responses={404: ERROR_RESPONSES[404]}, tags=["models"])
+    async def get_model(model: str) -> Model:
+        """One model."""
+        return describe(service.find_model(model))
+
+    def describe(model: ModelSettings) -> Model:
+        return Model(id=model.name, created=started_at, owned_by=model.source)
 
     @router.get("/health", tags=["server"])
     async def health() -> Health:
