@@ -249,7 +249,7 @@ class TestServerRoutes:
         assert client.get("/docs").status_code == 200
         schema = client.get("/openapi.json").json()
         (form,) = (s for name, s in schema["components"]["schemas"].items() if name.startswith("Body_"))
-        fields = {"file", "model", "response_format", "timestamp_granularities[]", "chunking_strategy"}
+        fields = {"file", "model", "response_format", "timestamp_granularities[]", "chunking_strategy", "stream"}
         assert set(form["properties"]) == fields | {f"chunking_strategy[{key}]" for key in ("type", "window_s", "overlap_s")}
         assert all(field.get("description") for field in form["properties"].values())
 

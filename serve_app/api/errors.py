@@ -69,10 +69,18 @@ def answer(error: SpeechError) -> JSONResponse:
     headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return _body(error.status, error.message, error.code, error.param, headers)
+    return JSONResponse(describe(error).model_dump(), error.status, headers)
 
 
-def _body(status: int, message: str, code: str, param: str | None = None, headers: dict[str, str] | None = None) -> JSONResponse:
+def describe(error: SpeechError) -> ErrorBody:
+    """OpenAI's error object for a failure."""
+    return _object(error.status, error.message, error.code, error.param)
+
+
+def _body(status: int, message: str, code: str, param: str | None = None) -> JSONResponse:
+    return JSONResponse(_object(status, message, code, param).model_dump(), status)
+
+
+def _object(status: int, message: str, code: str, param: str | None) -> ErrorBody:
     kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
-    body = ErrorBody(error=ErrorObject(message=message, type=kind, param=param, code=code))
-    return JSONResponse(body.model_dump(), status, headers)
+    return ErrorBody(error=ErrorObject(message=message, type=kind, param=param, code=code))

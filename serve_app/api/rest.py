@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, File, Form, UploadFile
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from serve_app import export
+from serve_app.api import streaming
 from serve_app.api.errors import ERROR_RESPONSES
 from serve_app.api.schemas import (
     Health,
@@ -31,7 +32,7 @@ TRANSCRIPTION_RESPONSES = ERROR_RESPONSES | {
     200: {
         "model": TranscriptionJson | TranscriptionVerboseJson,
         "description": "The transcript in the format asked for.",
-        "content": {"text/plain": {"schema": {"type": "string"}}},
+        "content": {"text/plain": {"schema": {"type": "string"}}, "text/event-stream": {"schema": {"type": "string"}}},
     }
 }
 
@@ -58,12 +59,16 @@ def create_router(service: SpeechService) -> APIRouter:
             list[Granularity],
             Form(alias="timestamp_granularities[]", description="With `verbose_json`: `word` adds the words and their times."),
         ] = ["segment"],  # noqa: B006
+        stream: Annotated[bool, Form(description="Send the text as server-sent events while it becomes final.")] = False,
         strategy: Annotated[ChunkingStrategy, Depends(chunking_strategy)] = ChunkingStrategy(),  # noqa: B008
     ) -> Response:
         """Transcribe a file."""
         found = service.find_model(model)
         windows = strategy.windows(service.settings.windows_for(found))
-        transcript = await service.transcribe_file(AudioFile(file.file), found, windows)
+        audio = AudioFile(file.file)
+        if stream:
+            return await streaming.stream(service.transcribe_events(audio, found, windows))
+        transcript = await service.transcribe_file(audio, found, windows)
         if response_format == "text":
             return PlainTextResponse(export.to_text(transcript))
         if response_format == "verbose_json":

@@ -30,6 +30,31 @@ class TranscriptionJson(BaseModel):
     usage: Usage
 
 
+class TokenUsage(BaseModel):
+    """What OpenAI's client expects at the end of a stream, in tokens of this server's models."""
+
+    type: Literal["tokens"] = "tokens"
+    input_tokens: int = Field(description="Frames of 80 ms that the encoder made of the audio.")
+    output_tokens: int = Field(description="Tokens that the decoder wrote.")
+    total_tokens: int
+    seconds: float = Field(description="Length of the audio, seconds.")
+
+
+class TranscriptDelta(BaseModel):
+    """With `stream`: text that has become final."""
+
+    type: Literal["transcript.text.delta"] = "transcript.text.delta"
+    delta: str
+
+
+class TranscriptDone(BaseModel):
+    """With `stream`: the end, and the whole text."""
+
+    type: Literal["transcript.text.done"] = "transcript.text.done"
+    text: str
+    usage: TokenUsage
+
+
 class VerboseSegment(BaseModel):
     id: int
     seek: int = Field(description="Start, hundredths of a second.")
