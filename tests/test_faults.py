@@ -127,8 +127,9 @@ class TestClientGone:
         assert server.transcribe(media.wav(media.tone(3)), model="single").status_code == 200
 
 
-def test_a_server_that_is_told_to_end_finishes_what_it_has(tmp_path: Path, noise: bytes) -> None:
+def test_a_server_that_is_told_to_end_finishes_what_it_has(tmp_path: Path) -> None:
     """`python -m serve_app.run`, as in the container, on SIGTERM."""
+    noise = media.wav(np.random.default_rng(3).integers(-8000, 8000, NOISE_S // 3 * SAMPLE_RATE, dtype=np.int16))
     with (
         serve_run(
             ROOT / "configs" / "demo.yaml", tmp_path, args=ARGS | {"models": [simulated("single", 1)]}, drains=True
@@ -144,7 +145,7 @@ def test_a_server_that_is_told_to_end_finishes_what_it_has(tmp_path: Path, noise
         refused = server.transcribe(media.wav(media.tone(1)), model="single")
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
         assert not answer.done()
-        assert len(answer.result()["words"]) > NOISE_S
+        assert len(answer.result()["words"]) > NOISE_S // 3
         process.wait(WAIT_S)
 
 

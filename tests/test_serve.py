@@ -70,6 +70,25 @@ class TestDemo:
                 client.audio.transcriptions.create(file=("x.wav", b"no audio"), model="digits")
             assert [model.id for model in client.models.list()] == ["digits"]
 
+    def test_openais_client_streams(self, server: Server, strings: list[DigitString]) -> None:
+        pause = np.zeros(SAMPLE_RATE, np.float32)
+        audio = media.wav(to_int16(np.concatenate([part for string in strings for part in (string.samples, pause)])))
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+            *deltas, done = client.audio.transcriptions.create(file=("x.wav", audio), model="digits", stream=True)
+        assert done.type == "transcript.text.done"
+        assert done.text == " ".join(string.text for string in strings)
+        assert "".join(delta.delta for delta in deltas if delta.type == "transcript.text.delta") == done.text
+        assert len(deltas) > 12
+
+    def test_a_request_id_comes_back_and_is_in_the_log(self, server: Server) -> None:
+        answer = server.client.get("/v1/models", headers={"x-request-id": "the-id-of-this-request"})
+        assert answer.headers["x-request-id"] == "the-id-of-this-request"
+        until = time.monotonic() + 30
+        while "the-id-of-this-request" not in server.log:
+            assert time.monotonic() < until, "Ray passes log lines on with a delay, but not with this one"
+            time.sleep(0.1)
+        assert server.client.get("/v1/models").headers["x-request-id"]
+
     def test_bad_input_is_refused_and_the_next_request_served(self, server: Server, strings: list[DigitString]) -> None:
         for data in (b"", b"no media", media.silent_video()):
             response = server.transcribe(data)
