@@ -117,6 +117,16 @@ class LimitSettings(_Group):
     )
 
 
+class SubtitleSettings(_Group):
+    """What a cue of srt and vtt may be; the first three can be set per request."""
+
+    max_lines: int = Field(2, ge=1, le=10, description="Most lines of a cue.")
+    max_line_chars: int = Field(42, ge=8, le=500, description="Most characters of a line; full-width ones count as two.")
+    max_cue_s: float = Field(6.0, ge=1, le=60, description="Longest a cue stays, seconds.")
+    min_cue_s: float = Field(1.0, gt=0, le=10, description="Shortest a cue stays where the next one leaves room, seconds.")
+    max_chars_per_s: float = Field(20.0, gt=0, description="Reading speed; a cue stays longer for it where there is room.")
+
+
 class AuthSettings(_Group):
     """Who may use the server."""
 
@@ -160,6 +170,7 @@ class Settings(BaseSettings):
     windows: WindowSettings = Field(WindowSettings(), description="How recordings are cut.")
     batching: BatchingSettings = Field(BatchingSettings(), description="How a replica forms batches.")
     limits: LimitSettings = Field(LimitSettings(), description="What a client may ask for.")
+    subtitles: SubtitleSettings = Field(SubtitleSettings(), description="What a cue of srt and vtt may be.")
     auth: AuthSettings = Field(AuthSettings(), description="Who may use the server.")
     ingress: IngressSettings = Field(IngressSettings(), description="The HTTP side.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Level of the server's own log.")

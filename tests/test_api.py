@@ -7,6 +7,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from serve_app.api import create_api
+from serve_app.api.schemas import TranscriptionDefault
 from serve_app.errors import EngineError, ModelUnavailable, Overloaded, SpeechError
 from serve_app.service import ReplicaStatus
 from serve_app.transcript import Lane
@@ -26,8 +27,42 @@ def client(server: Server) -> Iterator[TestClient]:
 
 
 class TestTranscriptions:
-    def test_json_is_the_default(self, client: TestClient) -> None:
+    def test_the_default_is_what_clients_of_other_servers_expect(self, client: TestClient) -> None:
         body = post(client).json()
+        TranscriptionDefault.model_validate(body)
+        assert {"text", "usage", "segments", "language", "duration", "transcription_time", "csv_content", "srt_content"} == set(
+            body
+        )
+        assert body["csv_content"] == post(client, response_format="csv").text
+        assert body["srt_content"] == post(client, response_format="srt").text
+        assert body["segments"] == post(client, response_format="verbose_json").json()["segments"]
+
+    @pytest.mark.parametrize(
+        ("response_format", "media_type", "begins"),
+        [
+            ("srt", "text/plain", "1\n00:00:00,"),
+            ("vtt", "text/plain", "WEBVTT\n"),
+            ("csv", "text/csv", "Start (s),End (s),Text\r\n"),
+            ("tsv", "text/tab-separated-values", "start\tend\ttext\n"),
+        ],
+    )
+    def test_subtitles_and_tables(self, client: TestClient, response_format: str, media_type: str, begins: str) -> None:
+        answer = post(client, response_format=response_format)
+        assert answer.headers["content-type"] == f"{media_type}; charset=utf-8"
+        assert answer.text.startswith(begins)
+        for word in post(client).json()["text"].split():
+            assert word in answer.text
+
+    def test_cues_can_be_shaped_per_request(self, client: TestClient) -> None:
+        usual = post(client, response_format="srt").text
+        narrow = post(client, response_format="srt", max_line_chars="8", max_lines="1").text
+        assert narrow.count("-->") > usual.count("-->")
+        lines = [line for line in narrow.splitlines() if line.startswith("w")]
+        assert max(map(len, lines)) <= 8
+        assert_error(post(client, response_format="srt", max_lines="0"), 400, "invalid_value", "max_lines")
+
+    def test_json(self, client: TestClient) -> None:
+        body = post(client, response_format="json").json()
         assert set(body) == {"text", "usage"}
         assert body["text"].startswith("w")
         assert body["usage"] == {"type": "duration", "seconds": 3.0}
@@ -63,7 +98,9 @@ class TestTranscriptions:
         assert server.lanes == [Lane.INTERACTIVE, Lane.BULK]
 
     def test_five_seconds_of_silence(self, client: TestClient) -> None:
-        assert post(client, media.wav(np.zeros(80_000))).json() == {"text": "", "usage": {"type": "duration", "seconds": 5.0}}
+        body = post(client, media.wav(np.zeros(80_000)), response_format="json").json()
+        assert body == {"text": "", "usage": {"type": "duration", "seconds": 5.0}}
+        assert post(client, media.wav(np.zeros(80_000))).json()["segments"] == []
 
 
 class TestChunkingStrategy:
@@ -250,6 +287,7 @@ class TestServerRoutes:
         schema = client.get("/openapi.json").json()
         (form,) = (s for name, s in schema["components"]["schemas"].items() if name.startswith("Body_"))
         fields = {"file", "model", "response_format", "timestamp_granularities[]", "chunking_strategy", "stream"}
+        fields |= {"max_lines", "max_line_chars", "max_cue_s"}
         assert set(form["properties"]) == fields | {f"chunking_strategy[{key}]" for key in ("type", "window_s", "overlap_s")}
         assert all(field.get("description") for field in form["properties"].values())
 

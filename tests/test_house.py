@@ -24,6 +24,8 @@ PURE = {
     "admission",
     "seed_variables",
     "gaps",
+    "cues",
+    "subtitles",
     "board",
 }
 RAY = {"deployments", "ingress", "app", "backpressure", "run"}

@@ -1,15 +1,16 @@
 """REST routes: OpenAI's transcription and model routes, and the two that tell how the server fares."""
 
+import asyncio
 import time
 from dataclasses import asdict
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, File, Form, UploadFile
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import Response
 
-from serve_app import export
 from serve_app.api import streaming
 from serve_app.api.errors import ERROR_RESPONSES
+from serve_app.api.formats import ResponseFormat, cue_rules, render
 from serve_app.api.schemas import (
     Health,
     Model,
@@ -17,22 +18,26 @@ from serve_app.api.schemas import (
     ModelReadiness,
     Readiness,
     ReplicaReadiness,
+    TranscriptionDefault,
     TranscriptionJson,
     TranscriptionVerboseJson,
 )
 from serve_app.api.windows import ChunkingStrategy, chunking_strategy
 from serve_app.audio import AudioFile
+from serve_app.cues import CueRules
 from serve_app.service import ModelStatus, SpeechService
 from serve_app.settings import ModelSettings
 
-ResponseFormat = Literal["json", "text", "verbose_json"]
 Granularity = Literal["word", "segment"]
 
 TRANSCRIPTION_RESPONSES = ERROR_RESPONSES | {
     200: {
-        "model": TranscriptionJson | TranscriptionVerboseJson,
+        "model": TranscriptionDefault | TranscriptionJson | TranscriptionVerboseJson,
         "description": "The transcript in the format asked for.",
-        "content": {"text/plain": {"schema": {"type": "string"}}, "text/event-stream": {"schema": {"type": "string"}}},
+        "content": {
+            media_type: {"schema": {"type": "string"}}
+            for media_type in ("text/plain", "text/csv", "text/tab-separated-values", "text/event-stream")
+        },
     }
 }
 
@@ -54,12 +59,16 @@ def create_router(service: SpeechService) -> APIRouter:
     async def transcribe(
         file: Annotated[UploadFile, File(description="An audio or video file of any common format.")],
         model: Annotated[str | None, Form(description="Name of a model; none, or `whisper-1`, is the default model.")] = None,
-        response_format: Annotated[ResponseFormat, Form(description="Form of the answer.")] = "json",
+        response_format: Annotated[
+            ResponseFormat | None,
+            Form(description="Form of the answer; none is a superset of what clients of other servers expect."),
+        ] = None,
         timestamp_granularities: Annotated[
             list[Granularity],
             Form(alias="timestamp_granularities[]", description="With `verbose_json`: `word` adds the words and their times."),
         ] = ["segment"],  # noqa: B006
         stream: Annotated[bool, Form(description="Send the text as server-sent events while it becomes final.")] = False,
+        cue_changes: Annotated[dict[str, Any], Depends(cue_rules)] = {},  # noqa: B006
         strategy: Annotated[ChunkingStrategy, Depends(chunking_strategy)] = ChunkingStrategy(),  # noqa: B008
     ) -> Response:
         """Transcribe a file."""
@@ -68,12 +77,16 @@ def create_router(service: SpeechService) -> APIRouter:
         audio = AudioFile(file.file)
         if stream:
             return await streaming.stream(service.transcribe_events(audio, found, windows))
+        started_s = time.monotonic()
         transcript = await service.transcribe_file(audio, found, windows)
-        if response_format == "text":
-            return PlainTextResponse(export.to_text(transcript))
-        if response_format == "verbose_json":
-            return JSONResponse(export.to_verbose_json(transcript, with_words="word" in timestamp_granularities))
-        return JSONResponse(export.to_json(transcript))
+        return await asyncio.to_thread(
+            render,
+            transcript,
+            response_format,
+            with_words="word" in timestamp_granularities,
+            rules=CueRules(**{**service.settings.subtitles.model_dump(), **cue_changes}),
+            took_s=time.monotonic() - started_s,
+        )
 
     @router.get("/v1/models", tags=["models"])
     async def list_models() -> ModelList:

@@ -88,6 +88,17 @@ class TranscriptionVerboseJson(BaseModel):
     warnings: list[str] | None = Field(None, description="Present when the file was damaged: what is missing.")
 
 
+class TranscriptionDefault(TranscriptionJson):
+    """Without a `response_format`: what clients of this and of other servers look for."""
+
+    segments: list[VerboseSegment]
+    language: str = Field(description="ISO 639-1 code.")
+    duration: float = Field(description="Length of the audio, seconds.")
+    transcription_time: float = Field(description="Seconds that the transcription took.")
+    csv_content: str = Field(description="The segments as `csv`.")
+    srt_content: str = Field(description="The transcript as `srt`.")
+
+
 class Model(BaseModel):
     """OpenAI's model object."""
 
