@@ -131,13 +131,14 @@ class SpeechService:
                 async for event in flow:
                     yield event
 
-    async def transcribe_file(self, audio: AudioFile, model: ModelSettings, windows: WindowSettings | None = None) -> Transcript:
-        """The whole transcript of one file."""
+    async def transcribe_file(
+        self, audio: AudioFile, model: ModelSettings, windows: WindowSettings | None = None, language: str | None = None
+    ) -> Transcript:
+        """The whole transcript of one file, marked as being in that language."""
         async with aclosing(self.transcribe_events(audio, model, windows)) as events:
             async for event in events:
                 if isinstance(event, Done):
-                    language = model.languages[0] if len(model.languages) == 1 else "unknown"
-                    return Transcript(event.segments, event.duration_s, model.name, language, audio.warnings)
+                    return Transcript(event.segments, event.duration_s, model.name, language or "unknown", audio.warnings)
         raise AssertionError("the pipeline ends with Done")
 
 

@@ -12,7 +12,7 @@ from serve_app.errors import EngineError, ModelUnavailable, Overloaded, SpeechEr
 from serve_app.service import ReplicaStatus
 from serve_app.transcript import Lane
 from tests import media
-from tests.stand_in import Server, assert_error, post
+from tests.stand_in import NOISE, Server, assert_error, post
 
 
 @pytest.fixture
@@ -96,6 +96,27 @@ class TestTranscriptions:
     def test_the_first_window_goes_ahead(self, client: TestClient, server: Server) -> None:
         post(client, media.wav(media.tone(50, rate=8000), rate=8000))
         assert server.lanes == [Lane.INTERACTIVE, Lane.BULK]
+
+    @pytest.mark.parametrize("fields", [{"language": "en"}, {"language": "en-US"}, {"language": "English"}, {"language": ""}])
+    def test_a_language_that_the_model_speaks(self, client: TestClient, fields: dict[str, str]) -> None:
+        assert post(client, **fields).json()["language"] == "en"
+
+    def test_one_of_several_languages(self, client: TestClient) -> None:
+        fields = {"languages[]": ["fr", "de"], "model": "second", "response_format": "verbose_json"}
+        assert post(client, **fields).json()["language"] == "german"
+
+    @pytest.mark.parametrize("fields", [{"language": "fr"}, {"language": "klingon"}, {"languages[]": ["de", "fr"]}])
+    def test_a_language_that_it_does_not_speak(self, client: TestClient, fields: dict[str, str]) -> None:
+        assert "It speaks: en." in assert_error(post(client, **fields), 400, "invalid_request", "language")
+
+    def test_translation_is_transcription_where_all_is_english_and_refused_elsewhere(self, client: TestClient) -> None:
+        files = {"file": ("x.wav", NOISE)}
+        english = client.post("/v1/audio/translations", files=files)
+        assert english.json() == post(client, response_format="json").json()
+        srt = client.post("/v1/audio/translations", files=files, data={"response_format": "srt"})
+        assert srt.text == post(client, response_format="srt").text
+        german = client.post("/v1/audio/translations", files=files, data={"model": "second"})
+        assert "does not translate" in assert_error(german, 400, "invalid_request", "model")
 
     def test_five_seconds_of_silence(self, client: TestClient) -> None:
         body = post(client, media.wav(np.zeros(80_000)), response_format="json").json()
@@ -285,8 +306,9 @@ class TestServerRoutes:
     def test_the_description_names_every_field(self, client: TestClient) -> None:
         assert client.get("/docs").status_code == 200
         schema = client.get("/openapi.json").json()
-        (form,) = (s for name, s in schema["components"]["schemas"].items() if name.startswith("Body_"))
+        (form,) = (s for name, s in schema["components"]["schemas"].items() if name.startswith("Body_transcribe"))
         fields = {"file", "model", "response_format", "timestamp_granularities[]", "chunking_strategy", "stream"}
+        fields |= {"language", "languages[]"}
         fields |= {"max_lines", "max_line_chars", "max_cue_s"}
         assert set(form["properties"]) == fields | {f"chunking_strategy[{key}]" for key in ("type", "window_s", "overlap_s")}
         assert all(field.get("description") for field in form["properties"].values())

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, File, Form, UploadFile
 from fastapi.responses import Response
 
-from serve_app.api import streaming
+from serve_app.api import language, streaming
 from serve_app.api.errors import ERROR_RESPONSES
 from serve_app.api.formats import ResponseFormat, cue_rules, render
 from serve_app.api.schemas import (
@@ -25,10 +25,16 @@ from serve_app.api.schemas import (
 from serve_app.api.windows import ChunkingStrategy, chunking_strategy
 from serve_app.audio import AudioFile
 from serve_app.cues import CueRules
+from serve_app.errors import RequestError
 from serve_app.service import ModelStatus, SpeechService
 from serve_app.settings import ModelSettings
 
 Granularity = Literal["word", "segment"]
+File_ = Annotated[UploadFile, File(description="An audio or video file of any common format.")]
+ModelName = Annotated[str | None, Form(description="Name of a model; none, or `whisper-1`, is the default model.")]
+Format = Annotated[
+    ResponseFormat | None, Form(description="Form of the answer; none is a superset of what clients of other servers expect.")
+]
 
 TRANSCRIPTION_RESPONSES = ERROR_RESPONSES | {
     200: {
@@ -47,22 +53,21 @@ def create_router(service: SpeechService) -> APIRouter:
     router = APIRouter()
     started_at = int(time.time())
 
-    @router.post(
-        "/v1/audio/transcriptions",
-        responses=TRANSCRIPTION_RESPONSES,
-        response_model=None,
-        max_body_size=service.settings.limits.max_upload_bytes,
+    upload: dict[str, Any] = {
+        "responses": TRANSCRIPTION_RESPONSES,
+        "response_model": None,
+        "max_body_size": service.settings.limits.max_upload_bytes,
         # Fields, and files below a megabyte, are held in memory: they must be few and small.
-        form_limits={"max_files": 1, "max_fields": 64, "max_part_size": 65_536},
-        tags=["audio"],
-    )
+        "form_limits": {"max_files": 1, "max_fields": 64, "max_part_size": 65_536},
+        "tags": ["audio"],
+    }
+
+    @router.post("/v1/audio/transcriptions", **upload)
     async def transcribe(
-        file: Annotated[UploadFile, File(description="An audio or video file of any common format.")],
-        model: Annotated[str | None, Form(description="Name of a model; none, or `whisper-1`, is the default model.")] = None,
-        response_format: Annotated[
-            ResponseFormat | None,
-            Form(description="Form of the answer; none is a superset of what clients of other servers expect."),
-        ] = None,
+        file: File_,
+        model: ModelName = None,
+        asked_languages: Annotated[list[str], Depends(language.languages)] = [],  # noqa: B006
+        response_format: Format = None,
         timestamp_granularities: Annotated[
             list[Granularity],
             Form(alias="timestamp_granularities[]", description="With `verbose_json`: `word` adds the words and their times."),
@@ -73,12 +78,13 @@ def create_router(service: SpeechService) -> APIRouter:
     ) -> Response:
         """Transcribe a file."""
         found = service.find_model(model)
+        spoken = language.check(asked_languages, found)
         windows = strategy.windows(service.settings.windows_for(found))
         audio = AudioFile(file.file)
         if stream:
             return await streaming.stream(service.transcribe_events(audio, found, windows))
         started_s = time.monotonic()
-        transcript = await service.transcribe_file(audio, found, windows)
+        transcript = await service.transcribe_file(audio, found, windows, spoken)
         return await asyncio.to_thread(
             render,
             transcript,
@@ -87,6 +93,19 @@ def create_router(service: SpeechService) -> APIRouter:
             rules=CueRules(**{**service.settings.subtitles.model_dump(), **cue_changes}),
             took_s=time.monotonic() - started_s,
         )
+
+    @router.post("/v1/audio/translations", **upload)
+    async def translate(
+        file: File_,
+        model: ModelName = None,
+        response_format: Format = None,
+        cue_changes: Annotated[dict[str, Any], Depends(cue_rules)] = {},  # noqa: B006
+    ) -> Response:
+        """Transcribe English speech into English. The models translate nothing: those that speak other languages refuse."""
+        found = service.find_model(model)
+        if found.languages != ("en",):
+            raise RequestError(f"The model `{found.name}` transcribes, it does not translate.", param="model")
+        return await transcribe(file, model, [], response_format or "json", ["segment"], False, cue_changes)
 
     @router.get("/v1/models", tags=["models"])
     async def list_models() -> ModelList:
