@@ -69,6 +69,11 @@ class TestDemo:
             with pytest.raises(openai.BadRequestError):
                 client.audio.transcriptions.create(file=("x.wav", b"no audio"), model="digits")
             assert [model.id for model in client.models.list()] == ["digits"]
+            assert client.models.retrieve("digits").id == "digits"
+            for response_format in ("text", "srt", "vtt"):
+                answer = client.audio.transcriptions.create(file=audio, model="digits", response_format=response_format)
+                assert all(word in answer for word in strings[4].text.split())
+            assert client.audio.translations.create(file=audio, model="digits").text == strings[4].text
 
     def test_openais_client_streams(self, server: Server, strings: list[DigitString]) -> None:
         pause = np.zeros(SAMPLE_RATE, np.float32)
