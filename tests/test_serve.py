@@ -73,7 +73,7 @@ class TestDemo:
             for response_format in ("text", "srt", "vtt"):
                 answer = client.audio.transcriptions.create(file=audio, model="digits", response_format=response_format)
                 assert all(word in answer for word in strings[4].text.split())
-            with pytest.warns(DeprecationWarning):
+            with pytest.warns(DeprecationWarning, match="deprecated"):
                 assert client.audio.translations.create(file=audio, model="digits").text == strings[4].text
 
     def test_openais_client_streams(self, server: Server, strings: list[DigitString]) -> None:
