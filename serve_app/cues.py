@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import pairwise
 
+from serve_app.segments import SENTENCE_ENDS
 from serve_app.transcript import Segment, Word
 
-SENTENCE_ENDS = (".", "?", "!", "…", "。", "？", "！")
 CLAUSE_ENDS = (",", ";", ":", "—", "–", "、", "，", "；", "：")
 CLOSING_MARKS = "\"'”’»)]」』）"
 ABBREVIATIONS = {"mr", "mrs", "ms", "dr", "prof", "st", "vs", "mme", "mlle", "hr", "sra"}

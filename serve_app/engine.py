@@ -97,13 +97,14 @@ class ParakeetEngine:
             raise ModelUnavailable(f"{path} could not be loaded as a NeMo speech model: {error}") from error
         if model.cfg.get("decoding", {}).get("model_type") != "tdt":
             raise ModelUnavailable(f"{path} is not a token-and-duration transducer (TDT) model")
-        is_small = sum(p.numel() for p in model.parameters()) < SMALL_MODEL_PARAMETERS
+        parameters = sum(p.numel() for p in model.parameters())
+        is_small = parameters < SMALL_MODEL_PARAMETERS
         if device == "cpu":
             torch.set_num_threads(cpu_threads or (1 if is_small else usable_cores()))
         model.eval().freeze()
         model.preprocessor.featurizer.dither = 0.0
         model.preprocessor.featurizer.pad_to = 0
-        precision = _choose_precision(model, device) if precision == "auto" else precision
+        precision = _choose_precision(model, device, is_small=is_small) if precision == "auto" else precision
         model.to(device=device, dtype={"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision])
         # Features in less than fp32 cost accuracy; NeMo converts them to the encoder's type itself.
         model.preprocessor.featurizer.float()
@@ -116,8 +117,8 @@ class ParakeetEngine:
             decoding.greedy.max_symbols = 10
         model.change_decoding_strategy(decoding, verbose=False)
         engine = cls(model, device, precision)
-        size = sum(p.numel() for p in model.parameters()) / 1e6
-        log.info("loaded %s: %.1f M parameters, %s, %.1f s", path.name, size, engine.info, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        log.info("loaded %s: %.1f M parameters, %s, %.1f s", path.name, parameters / 1e6, engine.info, seconds)
         return engine
 
     def warm_up(self, items: int, window_samples: int, *, most_items: int) -> None:
@@ -241,13 +242,13 @@ def _import_nemo_quietly() -> Any:
     return ASRModel
 
 
-def _choose_precision(model: Any, device: str) -> Precision:
+def _choose_precision(model: Any, device: str, *, is_small: bool) -> Precision:
     """bf16 where the hardware is faster with it: known for GPUs, measured for CPUs on one layer of this very model."""
     import torch
 
     if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if sum(p.numel() for p in model.parameters()) < SMALL_MODEL_PARAMETERS:
+    if is_small:
         return "fp32"
     layer = copy.deepcopy(model.encoder.layers[0].feed_forward1)
     seconds: list[float] = []

@@ -6,9 +6,6 @@ from typing import Any
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
-LEAST_WINDOW_S, MOST_WINDOW_S = 3.0, 600.0
-LEAST_OVERLAP_S = 1.5
-
 
 class SeedVariables(PydanticBaseSettingsSource):
     """`TRANSCRIBE_CHUNK_LEN` and `TRANSCRIBE_OVERLAP`, seconds, are `windows`, brought into the range that is allowed here.
@@ -35,12 +32,13 @@ class SeedVariables(PydanticBaseSettingsSource):
         window_s, overlap_s = _seconds("TRANSCRIBE_CHUNK_LEN"), _seconds("TRANSCRIBE_OVERLAP")
         if window_s is None and overlap_s is None:
             return {}
-        given = dict(self.settings_cls.model_fields["windows"].default) | dict(self._file().get("windows") or {})
+        default = self.settings_cls.model_fields["windows"].default
+        given = dict(default) | dict(self._file().get("windows") or {})
         if window_s is not None:
-            given["window_s"] = min(max(window_s, LEAST_WINDOW_S), MOST_WINDOW_S)
+            given["window_s"] = min(max(window_s, default.LEAST_WINDOW_S), default.MOST_WINDOW_S)
         if overlap_s is not None:
             given["overlap_s"] = overlap_s
-        given["overlap_s"] = min(max(given["overlap_s"], LEAST_OVERLAP_S), given["window_s"] / 2)
+        given["overlap_s"] = min(max(given["overlap_s"], default.LEAST_OVERLAP_S), given["window_s"] / 2)
         return {"windows": given}
 
 

@@ -5,15 +5,17 @@ docs/configuration.md lists every field; a test compares the two.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from serve_app.cues import CueRules
 from serve_app.seed_variables import SeedVariables
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
+CUES = CueRules()
 
 
 class _Group(BaseModel):
@@ -31,8 +33,16 @@ class SimulationSettings(_Group):
 class WindowSettings(_Group):
     """How recordings are cut."""
 
-    window_s: float = Field(32.0, ge=3, le=600, description="Longest window that goes to the model, seconds.")
-    overlap_s: float = Field(2.0, ge=1.5, description="Seconds that neighbouring windows share; shorter ones harm words.")
+    LEAST_WINDOW_S: ClassVar = 3.0
+    MOST_WINDOW_S: ClassVar = 600.0
+    LEAST_OVERLAP_S: ClassVar = 1.5
+
+    window_s: float = Field(
+        32.0, ge=LEAST_WINDOW_S, le=MOST_WINDOW_S, description="Longest window that goes to the model, seconds."
+    )
+    overlap_s: float = Field(
+        2.0, ge=LEAST_OVERLAP_S, description="Seconds that neighbouring windows share; shorter ones harm words."
+    )
 
     @model_validator(mode="after")
     def _window_exceeds_overlap(self) -> "WindowSettings":
@@ -120,11 +130,17 @@ class LimitSettings(_Group):
 class SubtitleSettings(_Group):
     """What a cue of srt and vtt may be; the first three can be set per request."""
 
-    max_lines: int = Field(2, ge=1, le=10, description="Most lines of a cue.")
-    max_line_chars: int = Field(42, ge=8, le=500, description="Most characters of a line; full-width ones count as two.")
-    max_cue_s: float = Field(6.0, ge=1, le=60, description="Longest a cue stays, seconds.")
-    min_cue_s: float = Field(1.0, gt=0, le=10, description="Shortest a cue stays where the next one leaves room, seconds.")
-    max_chars_per_s: float = Field(20.0, gt=0, description="Reading speed; a cue stays longer for it where there is room.")
+    max_lines: int = Field(CUES.max_lines, ge=1, le=10, description="Most lines of a cue.")
+    max_line_chars: int = Field(
+        CUES.max_line_chars, ge=8, le=500, description="Most characters of a line; full-width ones count as two."
+    )
+    max_cue_s: float = Field(CUES.max_cue_s, ge=1, le=60, description="Longest a cue stays, seconds.")
+    min_cue_s: float = Field(
+        CUES.min_cue_s, gt=0, le=10, description="Shortest a cue stays where the next one leaves room, seconds."
+    )
+    max_chars_per_s: float = Field(
+        CUES.max_chars_per_s, gt=0, description="Reading speed; a cue stays longer for it where there is room."
+    )
 
 
 class AuthSettings(_Group):

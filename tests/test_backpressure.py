@@ -23,6 +23,14 @@ WEBSOCKET_TEXT = {"type": "websocket.receive", "text": " " * PIECE_BYTES, "bytes
 pytestmark = pytest.mark.parametrize("message", [HTTP, WEBSOCKET_BYTES, WEBSOCKET_TEXT], ids=["http", "bytes", "text"])
 
 
+@pytest.fixture
+def bounded_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The change to this process, for the length of a test."""
+    for name in ("ASGIReceiveProxy", "ASGIDIReceiveProxy"):
+        monkeypatch.setattr(replica, name, getattr(replica, name))
+    backpressure.bound_this_replica()
+
+
 async def settled(count: Callable[[], int]) -> int:
     """What a count comes to once nothing moves any more."""
     before = -1
@@ -54,12 +62,8 @@ async def test_the_proxy_stops_reading_until_the_replica_has_fetched(
     reading.cancel()
 
 
-async def test_a_replica_stops_fetching_until_the_application_has_taken(
-    monkeypatch: pytest.MonkeyPatch, message: dict[str, Any]
-) -> None:
-    for name in ("ASGIReceiveProxy", "ASGIDIReceiveProxy"):
-        monkeypatch.setattr(replica, name, getattr(replica, name))
-    backpressure.bound_this_replica()
+@pytest.mark.usefixtures("bounded_replica")
+async def test_a_replica_stops_fetching_until_the_application_has_taken(message: dict[str, Any]) -> None:
     fetched = 0
 
     async def receive_asgi_messages(_: Any) -> bytes:
@@ -77,10 +81,8 @@ async def test_a_replica_stops_fetching_until_the_application_has_taken(
     fetching.cancel()
 
 
-async def test_so_does_one_that_receives_directly(monkeypatch: pytest.MonkeyPatch, message: dict[str, Any]) -> None:
-    for name in ("ASGIReceiveProxy", "ASGIDIReceiveProxy"):
-        monkeypatch.setattr(replica, name, getattr(replica, name))
-    backpressure.bound_this_replica()
+@pytest.mark.usefixtures("bounded_replica")
+async def test_so_does_one_that_receives_directly(message: dict[str, Any]) -> None:
     received = 0
 
     async def uvicorn() -> dict[str, Any]:

@@ -10,7 +10,6 @@ come in between, and holds no more memory or open files afterwards. The last nee
 
 import argparse
 import asyncio
-import os
 import random
 import sys
 import time
@@ -25,6 +24,7 @@ import psutil
 import soundfile as sf
 
 from tests import media
+from tests.server import open_files
 
 SPEECH = Path(__file__).parent.parent / "tests" / "data" / "two-four-seven.flac"
 SPOKEN = "Two four seven."
@@ -197,22 +197,13 @@ class Load:
                 kind = process.cmdline()[0].removeprefix("ray::")
                 if kind.startswith(("ProxyActor", "ingress", "ServeReplica", "model", "board")):
                     resident_mb[f"{kind} {process.pid}"] = process.memory_info().rss / 1e6
-                    files += _temporary_files(process.pid)
+                    # Shared memory of Ray's object store is mapped from deleted files too.
+                    files += sum(f.endswith("(deleted)") and not f.startswith("/memfd") for f in open_files(process))
         return cls(resident_mb, files)
 
     def growth_mb(self, before: "Load") -> dict[str, float]:
         """By process; one that was not there before has grown from nothing."""
         return {kind: mb - before.resident_mb.get(kind, 0.0) for kind, mb in self.resident_mb.items()}
-
-
-def _temporary_files(pid: int) -> int:
-    count = 0
-    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):
-            target = os.readlink(descriptor)
-            # Shared memory of Ray's object store is mapped from deleted files too.
-            count += target.endswith("(deleted)") and not target.startswith(("/dev/shm", "/memfd"))
-    return count
 
 
 @dataclass(slots=True)
