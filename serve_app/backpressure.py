@@ -2,8 +2,9 @@
 
 Ray Serve (2.60) hands a body on through two queues without limits, one in the proxy's process and one in the replica's, and reads
 from the socket whatever they hold. Here both wait once they hold `MOST_HELD_BYTES`; then uvicorn stops reading and TCP slows the
-sender. It reaches into classes that Serve does not promise to keep: where they have changed, a warning is logged, and Serve does
-as it always did. docs/design.md says why this way; tests/test_uploads.py measures it.
+sender. It reaches into classes that Serve does not promise to keep, so it belongs to the Ray that constraints.txt names: a
+warning is logged where Serve makes no use of them any more, and an import fails where they are gone. docs/design.md says why
+this way; tests/test_uploads.py measures it.
 """
 
 import asyncio

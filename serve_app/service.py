@@ -114,7 +114,8 @@ class SpeechService:
         windows = windows or self.settings.windows_for(model)
 
         async def in_lane(window: Window) -> list[Token]:
-            if not window.samples.any():
+            # The first window is sent all the same: it is what finds out whether the model can be had, and waits for it.
+            if window.index > 0 and not window.samples.any():
                 return []
             lane = Lane.INTERACTIVE if window.index == 0 or window.is_urgent else Lane.BULK
             return await recogniser.recognise(window, lane, job)

@@ -118,6 +118,14 @@ class TestTranscriptions:
         german = client.post("/v1/audio/translations", files=files, data={"model": "second"})
         assert "does not translate" in assert_error(german, 400, "invalid_request", "model")
 
+    def test_silence_asks_the_model_once(self, client: TestClient, server: Server) -> None:
+        """So that a model which cannot be had is said to, and hours of silence cost nothing."""
+        silence = media.wav(np.zeros(100 * 8_000), 8_000, "PCM_U8")
+        assert post(client, silence).json()["text"] == ""
+        assert [window.index for window in server.windows] == [0]
+        server.failure = ModelUnavailable("no file", param="model")
+        assert_error(post(client, silence), 503, "model_unavailable", "model")
+
     def test_five_seconds_of_silence(self, client: TestClient) -> None:
         body = post(client, media.wav(np.zeros(80_000)), response_format="json").json()
         assert body == {"text": "", "usage": {"type": "duration", "seconds": 5.0}}
