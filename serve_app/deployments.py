@@ -28,7 +28,7 @@ from serve_app.model_files import DownloadProgress, find_model_file
 from serve_app.service import ModelState, ReplicaStatus
 from serve_app.settings import BatchingSettings, ModelSettings, Settings
 from serve_app.simulation import SimulatedEngine
-from serve_app.transcript import SAMPLE_RATE, Lane, Samples, Token, Window
+from serve_app.transcript import SAMPLE_RATE, Job, Keywords, Lane, Samples, Token, Window
 
 log = logging.getLogger("ray.serve")
 
@@ -64,6 +64,7 @@ LEAST_WINDOWS = 4
 """What keeps the replicas busy: a batch at work and one that waits on each, and never fewer windows than this."""
 
 DeploymentHandle: TypeAlias = _DeploymentHandle[Any]
+Heard: TypeAlias = tuple[Samples, Keywords]
 
 
 def batch_audio_s(batching: BatchingSettings, *, on_gpu: bool) -> float:
@@ -88,7 +89,7 @@ class ModelReplica:
         self._board = board
         self._engine_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._engine: Engine | None = None
-        self._batcher: Batcher[Samples, list[Token]] | None = None
+        self._batcher: Batcher[Heard, list[Token]] | None = None
         self._status = ReplicaStatus(replica_id=serve.get_replica_context().replica_id.unique_id, state="starting")
         self._failed_at_s = 0.0
         self._loop = asyncio.get_running_loop()
@@ -99,12 +100,12 @@ class ModelReplica:
         # failed load must not fail the constructor: Serve would retry it blindly and nobody would be told the reason.
         await asyncio.wait([self._loading])
 
-    async def transcribe(self, samples: Samples, lane: int, job: str, is_alone: bool) -> list[Token]:
+    async def transcribe(self, samples: Samples, lane: int, job: Job, is_alone: bool) -> list[Token]:
         """Tokens of one window, int16 [samples], with times from its start. Raises ModelUnavailable or EngineError."""
         batcher = await self._ready_batcher()
-        return await batcher.submit(samples, len(samples), Lane(lane), job, is_alone=is_alone)
+        return await batcher.submit((samples, job.keywords), len(samples), Lane(lane), job.job_id, is_alone=is_alone)
 
-    async def _ready_batcher(self) -> "Batcher[Samples, list[Token]]":
+    async def _ready_batcher(self) -> "Batcher[Heard, list[Token]]":
         if self._loading.done() and self._batcher is None and time.monotonic() - self._failed_at_s > LOAD_AGAIN_AFTER_S:
             self._loading = asyncio.create_task(self._load())
         # Shielded: a client that leaves must not stop a load that others wait for.
@@ -139,17 +140,24 @@ class ModelReplica:
         device = model.device if model.device != "auto" else "cuda" if ray.get_gpu_ids() else "cpu"
         path = find_model_file(model.source, timeout_s=model.load_timeout_s, on_progress=self._note_download)
         self._set_state("loading")
-        engine = ParakeetEngine.load(path, device=device, precision=model.precision, cpu_threads=model.cpu_threads)
+        engine = ParakeetEngine.load(
+            path,
+            device=device,
+            precision=model.precision,
+            cpu_threads=model.cpu_threads,
+            keyword_weight=model.keyword_weight,
+        )
         if engine.info.device == "cuda":
             items = batch_windows(self._batching, self._window_samples / SAMPLE_RATE, on_gpu=True)
             engine.warm_up(items, self._window_samples, most_items=self._batching.max_batch_items)
         return engine
 
-    async def _process(self, windows: list[Samples]) -> list[list[Token]]:
+    async def _process(self, batch: list[Heard]) -> list[list[Token]]:
         assert self._engine is not None
-        batch = self._loop.run_in_executor(self._engine_thread, self._engine.transcribe, windows)
+        windows, keywords = zip(*batch, strict=True)
+        results = self._loop.run_in_executor(self._engine_thread, self._engine.transcribe, windows, keywords)
         try:
-            return await asyncio.wait_for(batch, self._batching.batch_timeout_s)
+            return await asyncio.wait_for(results, self._batching.batch_timeout_s)
         except TimeoutError:
             hung = EngineBroken(f"A batch did not end within {self._batching.batch_timeout_s:.0f} s.")
             self._end_process(hung)
@@ -218,7 +226,7 @@ class ModelClient:
         per_batch = (batch_windows(batching, window_s, on_gpu=replica.device != "cpu") for replica in loaded)
         return max(LEAST_WINDOWS, BATCHES_AHEAD * sum(per_batch))
 
-    async def recognise(self, window: Window, lane: Lane, job: str) -> list[Token]:
+    async def recognise(self, window: Window, lane: Lane, job: Job) -> list[Token]:
         """Tokens of a window; sent again, a few times, when the replica that had it is lost. Raises a SpeechError."""
         for attempt in range(MOST_TRIES):
             try:
@@ -234,7 +242,7 @@ class ModelClient:
                 await asyncio.sleep(RETRY_DELAY_S * 2**attempt)
         raise EngineBroken("The replicas that worked on this were lost one after the other; try again later.")
 
-    async def _send(self, window: Window, lane: Lane, job: str, *, is_alone: bool = False) -> list[Token]:
+    async def _send(self, window: Window, lane: Lane, job: Job, *, is_alone: bool = False) -> list[Token]:
         answer = asyncio.ensure_future(self._call(window, lane, job, is_alone))
         try:
             # A job that has begun waits as long as its request may take: its replica may have to be loaded anew.
@@ -246,7 +254,7 @@ class ModelClient:
         finally:
             answer.cancel()
 
-    async def _call(self, window: Window, lane: Lane, job: str, is_alone: bool) -> list[Token]:
+    async def _call(self, window: Window, lane: Lane, job: Job, is_alone: bool) -> list[Token]:
         response = self.replicas.transcribe.remote(window.samples, int(lane), job, is_alone)
         try:
             tokens: list[Token] = await response

@@ -1,11 +1,10 @@
-"""Engines: int16 windows in, tokens out. The only module that imports nemo or torch, and only when a Parakeet model is loaded.
+"""Engines: int16 windows in, tokens out. With boosting.py and hardware.py the only module that imports nemo or torch, and only
+when a Parakeet model is loaded.
 
 An engine is used by one thread at a time: NeMo models are not thread-safe. It is loaded once and never reconfigured; changing the
 decoding strategy later would capture the CUDA graphs anew.
 """
 
-import contextlib
-import copy
 import logging
 import os
 import time
@@ -17,18 +16,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from serve_app.boosting import Booster
 from serve_app.errors import EngineBroken, EngineOutOfMemory, ModelUnavailable
+from serve_app.hardware import CPU_LIBRARIES, choose_precision, is_device_failure, is_out_of_memory, usable_cores
 from serve_app.settings import Device, Precision
-from serve_app.transcript import FRAME_SAMPLES, SAMPLE_RATE, Samples, Token
+from serve_app.transcript import FRAME_SAMPLES, SAMPLE_RATE, Keywords, Samples, Token
 
 log = logging.getLogger("ray.serve")
 
 SHORTEST_INPUT = SAMPLE_RATE // 2
 """Shorter windows are padded to this: the features are normalised over the window, which needs a few frames."""
-
-CPU_LIBRARIES = {"OMP_WAIT_POLICY": "PASSIVE", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}
-"""OpenMP's threads wait for one another by spinning: beside other busy processes a step then took 50 times as long. And oneDNN
-keeps what it prepared for 1,024 shapes: 150 MB where every window has a length of its own."""
 
 SMALL_MODEL_PARAMETERS = 20_000_000
 """Below this a CPU gains too little from bf16 to be worth its rounding, and nothing from a second thread."""
@@ -50,8 +47,8 @@ class Engine(Protocol):
     @property
     def info(self) -> EngineInfo: ...
 
-    def transcribe(self, windows: Sequence[Samples]) -> list[list[Token]]:
-        """Recognise a batch of windows, each int16 [samples] at 16 kHz.
+    def transcribe(self, windows: Sequence[Samples], keywords: Sequence[Keywords] = ()) -> list[list[Token]]:
+        """Recognise a batch of windows, each int16 [samples] at 16 kHz; `keywords` has phrases to expect in each, or is empty.
 
         Returns one list of tokens per window, in order, with times in samples from the window's start. Raises EngineOutOfMemory
         when even a single window does not fit, EngineBroken when the device is lost to this process.
@@ -62,7 +59,7 @@ class Engine(Protocol):
 class ParakeetEngine:
     """A Parakeet TDT model driven directly, without NeMo's `transcribe()` (which is slow and keeps state between calls)."""
 
-    def __init__(self, model: Any, device: str, precision: Precision) -> None:
+    def __init__(self, model: Any, device: str, precision: Precision, keyword_weight: float) -> None:
         self._model = model
         self._device = device
         self._precision = precision
@@ -70,6 +67,9 @@ class ParakeetEngine:
         self._pieces: list[str] = tokenizer.ids_to_tokens(list(range(tokenizer.vocab_size)))
         self._is_punctuation = [bool(p) and unicodedata.category(p[0]).startswith("P") for p in self._pieces]
         self._durations = list(model.cfg.decoding.durations)
+        self._keyword_weight = keyword_weight
+        self._booster: Booster | None = None
+        self._largest: tuple[int, int] | None = None
 
     @property
     def info(self) -> EngineInfo:
@@ -78,7 +78,13 @@ class ParakeetEngine:
 
     @classmethod
     def load(
-        cls, path: Path, *, device: Device = "auto", precision: Precision = "auto", cpu_threads: int = 0
+        cls,
+        path: Path,
+        *,
+        device: Device = "auto",
+        precision: Precision = "auto",
+        cpu_threads: int = 0,
+        keyword_weight: float = 0.5,
     ) -> "ParakeetEngine":
         """Load a `.nemo` file onto a device; raises ModelUnavailable when it is not a TDT model or does not load."""
         for name, value in CPU_LIBRARIES.items():
@@ -104,7 +110,7 @@ class ParakeetEngine:
         model.eval().freeze()
         model.preprocessor.featurizer.dither = 0.0
         model.preprocessor.featurizer.pad_to = 0
-        precision = _choose_precision(model, device, is_small=is_small) if precision == "auto" else precision
+        precision = choose_precision(model, device, is_small=is_small) if precision == "auto" else precision
         model.to(device=device, dtype={"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision])
         # Features in less than fp32 cost accuracy; NeMo converts them to the encoder's type itself.
         model.preprocessor.featurizer.float()
@@ -116,7 +122,7 @@ class ParakeetEngine:
             decoding.greedy.use_cuda_graph_decoder = device == "cuda"
             decoding.greedy.max_symbols = 10
         model.change_decoding_strategy(decoding, verbose=False)
-        engine = cls(model, device, precision)
+        engine = cls(model, device, precision, keyword_weight)
         seconds = time.monotonic() - started
         log.info("loaded %s: %.1f M parameters, %s, %.1f s", path.name, parameters / 1e6, engine.info, seconds)
         return engine
@@ -127,27 +133,35 @@ class ParakeetEngine:
         The decoder captures its CUDA graphs for the shape it sees, and again whenever a batch has more members or frames. It is
         small enough to be shown the largest of both at once, though no batch is, so that it never captures again.
         """
-        import torch
-
-        frames = window_samples // FRAME_SAMPLES + 2
-        encoded = torch.zeros(most_items, self._model.cfg.encoder.d_model, frames, device=self._device)
-        lengths = torch.full((most_items,), frames, device=self._device)
-        dtype = next(self._model.encoder.parameters()).dtype
-        with torch.inference_mode():
-            self._model.decoding.rnnt_decoder_predictions_tensor(encoded.to(dtype), lengths, return_hypotheses=True)
+        self._largest = most_items, window_samples // FRAME_SAMPLES + 2
+        self._show_largest(self._model.decoding)
         noise = np.random.default_rng(0).integers(-1000, 1000, window_samples, dtype=np.int16)
         self.transcribe([noise] * min(items, most_items))
 
-    def transcribe(self, windows: Sequence[Samples]) -> list[list[Token]]:
+    def _show_largest(self, decoding: Any) -> None:
+        import torch
+
+        if self._largest is None:
+            return
+        items, frames = self._largest
+        encoded = torch.zeros(items, self._model.cfg.encoder.d_model, frames, device=self._device)
+        lengths = torch.full((items,), frames, device=self._device)
+        dtype = next(self._model.encoder.parameters()).dtype
+        with torch.inference_mode():
+            decoding.rnnt_decoder_predictions_tensor(encoded.to(dtype), lengths, return_hypotheses=True)
+
+    def transcribe(self, windows: Sequence[Samples], keywords: Sequence[Keywords] = ()) -> list[list[Token]]:
         """See Engine.transcribe. A batch that does not fit in memory is halved until it does."""
         import torch
 
+        keywords = keywords or [()] * len(windows)
+
         try:
             with torch.inference_mode():
-                return self._transcribe(windows)
+                return self._transcribe(windows, keywords)
         except Exception as error:
-            if not _is_out_of_memory(error):
-                if _is_device_failure(error):
+            if not is_out_of_memory(error):
+                if is_device_failure(error):
                     raise EngineBroken(f"the GPU failed: {error}") from error
                 raise
         if len(windows) == 1:
@@ -155,18 +169,19 @@ class ParakeetEngine:
             raise EngineOutOfMemory(f"A window of {seconds:.0f} s does not fit into the memory of {self._device}.")
         middle = len(windows) // 2
         log.warning("out of memory with a batch of %d windows; trying halves", len(windows))
-        return self.transcribe(windows[:middle]) + self.transcribe(windows[middle:])
+        return self.transcribe(windows[:middle], keywords[:middle]) + self.transcribe(windows[middle:], keywords[middle:])
 
-    def _transcribe(self, windows: Sequence[Samples]) -> list[list[Token]]:
+    def _transcribe(self, windows: Sequence[Samples], keywords: Sequence[Keywords]) -> list[list[Token]]:
         # Exact digital silence holds no speech; normalising it would only amplify rounding.
         spoken = [i for i, window in enumerate(windows) if window.any()]
         results: list[list[Token]] = [[] for _ in windows]
         if spoken:
-            for place, tokens in zip(spoken, self._recognise([windows[i] for i in spoken]), strict=True):
+            heard = self._recognise([windows[i] for i in spoken], [keywords[i] for i in spoken])
+            for place, tokens in zip(spoken, heard, strict=True):
                 results[place] = tokens
         return results
 
-    def _recognise(self, windows: Sequence[Samples]) -> list[list[Token]]:
+    def _recognise(self, windows: Sequence[Samples], keywords: Sequence[Keywords]) -> list[list[Token]]:
         import torch
 
         lengths = [max(len(window), SHORTEST_INPUT) for window in windows]
@@ -176,11 +191,22 @@ class ParakeetEngine:
         audio = torch.from_numpy(padded).to(self._device).float() / 32768.0
         model = self._model
         encoded, frame_counts = model.forward(input_signal=audio, input_signal_length=torch.tensor(lengths, device=self._device))
-        hypotheses = model.decoding.rnnt_decoder_predictions_tensor(encoded, frame_counts, return_hypotheses=True)
-        token_ids = [h.y_sequence.tolist() for h in hypotheses]
-        frames = [h.timestamp.tolist() for h in hypotheses]
+        hypotheses = self._decode(encoded, frame_counts, keywords)
+        token_ids = [[int(token_id) for token_id in h.y_sequence] for h in hypotheses]
+        frames = [[int(frame) for frame in h.timestamp] for h in hypotheses]
         scored = self._score(encoded.transpose(1, 2), token_ids, frames)
         return [self._tokens(*row) for row in zip(token_ids, frames, *scored, strict=True)]
+
+    def _decode(self, encoded: Any, frame_counts: Any, keywords: Sequence[Keywords]) -> list[Any]:
+        if not any(keywords):
+            hypotheses: list[Any] = self._model.decoding.rnnt_decoder_predictions_tensor(
+                encoded, frame_counts, return_hypotheses=True
+            )
+            return hypotheses
+        if self._booster is None:
+            self._booster = Booster(self._model, self._keyword_weight)
+            self._show_largest(self._booster.decoding)
+        return self._booster.decode(encoded, frame_counts, keywords)
 
     def _score(
         self, encoded: Any, token_ids: list[list[int]], frames: list[list[int]]
@@ -240,52 +266,6 @@ def _import_nemo_quietly() -> Any:
         logging.getLogger().setLevel(root_level)
     nemo_logging.set_verbosity(nemo_logging.ERROR)
     return ASRModel
-
-
-def _choose_precision(model: Any, device: str, *, is_small: bool) -> Precision:
-    """bf16 where the hardware is faster with it: known for GPUs, measured for CPUs on one layer of this very model."""
-    import torch
-
-    if device == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if is_small:
-        return "fp32"
-    layer = copy.deepcopy(model.encoder.layers[0].feed_forward1)
-    seconds: list[float] = []
-    for dtype in (torch.float32, torch.bfloat16):
-        layer.to(dtype)
-        frames = torch.zeros(1, 375, model.cfg.encoder.d_model, dtype=dtype)
-        runs = []
-        with torch.inference_mode():
-            for _ in range(6):
-                started = time.perf_counter()
-                layer(frames)
-                runs.append(time.perf_counter() - started)
-        seconds.append(min(runs))
-    return "bf16" if seconds[1] < 0.75 * seconds[0] else "fp32"
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """torch has a type of its own for this on GPUs only."""
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
-
-
-def _is_device_failure(error: Exception) -> bool:
-    """Whether a GPU, and with it this process's use of it, is lost. The libraries on top of CUDA raise types of their own."""
-    text = f"{type(error).__name__}: {error}".lower()
-    return any(sign in text for sign in ("cuda error", "cuda runtime error", "cudnn error", "cublas error", "acceleratorerror"))
-
-
-def usable_cores() -> int:
-    """Cores that this process may use: of its affinity, and of a container's quota."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, max(1, int(quota) // int(period)))
-    return cores
 
 
 def _decoder_mode(model: Any) -> str:

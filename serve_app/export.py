@@ -1,9 +1,11 @@
 """A transcript as the formats people download. Pure: text and plain objects, no I/O."""
 
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
-from serve_app.transcript import Segment, Transcript
+from serve_app.segments import WORD_MARK
+from serve_app.transcript import Segment, Token, Transcript, Word
 
 LANGUAGE_NAMES = {
     "bg": "bulgarian", "cs": "czech", "da": "danish", "de": "german", "el": "greek", "en": "english", "es": "spanish", "et":
@@ -19,14 +21,24 @@ def to_text(transcript: Transcript) -> str:
     return transcript.text + "\n"
 
 
-def to_json(transcript: Transcript) -> dict[str, Any]:
+def to_json(transcript: Transcript, *, with_logprobs: bool = False) -> dict[str, Any]:
     """OpenAI's `json`."""
-    return {"text": transcript.text, "usage": _usage(transcript)}
+    logprobs = {"logprobs": to_logprobs(transcript.tokens)} if with_logprobs else {}
+    return {"text": transcript.text, **logprobs, "usage": _usage(transcript)}
 
 
-def to_verbose_json(transcript: Transcript, *, with_words: bool) -> dict[str, Any]:
-    """OpenAI's `verbose_json`; words carry a `confidence` besides OpenAI's fields, and `warnings` stands only where there are
-    any."""
+def to_logprobs(tokens: Sequence[Token]) -> list[dict[str, Any]]:
+    """OpenAI's `logprobs`."""
+    texts = [token.piece.replace(WORD_MARK, " ") for token in tokens]
+    return [
+        {"token": text, "bytes": list(text.encode()), "logprob": round(token.log_probability, 4)}
+        for text, token in zip(texts, tokens, strict=True)
+    ]
+
+
+def to_verbose_json(transcript: Transcript, *, with_words: bool, with_logprobs: bool = False) -> dict[str, Any]:
+    """OpenAI's `verbose_json`. Beyond its fields, words carry a `confidence` and segments have `words`, as Whisper's own have;
+    `warnings` stands only where there are any."""
     verbose: dict[str, Any] = {
         "task": "transcribe",
         "language": LANGUAGE_NAMES.get(transcript.language, transcript.language),
@@ -36,14 +48,10 @@ def to_verbose_json(transcript: Transcript, *, with_words: bool) -> dict[str, An
     }
     if with_words:
         verbose["words"] = [
-            {
-                "word": word.text,
-                "start": _seconds(word.start_s),
-                "end": _seconds(min(word.end_s, transcript.duration_s)),
-                "confidence": round(word.confidence, 4),
-            }
-            for word in transcript.words
+            {**_word(word, transcript.duration_s), "confidence": round(word.confidence, 4)} for word in transcript.words
         ]
+    if with_logprobs:
+        verbose["logprobs"] = to_logprobs(transcript.tokens)
     verbose["usage"] = _usage(transcript)
     if transcript.warnings:
         verbose["warnings"] = list(transcript.warnings)
@@ -58,12 +66,17 @@ def _segment(segment: Segment, duration_s: float) -> dict[str, Any]:
         "start": _seconds(segment.start_s),
         "end": _seconds(min(segment.end_s, duration_s)),
         "text": segment.text,
-        "tokens": list(segment.token_ids),
+        "tokens": [token.token_id for token in segment.tokens],
         "temperature": 0.0,
         "avg_logprob": round(segment.mean_log_probability, 4),
         "compression_ratio": round(len(text) / len(zlib.compress(text)), 4),
         "no_speech_prob": 0.0,
+        "words": [{**_word(word, duration_s), "probability": round(word.confidence, 4)} for word in segment.words],
     }
+
+
+def _word(word: Word, duration_s: float) -> dict[str, Any]:
+    return {"word": word.text, "start": _seconds(word.start_s), "end": _seconds(min(word.end_s, duration_s))}
 
 
 def _usage(transcript: Transcript) -> dict[str, Any]:

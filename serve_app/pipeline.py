@@ -23,11 +23,11 @@ Recognise = Callable[[Window], Awaitable[list[Token]]]
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a job is. `windows_planned` grows while audio still comes in."""
+    """How far a job is: windows that are done, those planned so far, and where in the audio the last one done ends."""
 
     windows_done: int
     windows_planned: int
-    audio_s: float
+    done_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ async def transcribe(
         final = merger.add(window.start_sample, window.end_sample, [token.moved(window.start_sample) for token in tokens])
         finished = segmenter.add(final)
         segments.extend(finished)
-        return [*(SegmentFinal(s) for s in finished), Progress(done, planned, samples / SAMPLE_RATE)]
+        return [*(SegmentFinal(s) for s in finished), Progress(done, planned, window.end_sample / SAMPLE_RATE)]
 
     try:
         async with aclosing(_windows(audio, planner)) as windows:

@@ -4,7 +4,6 @@ A word begins at a token whose piece starts with `▁` (SentencePiece) and takes
 end of a sentence, or at a long pause where the model wrote none.
 """
 
-import math
 from collections.abc import Sequence
 
 from serve_app.transcript import SAMPLE_RATE, Segment, Token, Word
@@ -14,8 +13,6 @@ SENTENCE_ENDS = (".", "?", "!", "…", "。", "？", "！")
 CLOSING_MARKS = "\"'”’)]»"
 LONGEST_PAUSE_S = 2.0
 """A pause of this length between words ends a segment even without a full stop."""
-
-LEAST_CONFIDENCE = 1e-10
 
 
 class Segmenter:
@@ -60,16 +57,13 @@ class Segmenter:
 
 def _segment(index: int, word_tokens: Sequence[Sequence[Token]]) -> Segment:
     words = tuple(_word(tokens) for tokens in word_tokens)
-    tokens = [token for group in word_tokens for token in group]
-    log_probabilities = [math.log(max(token.confidence, LEAST_CONFIDENCE)) for token in tokens]
     return Segment(
         index=index,
         text=" ".join(word.text for word in words),
         start_s=words[0].start_s,
         end_s=words[-1].end_s,
         words=words,
-        token_ids=tuple(token.token_id for token in tokens),
-        mean_log_probability=sum(log_probabilities) / len(log_probabilities),
+        tokens=tuple(token for group in word_tokens for token in group),
     )
 
 

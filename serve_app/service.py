@@ -14,7 +14,7 @@ from serve_app.audio import AudioFile
 from serve_app.errors import AudioTooLong, ModelNotFound
 from serve_app.pipeline import Done, Event, transcribe
 from serve_app.settings import ModelSettings, Settings, WindowSettings
-from serve_app.transcript import SAMPLE_RATE, Lane, Samples, Token, Transcript, Window
+from serve_app.transcript import SAMPLE_RATE, Job, Keywords, Lane, Samples, Token, Transcript, Window
 
 ModelState = Literal["unloaded", "starting", "downloading", "loading", "ready", "failed"]
 
@@ -63,11 +63,26 @@ class ModelStatus:
         return self.state == "ready" or self.model.min_replicas == 0
 
 
+@dataclass(frozen=True, slots=True)
+class JobOptions:
+    """What a request may ask for besides a model."""
+
+    windows: WindowSettings | None = None
+    """How the recording is cut; None as the model's settings say."""
+    keywords: Keywords = ()
+    language: str | None = None
+    """ISO 639-1 code of what is spoken, where that is certain."""
+
+    def transcript(self, done: Done, audio: AudioFile, model: ModelSettings) -> Transcript:
+        """What came out, once all is done."""
+        return Transcript(done.segments, done.duration_s, model.name, self.language or "unknown", audio.warnings)
+
+
 class Recogniser(Protocol):
     """How the windows of one model are recognised."""
 
-    async def recognise(self, window: Window, lane: Lane, job: str) -> list[Token]:
-        """Tokens of one window, with times in samples from its start; `job` names the recording it is of."""
+    async def recognise(self, window: Window, lane: Lane, job: Job) -> list[Token]:
+        """Tokens of one window of the recording `job`, with times in samples from the window's start."""
         ...
 
     def windows_wanted(self, window_s: float) -> int:
@@ -104,14 +119,15 @@ class SpeechService:
         return [ModelStatus(model, replicas.get(model.name, ())) for model in self.settings.models]
 
     async def transcribe_events(
-        self, audio: AudioFile, model: ModelSettings, windows: WindowSettings | None = None
+        self, audio: AudioFile, model: ModelSettings, options: JobOptions | None = None
     ) -> AsyncGenerator[Event, None]:
-        """The pipeline's events for one file, cut as the model's settings say or otherwise. Raises SpeechError.
+        """The pipeline's events for one file. Raises SpeechError.
 
         The first window goes ahead of the rest, so that a short file overtakes long ones.
         """
-        recogniser, job = self._recognisers[model.name], uuid.uuid4().hex
-        windows = windows or self.settings.windows_for(model)
+        options = options or JobOptions()
+        recogniser, job = self._recognisers[model.name], Job(uuid.uuid4().hex, options.keywords)
+        windows = options.windows or self.settings.windows_for(model)
 
         async def in_lane(window: Window) -> list[Token]:
             # The first window is sent all the same: it is what finds out whether the model can be had, and waits for it.
@@ -132,14 +148,13 @@ class SpeechService:
                 async for event in flow:
                     yield event
 
-    async def transcribe_file(
-        self, audio: AudioFile, model: ModelSettings, windows: WindowSettings | None = None, language: str | None = None
-    ) -> Transcript:
-        """The whole transcript of one file, marked as being in that language."""
-        async with aclosing(self.transcribe_events(audio, model, windows)) as events:
+    async def transcribe_file(self, audio: AudioFile, model: ModelSettings, options: JobOptions | None = None) -> Transcript:
+        """The whole transcript of one file."""
+        options = options or JobOptions()
+        async with aclosing(self.transcribe_events(audio, model, options)) as events:
             async for event in events:
                 if isinstance(event, Done):
-                    return Transcript(event.segments, event.duration_s, model.name, language or "unknown", audio.warnings)
+                    return options.transcript(event, audio, model)
         raise AssertionError("the pipeline ends with Done")
 
 

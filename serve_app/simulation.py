@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from serve_app.engine import EngineInfo
 from serve_app.settings import SimulationSettings
-from serve_app.transcript import FRAME_SAMPLES, SAMPLE_RATE, Samples, Token
+from serve_app.transcript import FRAME_SAMPLES, SAMPLE_RATE, Keywords, Samples, Token
 
 
 class SimulatedEngine:
@@ -18,7 +18,7 @@ class SimulatedEngine:
         self._costs = costs
         time.sleep(costs.load_s)
 
-    def transcribe(self, windows: Sequence[Samples]) -> list[list[Token]]:
+    def transcribe(self, windows: Sequence[Samples], keywords: Sequence[Keywords] = ()) -> list[list[Token]]:
         """See Engine.transcribe. About one frame in six says a word: its own checksum."""
         padded_s = max(len(w) for w in windows) * len(windows) / SAMPLE_RATE
         time.sleep(self._costs.step_s + self._costs.seconds_per_audio_s * padded_s)

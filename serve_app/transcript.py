@@ -4,6 +4,7 @@ seconds.
 `Window` is a piece of audio on its way to a model, `Token` what a model makes of it, `Word` and `Segment` what people read.
 """
 
+import math
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
@@ -15,6 +16,8 @@ SAMPLE_RATE = 16_000
 
 FRAME_SAMPLES = 1280
 """Samples per encoder frame: a hop of 10 ms, subsampled 8 times. Windows start on multiples of it."""
+
+LEAST_CONFIDENCE = 1e-10
 
 Samples = NDArray[np.int16]
 """Mono audio at `SAMPLE_RATE`: int16 [samples]."""
@@ -28,6 +31,18 @@ class Lane(IntEnum):
     BULK = 2
 
 
+Keywords = tuple[str, ...]
+"""Phrases that are likely in a recording; the decoder leans towards them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One recording on its way through the server, as the models know it."""
+
+    job_id: str
+    keywords: Keywords = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Token:
     """One token of the model's vocabulary as the decoder emitted it."""
@@ -39,6 +54,11 @@ class Token:
     end_sample: int
     confidence: float
     """The model's probability of this token where it was emitted, 0 to 1."""
+
+    @property
+    def log_probability(self) -> float:
+        """Natural logarithm of the confidence, finite."""
+        return math.log(max(self.confidence, LEAST_CONFIDENCE))
 
     def moved(self, samples: int) -> "Token":
         """The same token `samples` later."""
@@ -80,9 +100,12 @@ class Segment:
     start_s: float
     end_s: float
     words: tuple[Word, ...]
-    token_ids: tuple[int, ...]
-    mean_log_probability: float
-    """Mean natural logarithm of the token confidences; 0 for a segment without tokens."""
+    tokens: tuple[Token, ...]
+
+    @property
+    def mean_log_probability(self) -> float:
+        """Mean natural logarithm of the token confidences; 0 for a segment without tokens."""
+        return sum(token.log_probability for token in self.tokens) / max(len(self.tokens), 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,3 +125,7 @@ class Transcript:
     @property
     def words(self) -> tuple[Word, ...]:
         return tuple(word for segment in self.segments for word in segment.words)
+
+    @property
+    def tokens(self) -> tuple[Token, ...]:
+        return tuple(token for segment in self.segments for token in segment.tokens)

@@ -11,7 +11,7 @@ from httpx2 import Response
 from serve_app.service import ReplicaStatus, SpeechService
 from serve_app.settings import LimitSettings, ModelSettings, Settings, SimulationSettings
 from serve_app.simulation import SimulatedEngine
-from serve_app.transcript import Lane, Token, Window
+from serve_app.transcript import Job, Lane, Token, Window
 from tests import media
 
 SETTINGS = Settings(
@@ -34,15 +34,17 @@ class Server:
         self.lanes: list[Lane] = []
         self._engine = SimulatedEngine(SimulationSettings(step_s=0, seconds_per_audio_s=0))
         self.windows: list[Window] = []
+        self.jobs: list[Job] = []
         self.hold = asyncio.Event()
         self.hold.set()
         self.service = SpeechService(
             SETTINGS.model_copy(update=settings), {model.name: self for model in SETTINGS.models}, self.statuses
         )
 
-    async def recognise(self, window: Window, lane: Lane, job: str) -> list[Token]:
+    async def recognise(self, window: Window, lane: Lane, job: Job) -> list[Token]:
         self.lanes.append(lane)
         self.windows.append(window)
+        self.jobs.append(job)
         await self.hold.wait()
         if self.failure is not None:
             raise self.failure

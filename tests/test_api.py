@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from openai.types.audio.transcription import Logprob
 
 from serve_app.api import create_api
 from serve_app.api.schemas import TranscriptionDefault
 from serve_app.errors import EngineError, ModelUnavailable, Overloaded, SpeechError
-from serve_app.service import ReplicaStatus
 from serve_app.transcript import Lane
 from tests import media
 from tests.stand_in import NOISE, Server, assert_error, post
@@ -30,9 +30,11 @@ class TestTranscriptions:
     def test_the_default_is_what_clients_of_other_servers_expect(self, client: TestClient) -> None:
         body = post(client).json()
         TranscriptionDefault.model_validate(body)
-        assert {"text", "usage", "segments", "language", "duration", "transcription_time", "csv_content", "srt_content"} == set(
-            body
-        )
+        assert set(body) == {
+            *("task", "text", "segments", "language", "duration", "usage"),
+            *("transcription_time", "total_request_time_server", "csv_content", "srt_content"),
+        }
+        assert 0 < body["transcription_time"] < body["total_request_time_server"]
         assert body["csv_content"] == post(client, response_format="csv").text
         assert body["srt_content"] == post(client, response_format="srt").text
         assert body["segments"] == post(client, response_format="verbose_json").json()["segments"]
@@ -90,6 +92,29 @@ class TestTranscriptions:
     def test_a_model_is_chosen_by_name(self, client: TestClient) -> None:
         assert post(client, model="second", response_format="verbose_json").json()["language"] == "german"
 
+    def test_segments_have_words_as_whispers_own(self, client: TestClient) -> None:
+        body = post(client, response_format="verbose_json", **{"timestamp_granularities[]": "word"}).json()
+        nested = [word for segment in body["segments"] for word in segment["words"]]
+        assert [word["word"] for word in nested] == [word["word"] for word in body["words"]]
+        assert all(set(word) == {"word", "start", "end", "probability"} for word in nested)
+
+    @pytest.mark.parametrize("response_format", ["json", "verbose_json", None])
+    def test_logprobs(self, client: TestClient, response_format: str | None) -> None:
+        fields = {"include[]": "logprobs"} | ({"response_format": response_format} if response_format else {})
+        body = post(client, **fields).json()
+        assert "".join(entry["token"] for entry in body["logprobs"]).strip() == body["text"]
+        for entry in body["logprobs"]:
+            Logprob.model_validate(entry)
+            assert bytes(entry["bytes"]).decode() == entry["token"]
+            assert entry["logprob"] == 0
+
+    def test_what_cannot_be_included(self, client: TestClient) -> None:
+        assert_error(post(client, **{"include[]": "secrets"}), 400, "invalid_value", "include[]")
+
+    def test_speakers_are_not_told_apart(self, client: TestClient) -> None:
+        message = assert_error(post(client, response_format="diarized_json"), 400, "invalid_request", "response_format")
+        assert "speakers" in message
+
     def test_unknown_fields_are_ignored(self, client: TestClient) -> None:
         assert post(client, temperature="0", prompt="x", made_up="1").status_code == 200
 
@@ -130,59 +155,6 @@ class TestTranscriptions:
         body = post(client, media.wav(np.zeros(80_000)), response_format="json").json()
         assert body == {"text": "", "usage": {"type": "duration", "seconds": 5.0}}
         assert post(client, media.wav(np.zeros(80_000))).json()["segments"] == []
-
-
-class TestChunkingStrategy:
-    LONG = media.wav(np.random.default_rng(1).normal(0, 0.1, 70 * 8_000), 8_000, "ALAW")
-
-    @pytest.mark.parametrize(
-        "fields",
-        [
-            {},
-            {"chunking_strategy": "auto"},
-            {"chunking_strategy": '{"type": "server_vad", "threshold": 0.5}'},
-            {"chunking_strategy[type]": "server_vad", "chunking_strategy[prefix_padding_ms]": "300"},
-        ],
-    )
-    def test_openais_forms_cut_as_the_model_does(self, client: TestClient, server: Server, fields: dict[str, str]) -> None:
-        assert post(client, self.LONG, **fields).status_code == 200
-        assert max(len(window.samples) for window in server.windows) / 16_000 == pytest.approx(32, abs=2)
-
-    @pytest.mark.parametrize(
-        "fields",
-        [
-            {"chunking_strategy": '{"window_s": 10, "overlap_s": 3}'},
-            {"chunking_strategy[window_s]": "10", "chunking_strategy[overlap_s]": "3"},
-        ],
-    )
-    def test_a_request_can_choose_its_windows(self, client: TestClient, server: Server, fields: dict[str, str]) -> None:
-        text = post(client, self.LONG).json()["text"]
-        server.windows.clear()
-        assert post(client, self.LONG, **fields).json()["text"] == text
-        first, second = sorted(server.windows, key=lambda window: window.index)[:2]
-        assert len(first.samples) / 16_000 == pytest.approx(10, abs=2)
-        assert (first.end_sample - second.start_sample) / 16_000 == pytest.approx(3, abs=0.1)
-
-    @pytest.mark.parametrize(
-        ("value", "reason"),
-        [
-            ("vad", "must be"),
-            ("[]", "must be"),
-            ('{"type": "client_vad"}', "must be"),
-            ('{"window": 10}', "no 'window'"),
-            ('{"window_s": "x"}', "numbers"),
-            ('{"window_s": 1}', "window_s is wrong"),
-            ('{"window_s": 64}', "at most 32"),
-            ('{"window_s": 10, "overlap_s": 6}', "at most half"),
-            ('{"window_s": NaN}', "wrong"),
-            ('{"window_s": 1' + 400 * "0" + "}", "numbers"),
-            ('{"\\ud800": 1}', "no '"),
-            ("[" * 30_000, "must be"),
-        ],
-    )
-    def test_what_cannot_be_done_is_said(self, client: TestClient, value: str, reason: str) -> None:
-        message = assert_error(post(client, chunking_strategy=value), 400, "invalid_request", "chunking_strategy")
-        assert reason in message
 
 
 class TestBadInput:
@@ -273,53 +245,6 @@ class TestFailures:
     def test_the_unforeseen_tells_no_secrets(self, client: TestClient, server: Server) -> None:
         server.failure = RuntimeError("secret detail")
         assert "secret" not in assert_error(post(client), 500, "server_error")
-
-
-class TestServerRoutes:
-    def test_models(self, client: TestClient) -> None:
-        body = client.get("/v1/models").json()
-        assert body["object"] == "list"
-        assert [(m["id"], m["object"], m["owned_by"]) for m in body["data"]] == [
-            ("first", "model", "simulated"),
-            ("second", "model", "nvidia/second"),
-        ]
-
-    def test_one_model(self, client: TestClient) -> None:
-        assert client.get("/v1/models/second").json()["id"] == "second"
-        assert client.get("/v1/models/whisper-1").json()["id"] == "first"
-        assert_error(client.get("/v1/models/third"), 404, "model_not_found", "model")
-
-    def test_health(self, client: TestClient) -> None:
-        assert client.get("/health").json() == {"status": "ok"}
-
-    def test_not_ready_until_the_kept_model_is_loaded(self, client: TestClient, server: Server) -> None:
-        response = client.get("/ready")
-        assert response.status_code == 503
-        assert [(m["id"], m["state"]) for m in response.json()["models"]] == [("first", "unloaded"), ("second", "unloaded")]
-        server.replicas["first"] = (
-            ReplicaStatus("r1", "failed", detail="no file"),
-            ReplicaStatus("r2", "ready", device="cuda", precision="bf16", decoder="cuda graphs", batches=3, windows=9),
-        )
-        response = client.get("/ready")
-        assert response.status_code == 200
-        model = response.json()["models"][0]
-        assert (model["state"], model["device"], model["precision"]) == ("ready", "cuda", "bf16")
-        assert model["replicas"][1]["windows"] == 9
-
-    def test_the_progress_of_a_download_shows(self, client: TestClient, server: Server) -> None:
-        server.replicas["second"] = (ReplicaStatus("r", "downloading", detail="downloaded 20 of 2400 MB"),)
-        model = client.get("/ready").json()["models"][1]
-        assert (model["state"], model["detail"]) == ("downloading", "downloaded 20 of 2400 MB")
-
-    def test_the_description_names_every_field(self, client: TestClient) -> None:
-        assert client.get("/docs").status_code == 200
-        schema = client.get("/openapi.json").json()
-        (form,) = (s for name, s in schema["components"]["schemas"].items() if name.startswith("Body_transcribe"))
-        fields = {"file", "model", "response_format", "timestamp_granularities[]", "chunking_strategy", "stream"}
-        fields |= {"language", "languages[]"}
-        fields |= {"max_lines", "max_line_chars", "max_cue_s"}
-        assert set(form["properties"]) == fields | {f"chunking_strategy[{key}]" for key in ("type", "window_s", "overlap_s")}
-        assert all(field.get("description") for field in form["properties"].values())
 
 
 def test_damage_is_told(client: TestClient) -> None:

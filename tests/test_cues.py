@@ -22,7 +22,7 @@ def word(text: str, start_s: float, end_s: float) -> Word:
 
 def segment(words: Sequence[Word], index: int = 0) -> Segment:
     text = " ".join(word.text for word in words)
-    return Segment(index, text, words[0].start_s, words[-1].end_s, tuple(words), (), -0.1)
+    return Segment(index, text, words[0].start_s, words[-1].end_s, tuple(words), ())
 
 
 def spoken(text: str, word_s: float = 0.3, pause_s: float = 0.0, start_s: float = 0.0) -> list[Word]:
@@ -289,7 +289,7 @@ def test_marks_stay_with_the_character_that_they_belong_to() -> None:
 
 def test_a_segment_without_words_is_cut_by_its_text() -> None:
     text = "One sentence here, all by itself. And another one that follows it."
-    cues = shape([Segment(0, text, 2.0, 8.0, (), (), 0.0)], RULES)
+    cues = shape([Segment(0, text, 2.0, 8.0, (), ())], RULES)
     assert texts(cues) == ["One sentence here, all by itself.", "And another one that follows it."]
     assert (cues[0].start_s, cues[-1].end_s) == (2.0, 8.0)
 

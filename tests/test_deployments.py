@@ -13,10 +13,11 @@ from serve_app.deployments import MOST_TRIES, RETRY_DELAY_S, ModelClient
 from serve_app.errors import EngineBroken, EngineError, ModelUnavailable, Overloaded
 from serve_app.service import ReplicaStatus
 from serve_app.settings import LimitSettings, ModelSettings, Settings
-from serve_app.transcript import Lane, Token, Window
+from serve_app.transcript import Job, Lane, Token, Window
 from tests import virtual_time
 
 FIRST = Window(0, 0, np.zeros(16_000, dtype=np.int16))
+JOB = Job("job")
 WINDOW = Window(3, 0, np.zeros(16_000, dtype=np.int16))
 TOKENS = [Token("▁one", 1, 0, 1280, 0.9)]
 MODEL = ModelSettings(name="m", source="bundled")
@@ -73,10 +74,10 @@ def as_seen_by_a_caller(error: Exception) -> RayTaskError:
 class TestModelClient:
     def test_an_answer_is_passed_on(self) -> None:
         client, handle = client_with(failing())
-        assert virtual_time.run(client.recognise(WINDOW, Lane.BULK, "job")) == TOKENS
+        assert virtual_time.run(client.recognise(WINDOW, Lane.BULK, JOB)) == TOKENS
         ((samples, lane, job, is_alone),) = handle.calls
         assert samples is WINDOW.samples
-        assert (lane, job, is_alone) == (Lane.BULK, "job", False)
+        assert (lane, job, is_alone) == (Lane.BULK, JOB, False)
 
     @pytest.mark.parametrize(
         "lost",
@@ -89,7 +90,7 @@ class TestModelClient:
     )
     def test_a_window_lost_with_its_replica_is_sent_again(self, lost: Exception) -> None:
         client, handle = client_with(failing(lost, lost))
-        assert virtual_time.run(client.recognise(WINDOW, Lane.BULK, "job")) == TOKENS
+        assert virtual_time.run(client.recognise(WINDOW, Lane.BULK, JOB)) == TOKENS
         assert [(lane, is_alone) for _, lane, _, is_alone in handle.calls] == [
             (Lane.BULK, False),
             (Lane.INTERACTIVE, True),
@@ -99,19 +100,19 @@ class TestModelClient:
     def test_but_not_for_ever(self) -> None:
         client, handle = client_with(failing(*[ActorDiedError()] * 10))
         with pytest.raises(EngineBroken, match="lost"):
-            virtual_time.run(client.recognise(WINDOW, Lane.BULK, "job"))
+            virtual_time.run(client.recognise(WINDOW, Lane.BULK, JOB))
         assert len(handle.calls) == MOST_TRIES
 
     def test_a_failure_of_ours_arrives_as_it_was(self) -> None:
         client, _ = client_with(failing(as_seen_by_a_caller(ModelUnavailable("no file", param="model"))))
         with pytest.raises(ModelUnavailable, match="no file") as caught:
-            virtual_time.run(client.recognise(WINDOW, Lane.BULK, "job"))
+            virtual_time.run(client.recognise(WINDOW, Lane.BULK, JOB))
         assert caught.value.param == "model"
 
     def test_any_other_failure_is_an_engine_error(self) -> None:
         client, _ = client_with(failing(as_seen_by_a_caller(KeyError("x"))))
         with pytest.raises(EngineError, match="KeyError"):
-            virtual_time.run(client.recognise(WINDOW, Lane.BULK, "job"))
+            virtual_time.run(client.recognise(WINDOW, Lane.BULK, JOB))
 
     @pytest.mark.parametrize(
         ("statuses", "reason"),
@@ -134,7 +135,7 @@ class TestModelClient:
 
         async def ask() -> float:
             with pytest.raises(ModelUnavailable, match=reason):
-                await client.recognise(FIRST, Lane.BULK, "job")
+                await client.recognise(FIRST, Lane.BULK, JOB)
             waited_s = virtual_time.now_s()
             await asyncio.sleep(1)
             return waited_s
@@ -148,19 +149,19 @@ class TestModelClient:
             return await asyncio.sleep(40, TOKENS)
 
         client, _ = client_with(slow, ReplicaStatus("r", "ready"))
-        assert virtual_time.run(client.recognise(FIRST, Lane.BULK, "job")) == TOKENS
+        assert virtual_time.run(client.recognise(FIRST, Lane.BULK, JOB)) == TOKENS
 
     def test_a_job_that_has_begun_waits_for_its_model_to_be_loaded_anew(self) -> None:
         async def slow(*_: Any) -> list[Token]:
             return await asyncio.sleep(1000, TOKENS)
 
         client, _ = client_with(slow, ReplicaStatus("r", "loading"))
-        assert virtual_time.run(client.recognise(WINDOW, Lane.BULK, "job")) == TOKENS
+        assert virtual_time.run(client.recognise(WINDOW, Lane.BULK, JOB)) == TOKENS
 
     def test_no_wait_after_the_last_try(self) -> None:
         async def ask() -> float:
             with pytest.raises(EngineBroken):
-                await client.recognise(WINDOW, Lane.BULK, "job")
+                await client.recognise(WINDOW, Lane.BULK, JOB)
             return virtual_time.now_s()
 
         client, _ = client_with(failing(*[ActorDiedError()] * 10))

@@ -16,7 +16,7 @@ import torch
 from serve_app.engine import ParakeetEngine
 from serve_app.errors import EngineBroken, EngineOutOfMemory, ModelUnavailable
 from serve_app.settings import bundled_model_path
-from serve_app.transcript import FRAME_SAMPLES, SAMPLE_RATE, Samples, Token
+from serve_app.transcript import FRAME_SAMPLES, SAMPLE_RATE, Keywords, Samples, Token
 from tools.digit_strings import DigitString
 from tools.evaluate_bundled_model import judge, recognise, to_int16
 
@@ -117,11 +117,11 @@ class FailingModel(ParakeetEngine):
         self._most, self._error = most, error
         self.batches: list[int] = []
 
-    def _recognise(self, windows: Sequence[Samples]) -> list[list[Token]]:
+    def _recognise(self, windows: Sequence[Samples], keywords: Sequence[Keywords]) -> list[list[Token]]:
         self.batches.append(len(windows))
         if len(windows) > self._most:
             raise self._error
-        return super()._recognise(windows)
+        return super()._recognise(windows, keywords)
 
 
 @pytest.mark.parametrize(

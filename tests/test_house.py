@@ -14,6 +14,7 @@ PURE = {
     "errors",
     "settings",
     "audio",
+    "resampling",
     "chunking",
     "seams",
     "segments",
@@ -29,7 +30,7 @@ PURE = {
     "board",
 }
 RAY = {"deployments", "ingress", "app", "backpressure", "run"}
-ENGINE = {"engine"}
+ENGINE = {"engine", "boosting", "hardware"}
 
 
 def imported(path: Path) -> set[str]:

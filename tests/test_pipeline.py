@@ -77,7 +77,7 @@ async def test_progress_counts_up_to_all_windows() -> None:
     progress = [e for e in await run(200, oracle([])) if isinstance(e, Progress)]
     assert [p.windows_done for p in progress] == list(range(1, len(progress) + 1))
     assert progress[-1].windows_done == progress[-1].windows_planned
-    assert progress[-1].audio_s == 200
+    assert progress[-1].done_s == 200
 
 
 async def test_windows_in_flight_are_bounded_and_used() -> None:

@@ -40,7 +40,7 @@ def test_segments_are_sentences() -> None:
     first, second = segments_of(SPOKEN)
     assert (first.index, first.text, first.start_s, first.end_s) == (0, "Seven two.", 1.0, 1.9)
     assert (second.index, second.text, second.start_s, second.end_s) == (1, "Nine.", 3.0, 3.5)
-    assert first.token_ids == (0, 1, 2, 3)
+    assert [token.token_id for token in first.tokens] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("portions", [1, 2, 3, 8])

@@ -14,7 +14,7 @@ from openai.types.audio import TranscriptionTextDeltaEvent, TranscriptionTextDon
 from serve_app.api import create_api, streaming
 from serve_app.audio import AudioFile
 from serve_app.errors import EngineError, Overloaded
-from serve_app.transcript import Lane, Token, Window
+from serve_app.transcript import Job, Lane, Token, Window
 from tests import media
 from tests.stand_in import NOISE, Server, assert_error, post
 
@@ -37,7 +37,7 @@ class Halting(Server):
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def recognise(self, window: Window, lane: Lane, job: str) -> list[Token]:
+    async def recognise(self, window: Window, lane: Lane, job: Job) -> list[Token]:
         failure, self.failure = self.failure, None
         if window.index >= self.halt_at:
             await self.gate.wait()
@@ -60,7 +60,7 @@ def client(server: Halting) -> Iterator[TestClient]:
         yield client
 
 
-def events_of(client: TestClient, data: bytes = LONG, **fields: Any) -> list[dict[str, Any]]:
+def events_of(client: TestClient, data: bytes = LONG, fields: dict[str, str] = {}) -> list[dict[str, Any]]:  # noqa: B006
     answer = post(client, data, stream="true", **fields)
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"].startswith("text/event-stream")
@@ -81,6 +81,34 @@ def test_silence_is_an_empty_text(client: TestClient) -> None:
     (done,) = events_of(client, media.wav(np.zeros(16_000)))
     usage = {"type": "tokens", "input_tokens": 13, "output_tokens": 0, "total_tokens": 13, "seconds": 1.0}
     assert done == {"type": "transcript.text.done", "text": "", "usage": usage}
+
+
+def test_logprobs_are_those_of_the_text(client: TestClient) -> None:
+    *deltas, done = events_of(client, fields={"include[]": "logprobs"})
+    assert TranscriptionTextDoneEvent.model_validate(done).logprobs
+    assert [entry for delta in deltas for entry in delta["logprobs"]] == done["logprobs"]
+    for event in (*deltas, done):
+        text = event.get("delta", event.get("text"))
+        assert "".join(entry["token"] for entry in event["logprobs"]).strip() == text.strip()
+
+
+def test_progress_goes_up_to_the_length_of_the_file(client: TestClient) -> None:
+    events = events_of(client, fields={"include[]": "progress"})
+    progress = [event for event in events if event["type"] == "transcript.progress"]
+    done_s = [event["audio_s"] for event in progress]
+    assert len(done_s) >= 4
+    assert done_s == sorted(done_s)
+    assert done_s[-1] == 115
+    assert {event["total_s"] for event in progress} == {115}
+    assert [event for event in events if event not in progress] == events_of(client)
+
+
+@pytest.mark.parametrize("response_format", ["json", "text", "srt", "vtt", "csv", "tsv", "verbose_json"])
+def test_the_last_event_carries_the_answer_in_the_format_asked_for(client: TestClient, response_format: str) -> None:
+    fields = {"response_format": response_format, "timestamp_granularities[]": "word"}
+    answer = post(client, LONG, **fields)
+    content = events_of(client, fields=fields)[-1]["content"]
+    assert content == (answer.json() if response_format.endswith("json") else answer.content.decode())
 
 
 def test_a_failure_before_the_first_event_has_its_status(client: TestClient, server: Halting) -> None:

@@ -130,7 +130,7 @@ def test_no_cues() -> None:
 
 
 def transcript(*said: tuple[str, float, float], duration_s: float = 100.0) -> Transcript:
-    segments = tuple(Segment(i, text, start_s, end_s, (), (), 0.0) for i, (text, start_s, end_s) in enumerate(said))
+    segments = tuple(Segment(i, text, start_s, end_s, (), ()) for i, (text, start_s, end_s) in enumerate(said))
     return Transcript(segments, duration_s=duration_s, model="digits", language="en")
 
 

@@ -1,5 +1,8 @@
-"""A transcript as the answer to a request: every `response_format`."""
+"""A transcript as the answer to a request: every `response_format`, and what may be in it."""
 
+import asyncio
+import time
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import Form
@@ -7,60 +10,117 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from serve_app import export, subtitles
 from serve_app.cues import CueRules, shape
+from serve_app.errors import RequestError
+from serve_app.settings import SubtitleSettings
 from serve_app.transcript import Transcript
 
-ResponseFormat = Literal["json", "text", "srt", "vtt", "verbose_json", "csv", "tsv"]
+ResponseFormat = Literal["json", "text", "srt", "vtt", "verbose_json", "csv", "tsv", "diarized_json"]
+Granularity = Literal["word", "segment"]
+Inclusion = Literal["logprobs", "progress"]
 
 MEDIA_TYPES = {"csv": "text/csv", "tsv": "text/tab-separated-values"}
 
 
-def cue_rules(
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """When a request began, and when its transcription did, on the monotonic clock."""
+
+    request_began_s: float
+    transcription_began_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """What a request asks of its answer. Without a `response_format` it is a superset of what clients written for other servers
+    expect."""
+
+    response_format: ResponseFormat | None = None
+    with_words: bool = False
+    with_logprobs: bool = False
+    with_progress: bool = False
+    cue_changes: tuple[tuple[str, float], ...] = ()
+
+    async def response(self, transcript: Transcript, defaults: SubtitleSettings, timing: Timing) -> Response:
+        """The answer. `defaults` are the server's rules for cues."""
+        content = await self.content(transcript, defaults, timing)
+        if isinstance(content, str):
+            return PlainTextResponse(content, media_type=MEDIA_TYPES.get(self.response_format or ""))
+        return JSONResponse(content)
+
+    async def content(self, transcript: Transcript, defaults: SubtitleSettings, timing: Timing) -> str | dict[str, Any]:
+        """The answer as text or as a JSON object. An hour of speech takes some tenths of a second, in a thread."""
+        return await asyncio.to_thread(self._render, transcript, CueRules(**(dict(defaults) | dict(self.cue_changes))), timing)
+
+    def _render(self, transcript: Transcript, rules: CueRules, timing: Timing) -> str | dict[str, Any]:
+        match self.response_format:
+            case None:
+                return self._superset(transcript, rules, timing)
+            case "json":
+                return export.to_json(transcript, with_logprobs=self.with_logprobs)
+            case "verbose_json":
+                return export.to_verbose_json(transcript, with_words=self.with_words, with_logprobs=self.with_logprobs)
+            case "srt":
+                return _srt(transcript, rules)
+            case "vtt":
+                return subtitles.to_vtt(shape(transcript.segments, rules, transcript.duration_s))
+            case "csv":
+                return subtitles.to_csv(transcript)
+            case "tsv":
+                return subtitles.to_tsv(transcript)
+            case _:
+                return export.to_text(transcript)
+
+    def _superset(self, transcript: Transcript, rules: CueRules, timing: Timing) -> dict[str, Any]:
+        verbose = export.to_verbose_json(transcript, with_words=self.with_words, with_logprobs=self.with_logprobs)
+        now_s = time.monotonic()
+        return verbose | {
+            "language": transcript.language,
+            "transcription_time": round(now_s - timing.transcription_began_s, 3),
+            "total_request_time_server": round(now_s - timing.request_began_s, 3),
+            "csv_content": subtitles.to_csv(transcript),
+            "srt_content": _srt(transcript, rules),
+        }
+
+
+def rendering(
+    response_format: Annotated[
+        ResponseFormat | None,
+        Form(
+            description="Form of the answer; none is a superset of what clients of other servers expect. `diarized_json` is "
+            "refused: speakers are not told apart."
+        ),
+    ] = None,
+    timestamp_granularities: Annotated[
+        list[Granularity],
+        Form(
+            alias="timestamp_granularities[]",
+            description="With `verbose_json`: `word` adds the words and their times. Segments are always there.",
+        ),
+    ] = ["segment"],  # noqa: B006
+    include: Annotated[
+        list[Inclusion] | None,
+        Form(
+            alias="include[]",
+            description="`logprobs` adds the model's tokens with their log probabilities, in `json`, `verbose_json` and streams; "
+            "`progress` adds events to a stream that tell how far it is.",
+        ),
+    ] = None,
     max_lines: Annotated[int | None, Form(ge=1, le=10, description="Subtitles: most lines of a cue.")] = None,
     max_line_chars: Annotated[int | None, Form(ge=8, le=500, description="Subtitles: most characters of a line.")] = None,
     max_cue_s: Annotated[float | None, Form(ge=1, le=60, description="Subtitles: longest a cue stays, seconds.")] = None,
-) -> dict[str, Any]:
-    """FastAPI dependency: the rules for cues that a request changes."""
-    asked = {"max_lines": max_lines, "max_line_chars": max_line_chars, "max_cue_s": max_cue_s}
-    return {name: value for name, value in asked.items() if value is not None}
+) -> Rendering:
+    """FastAPI dependency: what the form's fields ask of the answer. Raises RequestError."""
+    if response_format == "diarized_json":
+        raise RequestError("`diarized_json` is not supported: speakers are not told apart.", param="response_format")
+    asked = (("max_lines", max_lines), ("max_line_chars", max_line_chars), ("max_cue_s", max_cue_s))
+    return Rendering(
+        response_format,
+        with_words="word" in timestamp_granularities,
+        with_logprobs="logprobs" in (include or []),
+        with_progress="progress" in (include or []),
+        cue_changes=tuple((name, value) for name, value in asked if value is not None),
+    )
 
 
-def render(
-    transcript: Transcript, response_format: ResponseFormat | None, *, with_words: bool, rules: CueRules, took_s: float
-) -> Response:
-    """The answer in that format; without one, a superset of what clients written for other servers expect.
-
-    `took_s` is how long the transcription took, seconds. An hour of speech takes some tenths of a second here.
-    """
-    if response_format is None:
-        return JSONResponse(_superset(transcript, rules, took_s))
-    if response_format == "json":
-        return JSONResponse(export.to_json(transcript))
-    if response_format == "verbose_json":
-        return JSONResponse(export.to_verbose_json(transcript, with_words=with_words))
-    return PlainTextResponse(_text(transcript, response_format, rules), media_type=MEDIA_TYPES.get(response_format))
-
-
-def _text(transcript: Transcript, response_format: ResponseFormat, rules: CueRules) -> str:
-    match response_format:
-        case "srt":
-            return subtitles.to_srt(shape(transcript.segments, rules, transcript.duration_s))
-        case "vtt":
-            return subtitles.to_vtt(shape(transcript.segments, rules, transcript.duration_s))
-        case "csv":
-            return subtitles.to_csv(transcript)
-        case "tsv":
-            return subtitles.to_tsv(transcript)
-        case _:
-            return export.to_text(transcript)
-
-
-def _superset(transcript: Transcript, rules: CueRules, took_s: float) -> dict[str, Any]:
-    verbose = export.to_verbose_json(transcript, with_words=False)
-    return export.to_json(transcript) | {
-        "segments": verbose["segments"],
-        "language": transcript.language,
-        "duration": verbose["duration"],
-        "transcription_time": round(took_s, 3),
-        "csv_content": _text(transcript, "csv", rules),
-        "srt_content": _text(transcript, "srt", rules),
-    }
+def _srt(transcript: Transcript, rules: CueRules) -> str:
+    return subtitles.to_srt(shape(transcript.segments, rules, transcript.duration_s))

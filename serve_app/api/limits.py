@@ -30,6 +30,7 @@ class RequestLimits:
             await self._app(scope, receive, send)
             return
         request = _Request(receive, send, self._limits)
+        scope.setdefault("state", {})["began_s"] = request.began_s
         try:
             _check_headers(Headers(scope=scope), self._limits.max_upload_bytes)
             with self._admission.request():
@@ -62,7 +63,7 @@ class _Request:
         self._limits = limits
         self._is_complete = False
         self._received_bytes = 0
-        self._began_s = time.monotonic()
+        self.began_s = time.monotonic()
         self.is_answered = False
 
     async def receive(self) -> Message:
@@ -82,13 +83,13 @@ class _Request:
 
     def _patience_s(self) -> float:
         pause_s = self._limits.upload_pause_s
-        passed_s = time.monotonic() - self._began_s
+        passed_s = time.monotonic() - self.began_s
         return max(0.0, min(pause_s, pause_s + self._received_bytes / LEAST_BYTES_PER_S - passed_s))
 
     async def send(self, message: Message) -> None:
         self.is_answered = True
         if message["type"] == "http.response.start":
-            passed_ms = 1000 * (time.monotonic() - self._began_s)
+            passed_ms = 1000 * (time.monotonic() - self.began_s)
             MutableHeaders(scope=message)["openai-processing-ms"] = f"{passed_ms:.0f}"
         await self._send(message)
 

@@ -1,16 +1,15 @@
 """REST routes: OpenAI's transcription and model routes, and the two that tell how the server fares."""
 
-import asyncio
 import time
-from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from dataclasses import asdict, replace
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, File, Form, UploadFile
+from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
 from fastapi.responses import Response
 
-from serve_app.api import language, streaming
+from serve_app.api import formats, keywords, language, streaming
 from serve_app.api.errors import ERROR_RESPONSES
-from serve_app.api.formats import ResponseFormat, cue_rules, render
+from serve_app.api.formats import Rendering, Timing
 from serve_app.api.schemas import (
     Health,
     Model,
@@ -22,19 +21,18 @@ from serve_app.api.schemas import (
     TranscriptionJson,
     TranscriptionVerboseJson,
 )
+from serve_app.api.streaming import Extras
 from serve_app.api.windows import ChunkingStrategy, chunking_strategy
 from serve_app.audio import AudioFile
-from serve_app.cues import CueRules
 from serve_app.errors import RequestError
-from serve_app.service import ModelStatus, SpeechService
+from serve_app.pipeline import Done
+from serve_app.service import JobOptions, ModelStatus, SpeechService
 from serve_app.settings import ModelSettings
+from serve_app.transcript import Keywords
 
-Granularity = Literal["word", "segment"]
 File_ = Annotated[UploadFile, File(description="An audio or video file of any common format.")]
 ModelName = Annotated[str | None, Form(description="Name of a model; none, or `whisper-1`, is the default model.")]
-Format = Annotated[
-    ResponseFormat | None, Form(description="Form of the answer; none is a superset of what clients of other servers expect.")
-]
+Temperature = Annotated[float | None, Form(description="Has no effect: decoding is greedy.")]
 
 TRANSCRIPTION_RESPONSES = ERROR_RESPONSES | {
     200: {
@@ -58,54 +56,58 @@ def create_router(service: SpeechService) -> APIRouter:
         "response_model": None,
         "max_body_size": service.settings.limits.max_upload_bytes,
         # Fields, and files below a megabyte, are held in memory: they must be few and small.
-        "form_limits": {"max_files": 1, "max_fields": 64, "max_part_size": 65_536},
+        "form_limits": {"max_files": 1, "max_fields": 256, "max_part_size": 65_536},
         "tags": ["audio"],
     }
 
     @router.post("/v1/audio/transcriptions", **upload)
     async def transcribe(
+        request: Request,
         file: File_,
         model: ModelName = None,
         asked_languages: Annotated[list[str], Depends(language.languages)] = [],  # noqa: B006
-        response_format: Format = None,
-        timestamp_granularities: Annotated[
-            list[Granularity],
-            Form(alias="timestamp_granularities[]", description="With `verbose_json`: `word` adds the words and their times."),
-        ] = ["segment"],  # noqa: B006
+        rendering: Annotated[Rendering, Depends(formats.rendering)] = Rendering(),  # noqa: B008
         stream: Annotated[bool, Form(description="Send the text as server-sent events while it becomes final.")] = False,
-        cue_changes: Annotated[dict[str, Any], Depends(cue_rules)] = {},  # noqa: B006
+        phrases: Annotated[Keywords, Depends(keywords.keywords)] = (),
         strategy: Annotated[ChunkingStrategy, Depends(chunking_strategy)] = ChunkingStrategy(),  # noqa: B008
+        temperature: Temperature = None,
     ) -> Response:
         """Transcribe a file."""
+        timing = Timing(request.state.began_s, time.monotonic())
         found = service.find_model(model)
-        spoken = language.check(asked_languages, found)
-        windows = strategy.windows(service.settings.windows_for(found))
-        audio = AudioFile(file.file)
-        if stream:
-            return await streaming.stream(service.transcribe_events(audio, found, windows))
-        started_s = time.monotonic()
-        transcript = await service.transcribe_file(audio, found, windows, spoken)
-        return await asyncio.to_thread(
-            render,
-            transcript,
-            response_format,
-            with_words="word" in timestamp_granularities,
-            rules=CueRules(**{**service.settings.subtitles.model_dump(), **cue_changes}),
-            took_s=time.monotonic() - started_s,
+        options = JobOptions(
+            strategy.windows(service.settings.windows_for(found)), phrases, language.check(asked_languages, found)
         )
+        audio = AudioFile(file.file)
+
+        async def content(done: Done) -> str | dict[str, Any]:
+            return await rendering.content(options.transcript(done, audio, found), service.settings.subtitles, timing)
+
+        if stream:
+            extras = Extras(
+                rendering.with_logprobs,
+                (lambda: audio.announced_s) if rendering.with_progress else None,
+                content if rendering.response_format else None,
+            )
+            return await streaming.stream(service.transcribe_events(audio, found, options), extras)
+        transcript = await service.transcribe_file(audio, found, options)
+        return await rendering.response(transcript, service.settings.subtitles, timing)
 
     @router.post("/v1/audio/translations", **upload)
     async def translate(
+        request: Request,
         file: File_,
         model: ModelName = None,
-        response_format: Format = None,
-        cue_changes: Annotated[dict[str, Any], Depends(cue_rules)] = {},  # noqa: B006
+        rendering: Annotated[Rendering, Depends(formats.rendering)] = Rendering(),  # noqa: B008
+        phrases: Annotated[Keywords, Depends(keywords.keywords)] = (),
+        temperature: Temperature = None,
     ) -> Response:
         """Transcribe English speech into English. The models translate nothing: those that speak other languages refuse."""
         found = service.find_model(model)
         if found.languages != ("en",):
             raise RequestError(f"The model `{found.name}` transcribes, it does not translate.", param="model")
-        return await transcribe(file, model, [], response_format or "json", ["segment"], False, cue_changes)
+        as_json = replace(rendering, response_format=rendering.response_format or "json")
+        return await transcribe(request, file, model, ["en"], as_json, phrases=phrases)
 
     @router.get("/v1/models", tags=["models"])
     async def list_models() -> ModelList:

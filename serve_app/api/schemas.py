@@ -1,6 +1,6 @@
 """Wire schemas, with OpenAI's names. They describe and check what goes out; the domain types are in `transcript.py`."""
 
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
@@ -23,10 +23,19 @@ class Usage(BaseModel):
     seconds: float = Field(description="Length of the audio, seconds.")
 
 
+class LogProbability(BaseModel):
+    """A token of the model, with `include[]=logprobs`."""
+
+    token: str = Field(description="Text of the token; a space begins a word.")
+    bytes: list[int] = Field(description="The same in UTF-8.")
+    logprob: float = Field(description="Natural logarithm of the model's probability.")
+
+
 class TranscriptionJson(BaseModel):
     """`response_format=json`."""
 
     text: str
+    logprobs: list[LogProbability] | None = Field(None, description="Present when `include[]` has `logprobs`.")
     usage: Usage
 
 
@@ -40,19 +49,52 @@ class TokenUsage(BaseModel):
     seconds: float = Field(description="Length of the audio, seconds.")
 
 
-class TranscriptDelta(BaseModel):
+class StreamEvent(BaseModel):
+    """One event of a stream. What is None was not asked for, and is not sent, but for what `_SENT_AS_NULL` names."""
+
+    _SENT_AS_NULL: ClassVar = frozenset[str]()
+
+    @property
+    def absent(self) -> set[str]:
+        """Fields that are not sent."""
+        return {name for name, value in self if value is None} - self._SENT_AS_NULL
+
+
+class TranscriptDelta(StreamEvent):
     """With `stream`: text that has become final."""
 
     type: Literal["transcript.text.delta"] = "transcript.text.delta"
     delta: str
+    logprobs: list[LogProbability] | None = Field(None, description="Present when `include[]` has `logprobs`.")
 
 
-class TranscriptDone(BaseModel):
+class TranscriptProgress(StreamEvent):
+    """With `stream`, when `include[]` has `progress`: how far the transcription is."""
+
+    _SENT_AS_NULL = frozenset({"total_s"})
+
+    type: Literal["transcript.progress"] = "transcript.progress"
+    audio_s: float = Field(description="Seconds of audio transcribed so far.")
+    total_s: float | None = Field(description="Length of the audio as its file announces it, seconds; null where it does not.")
+
+
+class TranscriptDone(StreamEvent):
     """With `stream`: the end, and the whole text."""
 
     type: Literal["transcript.text.done"] = "transcript.text.done"
     text: str
     usage: TokenUsage
+    logprobs: list[LogProbability] | None = Field(None, description="Present when `include[]` has `logprobs`.")
+    content: str | dict[str, Any] | None = Field(
+        None, description="Present when the request has a `response_format`: the whole answer in it."
+    )
+
+
+class SegmentWord(BaseModel):
+    word: str
+    start: float = Field(description="Seconds.")
+    end: float = Field(description="Seconds.")
+    probability: float = Field(description="The model's probability of the least certain token of the word.")
 
 
 class VerboseSegment(BaseModel):
@@ -66,6 +108,7 @@ class VerboseSegment(BaseModel):
     avg_logprob: float = Field(description="Mean natural logarithm of the token probabilities.")
     compression_ratio: float = Field(description="Bytes of the text over its bytes when deflated.")
     no_speech_prob: float = Field(description="Always 0: a transducer has no such output.")
+    words: list[SegmentWord] = Field(description="Words of the segment, as Whisper has them.")
 
 
 class VerboseWord(BaseModel):
@@ -84,17 +127,17 @@ class TranscriptionVerboseJson(BaseModel):
     text: str
     segments: list[VerboseSegment]
     words: list[VerboseWord] | None = Field(None, description="Present when `timestamp_granularities[]` has `word`.")
+    logprobs: list[LogProbability] | None = Field(None, description="Present when `include[]` has `logprobs`.")
     usage: Usage
     warnings: list[str] | None = Field(None, description="Present when the file was damaged: what is missing.")
 
 
-class TranscriptionDefault(TranscriptionJson):
+class TranscriptionDefault(TranscriptionVerboseJson):
     """Without a `response_format`: what clients of this and of other servers look for."""
 
-    segments: list[VerboseSegment]
     language: str = Field(description="ISO 639-1 code.")
-    duration: float = Field(description="Length of the audio, seconds.")
     transcription_time: float = Field(description="Seconds that the transcription took.")
+    total_request_time_server: float = Field(description="Seconds since the request came in, its upload included.")
     csv_content: str = Field(description="The segments as `csv`.")
     srt_content: str = Field(description="The transcript as `srt`.")
 

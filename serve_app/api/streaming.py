@@ -3,17 +3,20 @@
 import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
 
 from fastapi.responses import Response
 from fastapi.sse import EventSourceResponse, format_sse_event
 
 from serve_app.api.errors import describe
-from serve_app.api.schemas import ErrorBody, TokenUsage, TranscriptDelta, TranscriptDone
+from serve_app.api.schemas import ErrorBody, LogProbability, TokenUsage, TranscriptDelta, TranscriptDone, TranscriptProgress
 from serve_app.errors import EngineError, SpeechError
-from serve_app.pipeline import Done, Event, SegmentFinal
-from serve_app.transcript import FRAME_SAMPLES, SAMPLE_RATE
+from serve_app.export import to_logprobs
+from serve_app.pipeline import Done, Event, Progress, SegmentFinal
+from serve_app.transcript import FRAME_SAMPLES, SAMPLE_RATE, Token
 
 log = logging.getLogger("ray.serve")
 
@@ -22,12 +25,23 @@ PING_S = 15.0
 
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
-Message = TranscriptDelta | TranscriptDone | ErrorBody
+Message = TranscriptDelta | TranscriptProgress | TranscriptDone | ErrorBody
 
 
-async def stream(events: AsyncGenerator[Event, None]) -> Response:
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What a stream has beyond text."""
+
+    logprobs: bool = False
+    length_s: Callable[[], float | None] | None = None
+    """Tells, for progress, how long the audio is, as far as is known; None for a stream without progress."""
+    content: Callable[[Done], Awaitable[str | dict[str, Any]]] | None = None
+    """Makes the answer that the last event carries, in the format asked for."""
+
+
+async def stream(events: AsyncGenerator[Event, None], extras: Extras = Extras()) -> Response:
     """The response that sends `events` as they come; raises the SpeechError of a failure before the first of them."""
-    messages = _messages(events)
+    messages = _messages(events, extras)
     try:
         first = await anext(messages)
     except BaseException:
@@ -36,21 +50,32 @@ async def stream(events: AsyncGenerator[Event, None]) -> Response:
     return EventSourceResponse(_encoded(first, messages), headers=HEADERS)
 
 
-async def _messages(events: AsyncGenerator[Event, None]) -> AsyncGenerator[Message, None]:
+async def _messages(events: AsyncGenerator[Event, None], extras: Extras) -> AsyncGenerator[Message, None]:
     text = ""
     async with aclosing(events):
         async for event in events:
             if isinstance(event, SegmentFinal):
                 delta = f" {event.segment.text}" if text else event.segment.text
                 text += delta
-                yield TranscriptDelta(delta=delta)
+                yield TranscriptDelta(delta=delta, logprobs=_logprobs(event.segment.tokens, extras))
+            elif isinstance(event, Progress) and extras.length_s is not None:
+                yield TranscriptProgress(audio_s=round(event.done_s, 3), total_s=extras.length_s())
             elif isinstance(event, Done):
-                yield TranscriptDone(text=text, usage=_usage(event))
+                tokens = tuple(token for segment in event.segments for token in segment.tokens)
+                yield TranscriptDone(
+                    text=text,
+                    usage=_usage(event, len(tokens)),
+                    logprobs=_logprobs(tokens, extras),
+                    content=await extras.content(event) if extras.content is not None else None,
+                )
 
 
-def _usage(done: Done) -> TokenUsage:
+def _logprobs(tokens: tuple[Token, ...], extras: Extras) -> list[LogProbability] | None:
+    return [LogProbability(**entry) for entry in to_logprobs(tokens)] if extras.logprobs else None
+
+
+def _usage(done: Done, tokens: int) -> TokenUsage:
     frames = math.ceil(done.duration_s * SAMPLE_RATE / FRAME_SAMPLES)
-    tokens = sum(len(segment.token_ids) for segment in done.segments)
     return TokenUsage(input_tokens=frames, output_tokens=tokens, total_tokens=frames + tokens, seconds=round(done.duration_s, 3))
 
 
@@ -85,4 +110,6 @@ async def _next(messages: AsyncGenerator[Message, None]) -> Message | None:
 
 
 def _event(message: Message) -> bytes:
-    return format_sse_event(event="error" if isinstance(message, ErrorBody) else None, data_str=message.model_dump_json())
+    if isinstance(message, ErrorBody):
+        return format_sse_event(event="error", data_str=message.model_dump_json())
+    return format_sse_event(data_str=message.model_dump_json(exclude=message.absent))

@@ -1,0 +1,56 @@
+"""Phrases that a request expects: `keywords[]`, and a `prompt` that is a plain list."""
+
+import re
+from collections.abc import Iterable
+from typing import Annotated
+
+from fastapi import Form
+
+from serve_app.errors import RequestError
+from serve_app.transcript import Keywords
+
+MOST_KEYWORDS = 100
+LONGEST_KEYWORD = 100
+"""In characters. Every phrase grows the decoder's tree and costs it time."""
+
+LIST_MARKS = re.compile(r"[,;\n]")
+SENTENCE_MARKS = re.compile(r"[.?!:]")
+BULLETS = "-*•"
+MOST_LISTED_WORDS = 3
+
+
+def keywords(
+    given: Annotated[
+        list[str] | None,
+        Form(
+            alias="keywords[]",
+            description=f"A phrase that is likely, such as a name; may stand {MOST_KEYWORDS} times. At most {LONGEST_KEYWORD} "
+            "characters each. The decoder leans towards it where the model is in doubt.",
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        Form(
+            description="A plain list (phrases of one to three words with commas, semicolons or line ends between, no full stop) "
+            "counts as `keywords[]`. Any other text has no effect."
+        ),
+    ] = None,
+) -> Keywords:
+    """FastAPI dependency: every phrase once. Raises RequestError for too many, or one that is too long."""
+    found = _tidy([*(given or []), *_listed(prompt or "")])
+    if len(found) > MOST_KEYWORDS:
+        raise RequestError(f"There are {len(found)} keywords; at most {MOST_KEYWORDS} are allowed.", param="keywords")
+    if any(len(phrase) > LONGEST_KEYWORD for phrase in found):
+        raise RequestError(f"A keyword may have {LONGEST_KEYWORD} characters at most.", param="keywords")
+    return found
+
+
+def _listed(prompt: str) -> list[str]:
+    """The phrases of a prompt that is a list; none of one that is prose."""
+    phrases = _tidy(phrase.strip().lstrip(BULLETS) for phrase in LIST_MARKS.split(prompt))
+    is_list = len(phrases) > 1 and not SENTENCE_MARKS.search(prompt)
+    return list(phrases) if is_list and all(len(phrase.split()) <= MOST_LISTED_WORDS for phrase in phrases) else []
+
+
+def _tidy(phrases: Iterable[str]) -> Keywords:
+    return tuple(dict.fromkeys(" ".join(phrase.split()) for phrase in phrases if phrase.strip()))

@@ -1,0 +1,104 @@
+"""Phrase boosting on the bundled model: what it changes, and what it must leave alone."""
+
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from serve_app.boosting import MOST_TREES
+from serve_app.engine import ParakeetEngine
+from serve_app.segments import Segmenter
+from serve_app.transcript import Keywords, Samples, Token
+from tools.digit_strings import Bank, DigitString, compose
+from tools.evaluate_bundled_model import add_noise, to_int16
+
+MISHEARD = 13
+BATCH = 32
+
+
+@pytest.fixture(scope="module")
+def spoken(bank: Bank) -> list[DigitString]:
+    """A batch under noise that is twice as loud as the speech; the model mishears a word of the one at MISHEARD."""
+    rng, voices = random.Random(1), sorted(bank)
+    strings = [compose(bank[voices[n % 3]], [rng.randrange(10) for _ in range(4 + n % 4)], rng) for n in range(64)]
+    return [add_noise(string, -6, seed) for seed, string in enumerate(strings[:BATCH])]
+
+
+@pytest.fixture(scope="module")
+def windows(spoken: list[DigitString]) -> list[Samples]:
+    return [to_int16(string.samples) for string in spoken]
+
+
+@pytest.fixture(scope="module")
+def plain(engine: ParakeetEngine, windows: list[Samples]) -> list[list[Token]]:
+    return engine.transcribe(windows)
+
+
+def text(tokens: Sequence[Token]) -> str:
+    segmenter = Segmenter()
+    return " ".join(segment.text for segment in segmenter.add(tokens) + segmenter.finish())
+
+
+def only_for(place: int, keywords: Keywords) -> list[Keywords]:
+    return [keywords if n == place else () for n in range(BATCH)]
+
+
+def test_a_phrase_that_is_otherwise_missed_is_recognised_and_the_rest_of_the_batch_unchanged(
+    engine: ParakeetEngine, spoken: list[DigitString], windows: list[Samples], plain: list[list[Token]]
+) -> None:
+    phrase = spoken[MISHEARD].text.rstrip(".")
+    assert text(plain[MISHEARD]) != spoken[MISHEARD].text
+    boosted = engine.transcribe(windows, only_for(MISHEARD, (phrase.lower(),)))
+    assert text(boosted[MISHEARD]) == spoken[MISHEARD].text
+    for n in range(BATCH):
+        assert n == MISHEARD or boosted[n] == plain[n]
+
+
+def test_every_window_has_its_own_phrases(
+    engine: ParakeetEngine, spoken: list[DigitString], windows: list[Samples], plain: list[list[Token]]
+) -> None:
+    own = [(string.text.rstrip("."),) for string in spoken]
+    together = engine.transcribe(windows, own)
+    assert together[MISHEARD] != plain[MISHEARD]
+    for n in range(0, BATCH, 5):
+        (alone,) = engine.transcribe([windows[n]], [own[n]])
+        assert [token.token_id for token in alone] == [token.token_id for token in together[n]]
+
+
+def test_confidence_is_what_the_model_thinks_of_the_word(engine: ParakeetEngine, windows: list[Samples]) -> None:
+    """A word that boosting put there shows as doubtful."""
+    (boosted,) = engine.transcribe([windows[MISHEARD]], [("Three six four zero five",)])
+    assert 0 < min(token.confidence for token in boosted) < 0.5
+
+
+def test_phrases_that_were_not_said_do_not_come_up_in_clear_speech(engine: ParakeetEngine, strings: list[DigitString]) -> None:
+    clear = [to_int16(string.samples) for string in strings]
+    unsaid = ("nine nine nine", "zero zero eight", "one five five five", "seven")
+    assert list(map(text, engine.transcribe(clear, [unsaid] * len(clear)))) == [string.text for string in strings]
+
+
+@pytest.mark.parametrize("keywords", [("日本",), ("#!",), ("Ł", "日")])
+def test_phrases_that_the_model_cannot_write_change_nothing(
+    engine: ParakeetEngine, windows: list[Samples], plain: list[list[Token]], keywords: Keywords
+) -> None:
+    assert engine.transcribe(windows, [keywords] * BATCH) == plain
+
+
+def test_more_lists_than_are_kept(engine: ParakeetEngine, spoken: list[DigitString], windows: list[Samples]) -> None:
+    phrase = (spoken[MISHEARD].text.rstrip("."),)
+    window = [windows[MISHEARD]]
+    (first,) = engine.transcribe(window, [phrase])
+    for n in range(MOST_TREES + 5):
+        engine.transcribe([windows[0][:16_000]], [(f"one {'two ' * (n % 9)}three{' four' * (n // 9)}",)])
+    assert engine.transcribe(window, [phrase]) == [first]
+    booster = engine._booster
+    assert booster is not None
+    assert len(booster._requests) == MOST_TREES
+
+
+def test_more_lists_in_a_batch_than_are_kept(engine: ParakeetEngine, windows: list[Samples]) -> None:
+    count = MOST_TREES + 6
+    lists: list[Keywords] = [(f"two {'one ' * (n % 9)}five{' six' * (n // 9)}",) for n in range(count)]
+    short = [windows[n % BATCH][:16_000] for n in range(count)]
+    assert len(set(lists)) == count
+    assert len(engine.transcribe(short, lists)) == count

@@ -1,0 +1,57 @@
+"""`keywords[]` and `prompt`: from the form to the model."""
+
+from collections.abc import Iterator
+
+import pytest
+from fastapi.testclient import TestClient
+
+from serve_app.api import create_api
+from serve_app.api.keywords import LONGEST_KEYWORD, MOST_KEYWORDS, keywords
+from tests.stand_in import Server, assert_error, post
+
+
+@pytest.fixture
+def server() -> Server:
+    return Server()
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[TestClient]:
+    with TestClient(create_api(server.service), raise_server_exceptions=False) as client:
+        yield client
+
+
+def test_they_reach_the_model_with_every_window(client: TestClient, server: Server) -> None:
+    assert post(client, **{"keywords[]": [" Ray  Serve", "NeMo", "NeMo", ""], "prompt": "Parakeet, NeMo"}).status_code == 200
+    assert {job.keywords for job in server.jobs} == {("Ray Serve", "NeMo", "Parakeet")}
+
+
+def test_none(client: TestClient, server: Server) -> None:
+    post(client)
+    assert {job.keywords for job in server.jobs} == {()}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "phrases"),
+    [
+        ("Parakeet, Ray Serve, NeMo", ("Parakeet", "Ray Serve", "NeMo")),
+        ("Parakeet;NeMo", ("Parakeet", "NeMo")),
+        ("Parakeet\n- NeMo\n", ("Parakeet", "NeMo")),
+        ("en", ()),
+        ("", ()),
+        ("Hello, this is a talk about parakeets", ()),
+        ("Hello, Bob. Welcome", ()),
+        ("Names: Bob, Alice", ()),
+    ],
+)
+def test_a_prompt_counts_where_it_is_a_plain_list(prompt: str, phrases: tuple[str, ...]) -> None:
+    assert keywords(None, prompt) == phrases
+
+
+def test_too_many_or_too_long(client: TestClient) -> None:
+    too_many = [f"phrase {n}" for n in range(MOST_KEYWORDS + 1)]
+    assert str(len(too_many)) in assert_error(post(client, **{"keywords[]": too_many}), 400, "invalid_request", "keywords")
+    too_long = "x" * (LONGEST_KEYWORD + 1)
+    assert_error(post(client, **{"keywords[]": [too_long]}), 400, "invalid_request", "keywords")
+    most = ["x" * (LONGEST_KEYWORD - 3) + f"{n:03}" for n in range(MOST_KEYWORDS)]
+    assert post(client, **{"keywords[]": most}).status_code == 200
