@@ -52,8 +52,8 @@ ENV PYTHONPATH=/app \
     RAY_USAGE_STATS_ENABLED=0
 
 EXPOSE 8000
-# Past any proxy that is set for downloads.
-HEALTHCHECK --interval=30s --timeout=5s --start-period=120s CMD ["python", "-c", "from urllib.request import ProxyHandler, build_opener; build_opener(ProxyHandler({})).open('http://127.0.0.1:8000/health', timeout=4)"]
+# Past any proxy that is set for downloads. PORT is where the server listens, 8000 unless set.
+HEALTHCHECK --interval=30s --timeout=5s --start-period=120s CMD ["python", "-c", "import os; from urllib.request import ProxyHandler, build_opener; build_opener(ProxyHandler({})).open('http://127.0.0.1:{}/health'.format(os.environ.get('PORT', 8000)), timeout=4)"]
 ENTRYPOINT ["tini", "--", "/usr/local/bin/entrypoint"]
 # `serve run` that lets requests finish when the container is stopped.
 CMD ["python", "-m", "serve_app.run", "configs/container.yaml"]

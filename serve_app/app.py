@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import ray
+from dotenv import load_dotenv
 from ray import serve
 from ray.serve import Application
 
@@ -16,12 +17,16 @@ from serve_app.deployments import ModelReplica, batch_windows
 from serve_app.ingress import Ingress
 from serve_app.settings import ModelSettings, Settings
 
+# Before Serve makes the settings, which read the environment; what is set there wins.
+load_dotenv(".env")
+
 UNLIMITED = 1_000_000
 """For Serve's own queues. A request over the limits is refused by the ingress with its own words; a window over them waits in a
 replica's queue, where lanes and turns hold."""
 
 UPSCALE_DELAY_S = 5.0
 LOOK_BACK_S = 15.0
+NEVER_S = 1e9
 DRAIN_S = 600.0
 """What an ingress that is being replaced gets to finish its requests."""
 
@@ -91,7 +96,7 @@ def _model_deployment(model: ModelSettings, settings: Settings, gpus: float, boa
             "max_replicas": model.max_replicas,
             "target_ongoing_requests": batch_windows(batching, window_s, on_gpu=gpus > 0),
             "upscale_delay_s": UPSCALE_DELAY_S,
-            "downscale_delay_s": model.idle_unload_s,
+            "downscale_delay_s": model.idle_unload_s or NEVER_S,
             "look_back_period_s": LOOK_BACK_S,
         },
     ).bind(model, batching, window_s, board)

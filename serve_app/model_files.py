@@ -46,9 +46,10 @@ class DownloadProgress:
 def find_model_file(source: str, *, timeout_s: float, on_progress: Callable[[DownloadProgress], None]) -> Path:
     """The `.nemo` file that `source` means: `bundled`, the path of a file, or a hub name `owner/name` for `name.nemo` in there.
 
-    A file in huggingface_hub's cache is used as it is, without asking the hub: replicas agree, and start while the hub is down.
-    Otherwise blocks until it is downloaded, at most `timeout_s` seconds and a few to clean up. `on_progress` is called in this
-    thread, once a second or less and at the end. Raises ModelUnavailable with the reason and what to do; a new call starts anew.
+    A `name.nemo` in the folder that MODELS_DIR names, or in `models` of the working directory, is taken as it is. So is a file in
+    huggingface_hub's cache, without asking the hub: replicas agree, and start while the hub is down. Otherwise blocks until it is
+    downloaded, at most `timeout_s` seconds and a few to clean up. `on_progress` is called in this thread, once a second or less
+    and at the end. Raises ModelUnavailable with the reason and what to do; a new call starts anew.
     """
     path = bundled_model_path() if source == "bundled" else Path(os.path.expanduser(source))
     if os.path.isfile(path):
@@ -57,9 +58,13 @@ def find_model_file(source: str, *, timeout_s: float, on_progress: Callable[[Dow
         raise ModelUnavailable(f"there is no model file {path.absolute()}: put it there, or correct the model's `source`")
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source, re.ASCII):
         raise ModelUnavailable(f"`source: {source}` is neither a file nor the name of a model on the hub (`owner/name`)")
+    file_name = source.split("/")[1] + ".nemo"
+    for folder in (os.environ.get("MODELS_DIR"), "models"):
+        if folder and (local := Path(folder, file_name)).is_file():
+            return local
     # Ray may have changed where this process imports from.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
-    command = [sys.executable, "-P", "-m", "serve_app.model_files", source, source.split("/")[1] + ".nemo"]
+    command = [sys.executable, "-P", "-m", "serve_app.model_files", source, file_name]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT) as child:
         assert child.stdin is not None

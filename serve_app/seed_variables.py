@@ -1,17 +1,23 @@
-"""Environment variables of the servers that this one replaces, as settings: deployments that set them go on as they are."""
+"""Environment variables of the servers that this one replaces, as settings: deployments that set them go on as they are.
+
+docs/migrating.md tells what each one does here; a test compares the two. Our own names win over them.
+"""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
+TRUE, FALSE = frozenset({"1", "true", "t", "yes", "on"}), frozenset({"0", "false", "f", "no", "off"})
+LOG_LEVELS = {"WARN": "WARNING", "CRITICAL": "ERROR", "FATAL": "ERROR", "TRACE": "DEBUG", "NOTSET": "DEBUG"}
+"""Levels that Python's logging has and this server's log does not."""
+
 
 class SeedVariables(PydanticBaseSettingsSource):
-    """`TRANSCRIBE_CHUNK_LEN` and `TRANSCRIBE_OVERLAP`, seconds, are `windows`, brought into the range that is allowed here.
-
-    `API_KEY` is `auth.keys`, one or several with commas between.
-    """
+    """Reads them over `file`, the settings of the YAML. Values out of the range that is allowed here are brought into it."""
 
     def __init__(self, settings_cls: type[BaseSettings], file: PydanticBaseSettingsSource) -> None:
         super().__init__(settings_cls)
@@ -21,15 +27,12 @@ class SeedVariables(PydanticBaseSettingsSource):
         return None, field_name, False
 
     def __call__(self) -> dict[str, Any]:
-        return self._windows() | self._keys()
-
-    @staticmethod
-    def _keys() -> dict[str, Any]:
-        keys = [key.strip() for key in os.environ.get("API_KEY", "").split(",") if key.strip()]
-        return {"auth": {"keys": keys}} if keys else {}
+        return self._windows() | self._batching() | self._models() | self._keys() | self._log_level()
 
     def _windows(self) -> dict[str, Any]:
-        window_s, overlap_s = _seconds("TRANSCRIBE_CHUNK_LEN"), _seconds("TRANSCRIBE_OVERLAP")
+        window_s, overlap_s, minutes = _number("TRANSCRIBE_CHUNK_LEN"), _number("TRANSCRIBE_OVERLAP"), _number("CHUNK_MINITE")
+        if window_s is None and minutes is not None:
+            window_s = 60 * minutes
         if window_s is None and overlap_s is None:
             return {}
         default = self.settings_cls.model_fields["windows"].default
@@ -41,10 +44,54 @@ class SeedVariables(PydanticBaseSettingsSource):
         given["overlap_s"] = min(max(given["overlap_s"], default.LEAST_OVERLAP_S), given["window_s"] / 2)
         return {"windows": given}
 
+    @staticmethod
+    def _batching() -> dict[str, Any]:
+        items = _number("BATCH_SIZE")
+        return {} if items is None else {"batching": {"max_batch_items": max(1, int(items))}}
 
-def _seconds(name: str) -> float | None:
+    def _models(self) -> dict[str, Any]:
+        """Every model is let go after the idle time; the default model is the one that is loaded at the start, or not."""
+        idle_minutes, is_lazy = _number("IDLE_TIMEOUT_MINUTES"), _truth("ENABLE_LAZY_LOAD")
+        if idle_minutes is None and is_lazy is None:
+            return {}
+        file = self._file()
+        given = file.get("models") or self.settings_cls.model_fields["models"].get_default(call_default_factory=True)
+        if not all(isinstance(model, Mapping | BaseModel) for model in given):
+            return {}
+        models = [dict(model) for model in given]
+        if idle_minutes is not None:
+            for model in models:
+                model["idle_unload_s"] = 60 * idle_minutes
+        if is_lazy is not None:
+            default_name = file.get("default_model") or models[0].get("name")
+            for model in (model for model in models if model.get("name") == default_name):
+                model["min_replicas"] = 0 if is_lazy else max(1, model.get("min_replicas", 0))
+        return {"models": models}
+
+    @staticmethod
+    def _keys() -> dict[str, Any]:
+        keys = [key.strip() for key in os.environ.get("API_KEY", "").split(",") if key.strip()]
+        return {"auth": {"keys": keys}} if keys else {}
+
+    @staticmethod
+    def _log_level() -> dict[str, Any]:
+        level = os.environ.get("LOG_LEVEL", "").upper()
+        return {"log_level": LOG_LEVELS.get(level, level)} if level else {}
+
+
+def _number(name: str) -> float | None:
     value = os.environ.get(name, "")
     try:
-        return float(value) if value else None
+        number = float(value) if value else None
     except ValueError:
-        raise ValueError(f"{name}={value!r} is not a number of seconds") from None
+        raise ValueError(f"{name}={value!r} is not a number") from None
+    if number is not None and not 0 <= number < float("inf"):
+        raise ValueError(f"{name}={value!r} is out of range")
+    return number
+
+
+def _truth(name: str) -> bool | None:
+    value = os.environ.get(name, "").lower()
+    if value and value not in TRUE | FALSE:
+        raise ValueError(f"{name}={value!r} is neither true nor false")
+    return value in TRUE if value else None

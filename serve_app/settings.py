@@ -62,7 +62,9 @@ class ModelSettings(_Group):
     languages: tuple[str, ...] = Field(("en",), min_length=1, description="ISO 639-1 codes of the languages the model speaks.")
     min_replicas: int = Field(0, ge=0, description="Replicas kept loaded; 0 loads on the first request and unloads when idle.")
     max_replicas: int = Field(1, ge=1, description="Most replicas.")
-    idle_unload_s: float = Field(1800.0, gt=0, description="Seconds without work before surplus replicas are let go.")
+    idle_unload_s: float = Field(
+        1800.0, ge=0, description="Seconds without work before surplus replicas are let go; 0 keeps them."
+    )
     cpus_per_replica: float = Field(0.5, ge=0, description="CPUs that Ray reserves for a replica.")
     gpus_per_replica: float | None = Field(
         None,

@@ -10,6 +10,10 @@ from serve_app.engine import ParakeetEngine
 from serve_app.settings import bundled_model_path
 from tools.digit_strings import Bank, DigitString, compose, load_bank
 
+SEED_VARIABLES = {
+    *("TRANSCRIBE_CHUNK_LEN", "TRANSCRIBE_OVERLAP", "BATCH_SIZE", "LOG_LEVEL", "PORT", "MODELS_DIR"),
+    *("CHUNK_MINITE", "IDLE_TIMEOUT_MINUTES", "ENABLE_LAZY_LOAD", "API_KEY"),
+}
 DIGITS = Path(__file__).parent / "data" / "digits"
 
 
@@ -17,7 +21,7 @@ DIGITS = Path(__file__).parent / "data" / "digits"
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Settings come from the environment too: none of the machine's may leak into a test."""
     for name in os.environ:
-        if name.startswith(("PARAKEET_", "TRANSCRIBE_", "API_KEY")):
+        if name.startswith("PARAKEET_") or name in SEED_VARIABLES:
             monkeypatch.delenv(name)
 
 

@@ -64,15 +64,24 @@ class Server:
 
 @contextlib.contextmanager
 def serve_run(
-    config: Path, folder: Path, *, args: Mapping[str, Any] = {}, env: Mapping[str, str] = {}, drains: bool = False
+    config: Path,
+    folder: Path,
+    *,
+    args: Mapping[str, Any] = {},
+    env: Mapping[str, str] = {},
+    dot_env: Mapping[str, str] = {},
+    drains: bool = False,
 ) -> Iterator[Server]:
     """`serve run` on that config, listening on 127.0.0.1, until the block ends. `args` override the application's.
 
-    With `drains` it is `python -m serve_app.run` instead.
+    With `drains` it is `python -m serve_app.run` instead. With `dot_env` it starts in `folder`, where a `.env` has that and a
+    PORT that is not the config's.
     """
     port = _free_port()
+    if dot_env:
+        (folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in {**dot_env, "PORT": str(port)}.items()))
     content = yaml.safe_load(config.read_text())
-    content["http_options"] = {"host": "127.0.0.1", "port": port}
+    content["http_options"] = {"host": "127.0.0.1", "port": _free_port() if dot_env else port}
     content["applications"][0]["args"] |= args
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -82,7 +91,13 @@ def serve_run(
     # A cluster of its own, with a dashboard port and folder that no other cluster of this machine uses.
     own = {"RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
     with log_path.open("w") as log:
-        process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **own, **env}, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command,
+            cwd=folder if dot_env else ROOT,
+            env={**os.environ, **own, **env},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
     try:
         with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as client:
             server = Server(f"http://127.0.0.1:{port}", client, log_path, process.pid)

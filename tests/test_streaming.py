@@ -88,7 +88,7 @@ def test_logprobs_are_those_of_the_text(client: TestClient) -> None:
     assert TranscriptionTextDoneEvent.model_validate(done).logprobs
     assert [entry for delta in deltas for entry in delta["logprobs"]] == done["logprobs"]
     for event in (*deltas, done):
-        text = event.get("delta", event.get("text"))
+        text = event["delta"] if "delta" in event else event["text"]
         assert "".join(entry["token"] for entry in event["logprobs"]).strip() == text.strip()
 
 
