@@ -1,0 +1,6 @@
+"""`python -m serve_app.command_line`: the same as `parakeet-serve`."""
+
+from serve_app.command_line import main
+
+if __name__ == "__main__":
+    main(prog_name="parakeet-serve")

@@ -1,0 +1,154 @@
+"""A recording is sent to the server, and the events that come back are followed to the transcript."""
+
+import io
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import httpx2
+
+from serve_app.command_line.jobs import Source
+
+CONNECT_S = 10.0
+SILENCE_S = 120.0
+"""A server that says nothing for so long is gone: it may wait a minute for a model, and later sends something every 15 s."""
+
+MOST_TRIES = 20
+UNKNOWN_WAIT_S = 10
+"""Where `Retry-After` is not a number of seconds."""
+
+
+class Failure(Exception):
+    """There is no transcript; the message says why, in one line."""
+
+
+class Busy(Failure):
+    """The server wants to be asked again later."""
+
+    def __init__(self, message: str, wait_s: int) -> None:
+        super().__init__(message)
+        self.wait_s = wait_s
+
+
+class Watcher(Protocol):
+    """Who is told how far one recording is."""
+
+    def sent(self, sent_bytes: int, total_bytes: int) -> None: ...
+
+    def transcribed(self, audio_s: float, total_s: float | None) -> None: ...
+
+    def refused(self, message: str, wait_s: int) -> None: ...
+
+
+class Client:
+    """Several threads may use one. `fields` are the form's beside the file."""
+
+    def __init__(self, url: str, api_key: str | None, fields: Mapping[str, str | list[str]]) -> None:
+        # The server's variable of the same name holds several keys with commas between.
+        key = (api_key or "").split(",")[0].strip()
+        self._url = url
+        self._fields = {**fields, "stream": "true", "include[]": "progress"}
+        self._http = httpx2.Client(
+            headers={b"Authorization": f"Bearer {key}".encode()} if key else {},
+            timeout=httpx2.Timeout(SILENCE_S, connect=CONNECT_S, pool=None),
+            # A connection kept for the next try would be closed by the server at about the same moment.
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+        self._http.close()
+
+    def transcribe(self, source: Source, watcher: Watcher) -> str:
+        """The transcript in the format that the fields ask for. Raises Failure."""
+        tries = 1
+        while True:
+            try:
+                return self._ask(source, watcher)
+            except Busy as busy:
+                if tries == MOST_TRIES:
+                    raise Failure(f"{busy} (asked {MOST_TRIES} times)") from None
+                tries += 1
+                watcher.refused(str(busy), busy.wait_s)
+                time.sleep(busy.wait_s)
+            except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+                raise Failure(f"{self._url} cannot be reached: {_reason(error)}") from error
+            except httpx2.TimeoutException as error:
+                raise Failure(f"the server was silent for {SILENCE_S:.0f} s") from error
+            except httpx2.HTTPError as error:
+                raise Failure(f"the request failed: {_reason(error)}") from error
+            except OSError as error:
+                raise Failure(f"cannot be read: {_reason(error)}") from error
+            except (ValueError, LookupError, TypeError) as error:
+                raise Failure(f"the answer is not understood: {error!r}") from error
+
+    def _ask(self, source: Source, watcher: Watcher) -> str:
+        url = f"{self._url}/v1/audio/transcriptions"
+        with _Upload(source, watcher.sent) as file:
+            form: dict[str, Any] = {"data": self._fields, "files": {"file": (_file_name(source), file)}}
+            # A transcript of many hours is a large event.
+            with self._http.sse(url, method="POST", max_event_size=None, **form) as events:
+                if events.response.status_code != HTTPStatus.OK:
+                    raise _refusal(events.response)
+                for event in events:
+                    message: Any = event.json()
+                    if event.event == "error":
+                        raise Failure(_message(message))
+                    match message["type"]:
+                        case "transcript.progress":
+                            watcher.transcribed(message["audio_s"], message.get("total_s"))
+                        case "transcript.text.done":
+                            return _as_text(message["content"])
+        raise Failure("the answer broke off before its end")
+
+
+class _Upload(io.FileIO):
+    """A file that tells, at every reading, how far it is read."""
+
+    def __init__(self, source: Source, on_read: Callable[[int, int], None]) -> None:
+        super().__init__(source, closefd=isinstance(source, Path))
+        self._on_read = on_read
+        self._total_bytes = os.fstat(self.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data: bytes = super().read(size)
+        self._on_read(self.tell(), self._total_bytes)
+        return data
+
+
+def _file_name(source: Source) -> str:
+    # Names of other encodings cannot be sent as they are.
+    return "stdin" if isinstance(source, int) else os.fsencode(source.name).decode(errors="replace")
+
+
+def _refusal(response: httpx2.Response) -> Failure:
+    """What an answer without a transcript means."""
+    status, wait = response.status_code, response.headers.get("Retry-After")
+    try:
+        message = _message(json.loads(response.read()))
+    except (ValueError, LookupError, TypeError):
+        message = f"HTTP {status} {response.reason_phrase}".rstrip()
+    if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE) and wait is not None:
+        return Busy(message, int(wait) if wait.isdecimal() else UNKNOWN_WAIT_S)
+    return Failure(message)
+
+
+def _message(body: Any) -> str:
+    """What OpenAI's error object says, in one line."""
+    return " ".join(str(body["error"]["message"]).split())
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _as_text(content: Any) -> str:
+    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, indent=2)
+    return text if text.endswith("\n") else f"{text}\n"
