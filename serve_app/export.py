@@ -1,5 +1,6 @@
 """A transcript as the formats people download. Pure: text and plain objects, no I/O."""
 
+import math
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -80,7 +81,8 @@ def _word(word: Word, duration_s: float) -> dict[str, Any]:
 
 
 def _usage(transcript: Transcript) -> dict[str, Any]:
-    return {"type": "duration", "seconds": _seconds(transcript.duration_s)}
+    # Whole seconds, as OpenAI counts and LiteLLM requires; what has begun counts.
+    return {"type": "duration", "seconds": math.ceil(transcript.duration_s)}
 
 
 def _seconds(value: float) -> float:

@@ -9,11 +9,13 @@ import pytest
 from serve_app.engine import ParakeetEngine
 from serve_app.settings import bundled_model_path
 from tools.digit_strings import Bank, DigitString, compose, load_bank
+from tools.evaluate_bundled_model import add_noise
 
 SEED_VARIABLES = {
     *("TRANSCRIBE_CHUNK_LEN", "TRANSCRIBE_OVERLAP", "BATCH_SIZE", "LOG_LEVEL", "PORT", "MODELS_DIR"),
     *("CHUNK_MINITE", "IDLE_TIMEOUT_MINUTES", "ENABLE_LAZY_LOAD", "API_KEY"),
 }
+MISHEARD = 13
 DIGITS = Path(__file__).parent / "data" / "digits"
 
 
@@ -37,6 +39,14 @@ def strings(bank: Bank) -> list[DigitString]:
     rng = random.Random(7)
     voices = sorted(bank)
     return [compose(bank[voices[n % 3]], [rng.randrange(10) for _ in range(n)], rng) for n in range(1, 13)]
+
+
+@pytest.fixture(scope="session")
+def noisy_strings(bank: Bank) -> list[DigitString]:
+    """Strings under noise of twice their loudness; of the one at MISHEARD the model gets one word wrong."""
+    rng, voices = random.Random(1), sorted(bank)
+    strings = [compose(bank[voices[n % 3]], [rng.randrange(10) for _ in range(4 + n % 4)], rng) for n in range(64)]
+    return [add_noise(string, -6, seed) for seed, string in enumerate(strings)]
 
 
 @pytest.fixture(scope="session")

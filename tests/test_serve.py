@@ -1,13 +1,15 @@
 """The server as its users have it: `serve run`, HTTP, real speech."""
 
 import concurrent.futures
+import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import openai
 import pytest
+import srt
+import webvtt
 
 from serve_app.deployments import LOAD_AGAIN_AFTER_S
 from serve_app.settings import bundled_model_path
@@ -55,37 +57,6 @@ class TestDemo:
         assert replica["largest_batch"] > 1
         assert replica["batches"] < replica["windows"]
 
-    def test_openais_client(self, server: Server, strings: list[DigitString]) -> None:
-        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
-            audio = ("x.wav", as_wav(strings[4]))
-            assert client.audio.transcriptions.create(file=audio, model="whisper-1").text == strings[4].text
-            verbose = client.audio.transcriptions.create(
-                file=audio, model="digits", response_format="verbose_json", timestamp_granularities=["word", "segment"]
-            )
-            assert verbose.words is not None
-            assert [word.word for word in verbose.words] == strings[4].text.split()
-            with pytest.raises(openai.NotFoundError):
-                client.audio.transcriptions.create(file=audio, model="nope")
-            with pytest.raises(openai.BadRequestError):
-                client.audio.transcriptions.create(file=("x.wav", b"no audio"), model="digits")
-            assert [model.id for model in client.models.list()] == ["digits"]
-            assert client.models.retrieve("digits").id == "digits"
-            for response_format in ("text", "srt", "vtt"):
-                answer = client.audio.transcriptions.create(file=audio, model="digits", response_format=response_format)
-                assert all(word in answer for word in strings[4].text.split())
-            with pytest.warns(DeprecationWarning, match="deprecated"):
-                assert client.audio.translations.create(file=audio, model="digits").text == strings[4].text
-
-    def test_openais_client_streams(self, server: Server, strings: list[DigitString]) -> None:
-        pause = np.zeros(SAMPLE_RATE, np.float32)
-        audio = media.wav(to_int16(np.concatenate([part for string in strings for part in (string.samples, pause)])))
-        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
-            *deltas, done = client.audio.transcriptions.create(file=("x.wav", audio), model="digits", stream=True)
-        assert done.type == "transcript.text.done"
-        assert done.text == " ".join(string.text for string in strings)
-        assert "".join(delta.delta for delta in deltas if delta.type == "transcript.text.delta") == done.text
-        assert len(deltas) > 12
-
     def test_a_request_id_comes_back_and_is_in_the_log(self, server: Server) -> None:
         answer = server.client.get("/v1/models", headers={"x-request-id": "the-id-of-this-request"})
         assert answer.headers["x-request-id"] == "the-id-of-this-request"
@@ -117,6 +88,29 @@ class TestDemo:
         parts = [part for _ in range(2) for string in strings for part in (string.samples, pause)]
         body = server.transcribe(media.wav(to_int16(np.concatenate(parts)))).json()
         assert body["text"] == " ".join(string.text for _ in range(2) for string in strings)
+
+    def test_ten_minutes_as_subtitles(self, server: Server, strings: list[DigitString]) -> None:
+        """Read by other libraries than the writer: every word is there, in cues that can be read."""
+        pause = np.zeros(SAMPLE_RATE, np.float32)
+        parts = [part for _ in range(8) for string in strings for part in (string.samples, pause)]
+        samples = to_int16(np.concatenate(parts))
+        assert len(samples) >= 600 * SAMPLE_RATE
+        spoken = [string.text for _ in range(8) for string in strings]
+        audio = media.wav(samples)
+        srt_cues = [
+            (cue.start.total_seconds(), cue.end.total_seconds(), cue.content)
+            for cue in srt.parse(server.transcribe(audio, response_format="srt").text)
+        ]
+        captions = webvtt.from_string(server.transcribe(audio, response_format="vtt").text).captions
+        vtt_cues = [(caption.start_in_seconds, caption.end_in_seconds, caption.text) for caption in captions]
+        for cues in (srt_cues, vtt_cues):
+            assert " ".join(" ".join(text.split()) for _, _, text in cues) == " ".join(spoken)
+            assert all(len(text.split("\n")) <= 2 for _, _, text in cues)
+            assert all(len(line) <= 42 for _, _, text in cues for line in text.split("\n"))
+            assert all(0 < end_s - start_s <= 6.001 for start_s, end_s, _ in cues)
+            assert all(before[1] <= after[0] for before, after in itertools.pairwise(cues))
+            assert all(len(text) / (end_s - start_s) <= 20.5 for start_s, end_s, text in cues)
+        assert [text for _, _, text in srt_cues] == [text for _, _, text in vtt_cues]
 
     def test_nemo_is_quiet_in_the_log(self, server: Server) -> None:
         assert "loaded digits.nemo" in server.log

@@ -4,7 +4,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from serve_app import __version__
-from serve_app.api import auth, errors, limits, rest
+from serve_app.api import auth, description, errors, limits, rest
 from serve_app.service import SpeechService
 
 DESCRIPTION = "Speech to text with NVIDIA Parakeet models. The routes under `/v1` speak OpenAI's audio API."
@@ -25,4 +25,5 @@ def create_api(service: SpeechService) -> FastAPI:
         expose_headers=["*"],
     )
     api.include_router(rest.create_router(service))
+    description.install(api)
     return api

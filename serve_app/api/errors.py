@@ -57,7 +57,10 @@ def install(api: FastAPI, max_upload_bytes: int) -> None:
         if error.status_code == UploadTooLarge.status:
             return answer(UploadTooLarge.over(max_upload_bytes))
         message = f"Unknown route: {request.url.path}" if error.status_code == 404 else str(error.detail)
-        return _body(error.status_code, message, RequestError.code if error.status_code < 500 else SpeechError.code)
+        code = RequestError.code if error.status_code < 500 else SpeechError.code
+        response = _body(error.status_code, message, code)
+        response.headers.update(error.headers or {})
+        return response
 
     @api.exception_handler(Exception)
     async def unforeseen(request: Request, error: Exception) -> JSONResponse:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
 from fastapi.responses import Response
 
 from serve_app.api import formats, keywords, language, streaming
+from serve_app.api.description import STREAM_ITEM
 from serve_app.api.errors import ERROR_RESPONSES
 from serve_app.api.formats import Rendering, Timing
 from serve_app.api.schemas import (
@@ -39,9 +40,9 @@ TRANSCRIPTION_RESPONSES = ERROR_RESPONSES | {
         "model": TranscriptionDefault | TranscriptionJson | TranscriptionVerboseJson,
         "description": "The transcript in the format asked for.",
         "content": {
-            media_type: {"schema": {"type": "string"}}
-            for media_type in ("text/plain", "text/csv", "text/tab-separated-values", "text/event-stream")
-        },
+            media_type: {"schema": {"type": "string"}} for media_type in ("text/plain", "text/csv", "text/tab-separated-values")
+        }
+        | {"text/event-stream": {"itemSchema": STREAM_ITEM}},
     }
 }
 

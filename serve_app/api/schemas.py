@@ -20,7 +20,7 @@ class ErrorBody(BaseModel):
 
 class Usage(BaseModel):
     type: Literal["duration"] = "duration"
-    seconds: float = Field(description="Length of the audio, seconds.")
+    seconds: int = Field(description="Length of the audio in whole seconds, rounded up.")
 
 
 class LogProbability(BaseModel):
@@ -46,7 +46,7 @@ class TokenUsage(BaseModel):
     input_tokens: int = Field(description="Frames of 80 ms that the encoder made of the audio.")
     output_tokens: int = Field(description="Tokens that the decoder wrote.")
     total_tokens: int
-    seconds: float = Field(description="Length of the audio, seconds.")
+    seconds: int = Field(description="Length of the audio in whole seconds, rounded up.")
 
 
 class StreamEvent(BaseModel):

@@ -76,7 +76,7 @@ def _logprobs(tokens: tuple[Token, ...], extras: Extras) -> list[LogProbability]
 
 def _usage(done: Done, tokens: int) -> TokenUsage:
     frames = math.ceil(done.duration_s * SAMPLE_RATE / FRAME_SAMPLES)
-    return TokenUsage(input_tokens=frames, output_tokens=tokens, total_tokens=frames + tokens, seconds=round(done.duration_s, 3))
+    return TokenUsage(input_tokens=frames, output_tokens=tokens, total_tokens=frames + tokens, seconds=math.ceil(done.duration_s))
 
 
 async def _encoded(first: Message, messages: AsyncGenerator[Message, None]) -> AsyncGenerator[bytes, None]:
