@@ -53,7 +53,7 @@ ENV PYTHONPATH=/app \
 
 EXPOSE 8000
 # Past any proxy that is set for downloads. PORT is where the server listens, 8000 unless set.
-HEALTHCHECK --interval=30s --timeout=5s --start-period=120s CMD ["python", "-c", "import os; from urllib.request import ProxyHandler, build_opener; build_opener(ProxyHandler({})).open('http://127.0.0.1:{}/health'.format(os.environ.get('PORT', 8000)), timeout=4)"]
+HEALTHCHECK --interval=30s --timeout=5s --start-period=120s CMD ["python", "-c", "import os; from urllib.request import ProxyHandler, build_opener; build_opener(ProxyHandler({})).open('http://127.0.0.1:{}/health'.format(os.environ.get('PORT') or 8000), timeout=4)"]
 ENTRYPOINT ["tini", "--", "/usr/local/bin/entrypoint"]
 # `serve run` that lets requests finish when the container is stopped.
 CMD ["python", "-m", "serve_app.run", "configs/container.yaml"]

@@ -64,7 +64,7 @@ LEAST_WINDOWS = 4
 """What keeps the replicas busy: a batch at work and one that waits on each, and never fewer windows than this."""
 
 DeploymentHandle: TypeAlias = _DeploymentHandle[Any]
-Heard: TypeAlias = tuple[Samples, Keywords]
+BatchItem: TypeAlias = tuple[Samples, Keywords]
 
 
 def batch_audio_s(batching: BatchingSettings, *, on_gpu: bool) -> float:
@@ -89,7 +89,7 @@ class ModelReplica:
         self._board = board
         self._engine_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._engine: Engine | None = None
-        self._batcher: Batcher[Heard, list[Token]] | None = None
+        self._batcher: Batcher[BatchItem, list[Token]] | None = None
         self._status = ReplicaStatus(replica_id=serve.get_replica_context().replica_id.unique_id, state="starting")
         self._failed_at_s = 0.0
         self._loop = asyncio.get_running_loop()
@@ -105,7 +105,7 @@ class ModelReplica:
         batcher = await self._ready_batcher()
         return await batcher.submit((samples, job.keywords), len(samples), Lane(lane), job.job_id, is_alone=is_alone)
 
-    async def _ready_batcher(self) -> "Batcher[Heard, list[Token]]":
+    async def _ready_batcher(self) -> "Batcher[BatchItem, list[Token]]":
         if self._loading.done() and self._batcher is None and time.monotonic() - self._failed_at_s > LOAD_AGAIN_AFTER_S:
             self._loading = asyncio.create_task(self._load())
         # Shielded: a client that leaves must not stop a load that others wait for.
@@ -152,7 +152,7 @@ class ModelReplica:
             engine.warm_up(items, self._window_samples, most_items=self._batching.max_batch_items)
         return engine
 
-    async def _process(self, batch: list[Heard]) -> list[list[Token]]:
+    async def _process(self, batch: list[BatchItem]) -> list[list[Token]]:
         assert self._engine is not None
         windows, keywords = zip(*batch, strict=True)
         results = self._loop.run_in_executor(self._engine_thread, self._engine.transcribe, windows, keywords)

@@ -130,11 +130,15 @@ class ParakeetEngine:
     def warm_up(self, items: int, window_samples: int, *, most_items: int) -> None:
         """Run once what will be the largest: a batch of `items` full windows, and the decoder on `most_items` of them.
 
-        The decoder captures its CUDA graphs for the shape it sees, and again whenever a batch has more members or frames. It is
-        small enough to be shown the largest of both at once, though no batch is, so that it never captures again.
+        A decoder captures its CUDA graphs for the shape it sees, and again whenever a batch has more members or frames. It is
+        small enough to be shown the largest of both at once, though no batch is.
         """
         self._largest = most_items, window_samples // FRAME_SAMPLES + 2
         self._show_largest(self._model.decoding)
+        try:
+            self._booster = self._make_booster()
+        except Exception:
+            log.exception("keywords cannot be had now; a request with some tries again")
         noise = np.random.default_rng(0).integers(-1000, 1000, window_samples, dtype=np.int16)
         self.transcribe([noise] * min(items, most_items))
 
@@ -203,10 +207,14 @@ class ParakeetEngine:
                 encoded, frame_counts, return_hypotheses=True
             )
             return hypotheses
-        if self._booster is None:
-            self._booster = Booster(self._model, self._keyword_weight)
-            self._show_largest(self._booster.decoding)
-        return self._booster.decode(encoded, frame_counts, keywords)
+        booster, self._booster = self._booster or self._make_booster(), None
+        hypotheses = booster.decode(encoded, frame_counts, keywords)
+        # Not after a failure.
+        self._booster = booster
+        return hypotheses
+
+    def _make_booster(self) -> Booster:
+        return Booster(self._model, self._keyword_weight, self._show_largest)
 
     def _score(
         self, encoded: Any, token_ids: list[list[int]], frames: list[list[int]]

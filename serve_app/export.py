@@ -37,11 +37,13 @@ def to_logprobs(tokens: Sequence[Token]) -> list[dict[str, Any]]:
     ]
 
 
-def to_verbose_json(transcript: Transcript, *, with_words: bool, with_logprobs: bool = False) -> dict[str, Any]:
+def to_verbose_json(
+    transcript: Transcript, *, with_words: bool, with_logprobs: bool = False, task: str = "transcribe"
+) -> dict[str, Any]:
     """OpenAI's `verbose_json`. Beyond its fields, words carry a `confidence` and segments have `words`, as Whisper's own have;
     `warnings` stands only where there are any."""
     verbose: dict[str, Any] = {
-        "task": "transcribe",
+        "task": task,
         "language": LANGUAGE_NAMES.get(transcript.language, transcript.language),
         "duration": _seconds(transcript.duration_s),
         "text": transcript.text,
@@ -63,7 +65,7 @@ def _segment(segment: Segment, duration_s: float) -> dict[str, Any]:
     text = segment.text.encode()
     return {
         "id": segment.index,
-        "seek": int(segment.start_s * 100),
+        "seek": round(segment.start_s * 100),
         "start": _seconds(segment.start_s),
         "end": _seconds(min(segment.end_s, duration_s)),
         "text": segment.text,

@@ -2,7 +2,7 @@
 
 On SIGTERM or SIGINT every ingress refuses new requests (503), and once those at work are done the server ends. A second signal
 ends it at once. `serve run` itself breaks requests off. Besides, the variable PORT takes the place of the file's port, and what a
-`.env` in the working directory sets holds for every process of the server.
+`.env` in the working directory sets (app.py reads it) holds for every process of the server.
 """
 
 import contextlib
@@ -17,7 +17,6 @@ from types import FrameType
 
 import ray
 import yaml
-from dotenv import load_dotenv
 from ray import serve
 from ray.serve._private.constants import SERVE_NAMESPACE
 from ray.serve.scripts import run as serve_run
@@ -29,7 +28,6 @@ ANSWER_S = 5.0
 
 
 def main() -> None:
-    load_dotenv(".env")
     arguments = sys.argv[1:]
     with contextlib.ExitStack() as stack:
         if (port := os.environ.get("PORT")) and arguments and Path(arguments[-1]).is_file():

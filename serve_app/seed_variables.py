@@ -36,7 +36,10 @@ class SeedVariables(PydanticBaseSettingsSource):
         if window_s is None and overlap_s is None:
             return {}
         default = self.settings_cls.model_fields["windows"].default
-        given = dict(default) | dict(self._file().get("windows") or {})
+        file = self._file().get("windows") or {}
+        given = dict(default) | (dict(file) if isinstance(file, Mapping | BaseModel) else {})
+        if not all(isinstance(value, float | int) for value in given.values()):
+            return {}
         if window_s is not None:
             given["window_s"] = min(max(window_s, default.LEAST_WINDOW_S), default.MOST_WINDOW_S)
         if overlap_s is not None:
@@ -63,7 +66,7 @@ class SeedVariables(PydanticBaseSettingsSource):
             for model in models:
                 model["idle_unload_s"] = 60 * idle_minutes
         if is_lazy is not None:
-            default_name = file.get("default_model") or models[0].get("name")
+            default_name = os.environ.get("PARAKEET_DEFAULT_MODEL") or file.get("default_model") or models[0].get("name")
             for model in (model for model in models if model.get("name") == default_name):
                 model["min_replicas"] = 0 if is_lazy else max(1, model.get("min_replicas", 0))
         return {"models": models}

@@ -81,7 +81,10 @@ class ModelSettings(_Group):
     load_timeout_s: float = Field(3600.0, gt=0, description="Longest a download may stay without finishing.")
     windows: WindowSettings | None = Field(None, description="How recordings are cut for this model; unset takes the root's.")
     keyword_weight: float = Field(
-        0.5, ge=0, le=1, description="How much a phrase of `keywords[]` counts; above 1 it is written where it was not said."
+        0.5,
+        ge=0,
+        le=1,
+        description="How much `keywords[]` count: more helps with phrases that are said, and harms with others.",
     )
     simulation: SimulationSettings = Field(SimulationSettings(), description="Costs for `source: simulated`.")
 

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 import pytest
+from nemo.collections.asr.parts.context_biasing.biasing_multi_model import GPUBiasingMultiModel
 
-from serve_app.boosting import MOST_TREES
+from serve_app.boosting import MOST_TREES, Booster
 from serve_app.engine import ParakeetEngine
 from serve_app.segments import Segmenter
 from serve_app.transcript import Keywords, Samples, Token
@@ -95,6 +96,30 @@ def test_more_lists_than_are_kept(engine: ParakeetEngine, spoken: list[DigitStri
 def test_more_lists_in_a_batch_than_are_kept(engine: ParakeetEngine, windows: list[Samples]) -> None:
     count = MOST_TREES + 6
     lists: list[Keywords] = [(f"two {'one ' * (n % 9)}five{' six' * (n // 9)}",) for n in range(count)]
-    short = [windows[n % BATCH][:16_000] for n in range(count)]
-    assert len(set(lists)) == count
-    assert len(engine.transcribe(short, lists)) == count
+    short = [windows[n % BATCH][:24_000] for n in range(count)]
+    together = engine.transcribe(short, lists)
+    for n in (0, 7, count - 1):
+        engine._booster = None
+        assert engine.transcribe(short, [lists[n] if i == n else () for i in range(count)])[n] == together[n]
+
+
+def test_after_a_failure_the_decoder_is_made_anew(
+    engine: ParakeetEngine, windows: list[Samples], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    window, phrases = [windows[MISHEARD]], [("Three six four zero five",)]
+    before = engine.transcribe(window, phrases)
+    with monkeypatch.context() as broken:
+        broken.setattr(GPUBiasingMultiModel, "add_model", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            engine.transcribe(window, [("another list",)])
+    assert engine._booster is None
+    assert engine.transcribe(window, phrases) == before
+
+
+def test_a_decoder_that_took_more_memory_is_shown_the_largest_batch_again(engine: ParakeetEngine) -> None:
+    shown: list[object] = []
+    booster = Booster(engine._model, 0.5, shown.append)
+    booster._prepare({("one",), ("two",)})
+    assert len(shown) == 1
+    booster._prepare({(f"one{' two' * n}",) for n in range(130)})
+    assert len(shown) == 2

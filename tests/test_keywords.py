@@ -6,7 +6,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from serve_app.api import create_api
-from serve_app.api.keywords import LONGEST_KEYWORD, MOST_KEYWORDS, keywords
+from serve_app.api.keywords import LONGEST_KEYWORD, MOST_CHARACTERS, MOST_KEYWORDS, keywords
 from tests.stand_in import Server, assert_error, post
 
 
@@ -40,6 +40,7 @@ def test_none(client: TestClient, server: Server) -> None:
         ("en", ()),
         ("", ()),
         ("Hello, this is a talk about parakeets", ()),
+        ("Node.js, Kubernetes", ("Node.js", "Kubernetes")),
         ("Hello, Bob. Welcome", ()),
         ("Names: Bob, Alice", ()),
     ],
@@ -50,8 +51,17 @@ def test_a_prompt_counts_where_it_is_a_plain_list(prompt: str, phrases: tuple[st
 
 def test_too_many_or_too_long(client: TestClient) -> None:
     too_many = [f"phrase {n}" for n in range(MOST_KEYWORDS + 1)]
-    assert str(len(too_many)) in assert_error(post(client, **{"keywords[]": too_many}), 400, "invalid_request", "keywords")
+    assert str(len(too_many)) in assert_error(post(client, **{"keywords[]": too_many}), 400, "invalid_request", "keywords[]")
     too_long = "x" * (LONGEST_KEYWORD + 1)
-    assert_error(post(client, **{"keywords[]": [too_long]}), 400, "invalid_request", "keywords")
-    most = ["x" * (LONGEST_KEYWORD - 3) + f"{n:03}" for n in range(MOST_KEYWORDS)]
-    assert post(client, **{"keywords[]": most}).status_code == 200
+    assert_error(post(client, **{"keywords[]": [too_long]}), 400, "invalid_request", "keywords[]")
+    too_much = [f"{n:03}".rjust(LONGEST_KEYWORD, "x") for n in range(MOST_CHARACTERS // LONGEST_KEYWORD + 1)]
+    assert_error(post(client, **{"keywords[]": too_much}), 400, "invalid_request", "keywords[]")
+    assert post(client, **{"keywords[]": too_much[1:]}).status_code == 200
+    assert post(client, **{"keywords[]": too_many[1:]}).status_code == 200
+
+
+def test_a_prompt_is_never_refused_and_fills_what_is_left() -> None:
+    given = [f"phrase {n}" for n in range(MOST_KEYWORDS - 1)]
+    assert keywords(given, "one, two") == (*given, "one")
+    assert keywords(None, f"one, {'x' * (LONGEST_KEYWORD + 1)}, two") == ("one", "two")
+    assert sum(map(len, keywords(None, ",".join(f"{n:050}" for n in range(90))))) == MOST_CHARACTERS

@@ -22,13 +22,14 @@ STREAM_ITEM: dict[str, Any] = {
         },
     },
 }
-"""One server-sent event, as OpenAPI 3.2 describes the items of a stream."""
+"""One server-sent event, in the way of OpenAPI 3.2, which tools for 3.1 pass over."""
 
 NEVER_SENT = "422"
 """FastAPI's status for a request that is not valid; here it is 400, as OpenAI has it."""
 
 UNUSED = ("HTTPValidationError", "ValidationError")
 FORM = "Body_"
+REFUSED = frozenset({"diarized_json"})
 
 
 def install(api: FastAPI) -> None:
@@ -47,14 +48,19 @@ def install(api: FastAPI) -> None:
             for name in UNUSED:
                 schemas.pop(name, None)
             for form in (schemas[name] for name in schemas if name.startswith(FORM)):
-                form["properties"] = {name: _without_null(field) for name, field in form["properties"].items()}
+                form["properties"] = {name: _as_sent(field) for name, field in form["properties"].items()}
             api.openapi_schema = schema
         return api.openapi_schema
 
     api.openapi = describe  # type: ignore[method-assign]  # as FastAPI's documentation has it
 
 
-def _without_null(field: dict[str, Any]) -> dict[str, Any]:
-    """A form has no null: a field is there or is not."""
+def _as_sent(field: dict[str, Any]) -> dict[str, Any]:
+    """A form has no null: a field is there or is not. And what is always refused is not on offer."""
     kinds = [kind for kind in field.get("anyOf", []) if kind != {"type": "null"}]
-    return {name: value for name, value in field.items() if name != "anyOf"} | kinds[0] if len(kinds) == 1 else field
+    if len(kinds) != 1:
+        return field
+    described: dict[str, Any] = {name: value for name, value in field.items() if name != "anyOf"} | kinds[0]
+    if "enum" in described:
+        described["enum"] = [choice for choice in described["enum"] if choice not in REFUSED]
+    return described

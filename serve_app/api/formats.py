@@ -39,26 +39,29 @@ class Rendering:
     with_logprobs: bool = False
     with_progress: bool = False
     cue_changes: tuple[tuple[str, float], ...] = ()
+    task: Literal["transcribe", "translate"] = "transcribe"
 
     async def response(self, transcript: Transcript, defaults: SubtitleSettings, timing: Timing) -> Response:
         """The answer. `defaults` are the server's rules for cues."""
-        content = await self.content(transcript, defaults, timing)
+        # An hour of speech takes some tenths of a second, in which other requests go on.
+        return await asyncio.to_thread(self._response, transcript, defaults, timing)
+
+    def _response(self, transcript: Transcript, defaults: SubtitleSettings, timing: Timing) -> Response:
+        content = self.content(transcript, defaults, timing)
         if isinstance(content, str):
             return PlainTextResponse(content, media_type=MEDIA_TYPES.get(self.response_format or ""))
         return JSONResponse(content)
 
-    async def content(self, transcript: Transcript, defaults: SubtitleSettings, timing: Timing) -> str | dict[str, Any]:
-        """The answer as text or as a JSON object. An hour of speech takes some tenths of a second, in a thread."""
-        return await asyncio.to_thread(self._render, transcript, CueRules(**(dict(defaults) | dict(self.cue_changes))), timing)
-
-    def _render(self, transcript: Transcript, rules: CueRules, timing: Timing) -> str | dict[str, Any]:
+    def content(self, transcript: Transcript, defaults: SubtitleSettings, timing: Timing) -> str | dict[str, Any]:
+        """The answer as text or as a JSON object."""
+        rules = CueRules(**(dict(defaults) | dict(self.cue_changes)))
         match self.response_format:
             case None:
                 return self._superset(transcript, rules, timing)
             case "json":
                 return export.to_json(transcript, with_logprobs=self.with_logprobs)
             case "verbose_json":
-                return export.to_verbose_json(transcript, with_words=self.with_words, with_logprobs=self.with_logprobs)
+                return self._verbose(transcript)
             case "srt":
                 return _srt(transcript, rules)
             case "vtt":
@@ -70,10 +73,12 @@ class Rendering:
             case _:
                 return export.to_text(transcript)
 
+    def _verbose(self, transcript: Transcript) -> dict[str, Any]:
+        return export.to_verbose_json(transcript, with_words=self.with_words, with_logprobs=self.with_logprobs, task=self.task)
+
     def _superset(self, transcript: Transcript, rules: CueRules, timing: Timing) -> dict[str, Any]:
-        verbose = export.to_verbose_json(transcript, with_words=self.with_words, with_logprobs=self.with_logprobs)
         now_s = time.monotonic()
-        return verbose | {
+        return self._verbose(transcript) | {
             "language": transcript.language,
             "transcription_time": round(now_s - timing.transcription_began_s, 3),
             "total_request_time_server": round(now_s - timing.request_began_s, 3),

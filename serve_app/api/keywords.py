@@ -11,10 +11,12 @@ from serve_app.transcript import Keywords
 
 MOST_KEYWORDS = 100
 LONGEST_KEYWORD = 100
-"""In characters. Every phrase grows the decoder's tree and costs it time."""
+MOST_CHARACTERS = 2000
+"""Every character grows the decoder's tree, which takes up to 20 ms to build and its place in the memory."""
 
+FIELD = "keywords[]"
 LIST_MARKS = re.compile(r"[,;\n]")
-SENTENCE_MARKS = re.compile(r"[.?!:]")
+SENTENCE_MARKS = re.compile(r"[.?!:](\s|$)")
 BULLETS = "-*•"
 MOST_LISTED_WORDS = 3
 
@@ -23,25 +25,31 @@ def keywords(
     given: Annotated[
         list[str] | None,
         Form(
-            alias="keywords[]",
+            alias=FIELD,
             description=f"A phrase that is likely, such as a name; may stand {MOST_KEYWORDS} times. At most {LONGEST_KEYWORD} "
-            "characters each. The decoder leans towards it where the model is in doubt.",
+            f"characters each, {MOST_CHARACTERS} in all. The decoder leans towards it where the model is in doubt.",
         ),
     ] = None,
     prompt: Annotated[
         str | None,
         Form(
-            description="A plain list (phrases of one to three words with commas, semicolons or line ends between, no full stop) "
-            "counts as `keywords[]`. Any other text has no effect."
+            description="A plain list (phrases of one to three words with commas, semicolons or line ends between, and no end "
+            f"of a sentence) counts as `{FIELD}`, as far as there is room. Any other text has no effect."
         ),
     ] = None,
 ) -> Keywords:
-    """FastAPI dependency: every phrase once. Raises RequestError for too many, or one that is too long."""
-    found = _tidy([*(given or []), *_listed(prompt or "")])
+    """FastAPI dependency: every phrase once. Raises RequestError for too many of `keywords[]`, or too long ones."""
+    found = _tidy(given or [])
     if len(found) > MOST_KEYWORDS:
-        raise RequestError(f"There are {len(found)} keywords; at most {MOST_KEYWORDS} are allowed.", param="keywords")
+        raise RequestError(f"There are {len(found)} keywords; at most {MOST_KEYWORDS} are allowed.", param=FIELD)
     if any(len(phrase) > LONGEST_KEYWORD for phrase in found):
-        raise RequestError(f"A keyword may have {LONGEST_KEYWORD} characters at most.", param="keywords")
+        raise RequestError(f"A keyword may have {LONGEST_KEYWORD} characters at most.", param=FIELD)
+    if sum(map(len, found)) > MOST_CHARACTERS:
+        raise RequestError(f"The keywords may have {MOST_CHARACTERS} characters in all.", param=FIELD)
+    for phrase in _listed(prompt or ""):
+        longer = _tidy([*found, phrase])
+        if len(longer) <= MOST_KEYWORDS and len(phrase) <= LONGEST_KEYWORD and sum(map(len, longer)) <= MOST_CHARACTERS:
+            found = longer
     return found
 
 

@@ -81,8 +81,8 @@ def create_router(service: SpeechService) -> APIRouter:
         )
         audio = AudioFile(file.file)
 
-        async def content(done: Done) -> str | dict[str, Any]:
-            return await rendering.content(options.transcript(done, audio, found), service.settings.subtitles, timing)
+        def content(done: Done) -> str | dict[str, Any]:
+            return rendering.content(options.transcript(done, audio, found), service.settings.subtitles, timing)
 
         if stream:
             extras = Extras(
@@ -107,7 +107,7 @@ def create_router(service: SpeechService) -> APIRouter:
         found = service.find_model(model)
         if found.languages != ("en",):
             raise RequestError(f"The model `{found.name}` transcribes, it does not translate.", param="model")
-        as_json = replace(rendering, response_format=rendering.response_format or "json")
+        as_json = replace(rendering, response_format=rendering.response_format or "json", task="translate")
         return await transcribe(request, file, model, ["en"], as_json, phrases=phrases)
 
     @router.get("/v1/models", tags=["models"])

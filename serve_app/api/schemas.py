@@ -121,7 +121,7 @@ class VerboseWord(BaseModel):
 class TranscriptionVerboseJson(BaseModel):
     """`response_format=verbose_json`."""
 
-    task: Literal["transcribe"]
+    task: Literal["transcribe", "translate"]
     language: str = Field(description="English name of the language.")
     duration: float = Field(description="Length of the audio, seconds.")
     text: str

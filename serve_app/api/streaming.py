@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +35,7 @@ class Extras:
     logprobs: bool = False
     length_s: Callable[[], float | None] | None = None
     """Tells, for progress, how long the audio is, as far as is known; None for a stream without progress."""
-    content: Callable[[Done], Awaitable[str | dict[str, Any]]] | None = None
+    content: Callable[[Done], str | dict[str, Any]] | None = None
     """Makes the answer that the last event carries, in the format asked for."""
 
 
@@ -61,13 +61,18 @@ async def _messages(events: AsyncGenerator[Event, None], extras: Extras) -> Asyn
             elif isinstance(event, Progress) and extras.length_s is not None:
                 yield TranscriptProgress(audio_s=round(event.done_s, 3), total_s=extras.length_s())
             elif isinstance(event, Done):
-                tokens = tuple(token for segment in event.segments for token in segment.tokens)
-                yield TranscriptDone(
-                    text=text,
-                    usage=_usage(event, len(tokens)),
-                    logprobs=_logprobs(tokens, extras),
-                    content=await extras.content(event) if extras.content is not None else None,
-                )
+                # Of hours of speech it takes long to make, in which other requests go on.
+                yield await asyncio.to_thread(_done, event, text, extras)
+
+
+def _done(event: Done, text: str, extras: Extras) -> TranscriptDone:
+    tokens = tuple(token for segment in event.segments for token in segment.tokens)
+    return TranscriptDone(
+        text=text,
+        usage=_usage(event, len(tokens)),
+        logprobs=_logprobs(tokens, extras),
+        content=extras.content(event) if extras.content is not None else None,
+    )
 
 
 def _logprobs(tokens: tuple[Token, ...], extras: Extras) -> list[LogProbability] | None:
@@ -82,7 +87,7 @@ def _usage(done: Done, tokens: int) -> TokenUsage:
 async def _encoded(first: Message, messages: AsyncGenerator[Message, None]) -> AsyncGenerator[bytes, None]:
     following: asyncio.Task[Message | None] | None = None
     try:
-        yield _event(first)
+        yield await asyncio.to_thread(_event, first)
         while True:
             following = asyncio.create_task(_next(messages))
             while not (await asyncio.wait([following], timeout=PING_S))[0]:
@@ -90,7 +95,7 @@ async def _encoded(first: Message, messages: AsyncGenerator[Message, None]) -> A
             message = following.result()
             if message is None:
                 return
-            yield _event(message)
+            yield await asyncio.to_thread(_event, message)
     finally:
         if following is not None and not following.done():
             following.cancel()

@@ -32,6 +32,12 @@ def _checked_url(_context: click.Context, _option: click.Parameter, value: str) 
     return value.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
+def _checked_key(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    if value and not value.isprintable():
+        raise click.BadParameter("it has characters that a header cannot have.")
+    return value
+
+
 @click.group()
 @click.version_option(__version__)
 def main() -> None:
@@ -50,7 +56,11 @@ def main() -> None:
     help="Address of the server.",
 )
 @click.option(
-    "--api-key", envvar="API_KEY", show_envvar=True, help="Key for a server that wants one; of several with commas, the first."
+    "--api-key",
+    envvar="API_KEY",
+    show_envvar=True,
+    callback=_checked_key,
+    help="Key for a server that wants one; of several with commas, the first.",
 )
 @click.option("--model", help="A model of the server instead of its default.")
 @click.option("--language", help="Language that is spoken, as a code (en) or an English name.")

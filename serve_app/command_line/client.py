@@ -15,10 +15,12 @@ import httpx2
 from serve_app.command_line.jobs import Source
 
 CONNECT_S = 10.0
-SILENCE_S = 120.0
-"""A server that says nothing for so long is gone: it may wait a minute for a model, and later sends something every 15 s."""
+SILENCE_S = 600.0
+"""A server that says nothing for so long is gone. Once it has begun to answer it sends something every 15 s; before, it may wait
+for a model."""
 
 MOST_TRIES = 20
+LONGEST_WAIT_S = 600
 UNKNOWN_WAIT_S = 10
 """Where `Retry-After` is not a number of seconds."""
 
@@ -79,7 +81,7 @@ class Client:
                 watcher.refused(str(busy), busy.wait_s)
                 time.sleep(busy.wait_s)
             except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-                raise Failure(f"{self._url} cannot be reached: {_reason(error)}") from error
+                raise Failure(f"{httpx2.URL(self._url).copy_with(userinfo=b'')} cannot be reached: {_reason(error)}") from error
             except httpx2.TimeoutException as error:
                 raise Failure(f"the server was silent for {SILENCE_S:.0f} s") from error
             except httpx2.HTTPError as error:
@@ -136,13 +138,13 @@ def _refusal(response: httpx2.Response) -> Failure:
     except (ValueError, LookupError, TypeError):
         message = f"HTTP {status} {response.reason_phrase}".rstrip()
     if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE) and wait is not None:
-        return Busy(message, int(wait) if wait.isdecimal() else UNKNOWN_WAIT_S)
+        return Busy(message, min(int(wait[:9]), LONGEST_WAIT_S) if wait.isdecimal() else UNKNOWN_WAIT_S)
     return Failure(message)
 
 
 def _message(body: Any) -> str:
-    """What OpenAI's error object says, in one line."""
-    return " ".join(str(body["error"]["message"]).split())
+    """What OpenAI's error object says, in one line that a terminal may be shown."""
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in str(body["error"]["message"])).split())
 
 
 def _reason(error: Exception) -> str:
