@@ -111,7 +111,7 @@ def test_after_a_failure_the_decoder_is_made_anew(
     with monkeypatch.context() as broken:
         broken.setattr(GPUBiasingMultiModel, "add_model", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            engine.transcribe(window, [("another list",)])
+            engine.transcribe(window, [("nine nine eight nine",)])
     assert engine._booster is None
     assert engine.transcribe(window, phrases) == before
 
