@@ -68,7 +68,7 @@ class AudioFile:
 
     def blocks(self) -> Generator[Samples, None, None]:
         """Decode the first audio stream; each block is int16 [samples]. Raises AudioError when there is nothing to decode."""
-        if _is_empty(self._source):
+        if self._source.seekable() and _is_empty(self._source):
             raise AudioError("The file is empty.")
         held: list[Samples] = []
         held_samples = total_samples = 0

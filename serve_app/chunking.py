@@ -10,11 +10,11 @@ Merge: see `seams.merge`; here it is done window by window, and tokens are let g
 
 import math
 import sys
-from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
 
+from serve_app.buffer import AudioBuffer
 from serve_app.seams import group_words, merge, monotonic
 from serve_app.transcript import FRAME_SAMPLES, SAMPLE_RATE, Samples, Token, Window
 
@@ -48,48 +48,36 @@ class Planner:
         self._planned_step = longest - min(_SEARCH_FRAMES, longest // 4)
         search = longest - self._planned_step
         self._steps = range(max(1, self._planned_step - search, min(self._overlap_frames, longest)), longest + 1)
-        self._blocks: deque[Samples] = deque()
-        self._first = 0  # sample at which the oldest block still held begins
-        self._total = 0
+        self._audio = AudioBuffer()
         self._start = 0  # sample at which the next window begins
         self._index = 0
 
     def push(self, block: Samples) -> list[Window]:
         """Take int16 [samples]; give the windows that later audio cannot change."""
-        self._blocks.append(block.copy())
-        self._total += len(block)
+        self._audio.push(block)
         windows = []
-        while self._total - self._start > self._window:
+        while self._audio.total - self._start > self._window:
             following = self._start + self._quietest_step() * FRAME_SAMPLES
             windows.append(self._take(self._start, following + self._overlap_frames * FRAME_SAMPLES))
             self._start = following
-        needed = min(self._start, self._total - self._window)
-        while self._blocks and self._first + len(self._blocks[0]) <= needed:
-            self._first += len(self._blocks.popleft())
+        self._audio.drop_before(min(self._start, self._audio.total - self._window))
         return windows
 
     def finish(self) -> list[Window]:
         """Give what is left once the audio has ended: one window, or none if there was no audio. Call it once."""
-        if not self._total:
+        total = self._audio.total
+        if not total:
             return []
-        earliest = max(0, self._total - self._window)
-        return [self._take(math.ceil(earliest / FRAME_SAMPLES) * FRAME_SAMPLES, self._total)]
+        earliest = max(0, total - self._window)
+        return [self._take(math.ceil(earliest / FRAME_SAMPLES) * FRAME_SAMPLES, total)]
 
     def _take(self, start: int, stop: int) -> Window:
         self._index += 1
-        return Window(self._index - 1, start, self._read(start, stop))
-
-    def _read(self, start: int, stop: int) -> Samples:
-        pieces, first = [], self._first
-        for block in self._blocks:
-            if first < stop and first + len(block) > start:
-                pieces.append(block[max(0, start - first) : stop - first])
-            first += len(block)
-        return np.concatenate(pieces)
+        return Window(self._index - 1, start, self._audio.read(start, stop))
 
     def _quietest_step(self) -> int:
         """Frames to the next start for which 80 ms, and then 480 ms, about the overlap's middle are quietest."""
-        audio = self._read(self._start, self._start + self._window)
+        audio = self._audio.read(self._start, self._start + self._window)
         halves = audio[: len(audio) // _HALF_FRAME * _HALF_FRAME].reshape(-1, _HALF_FRAME)
         power = np.square(halves.astype(np.float32)).mean(axis=1)
 

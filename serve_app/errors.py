@@ -6,6 +6,8 @@ SpeechError
 │   ├── ModelNotFound            404  no model of that name is configured
 │   ├── InvalidKey               401  no API key, or not one of this server's
 │   ├── UploadTooSlow            408  the sender paused too long, or took all the time that the request had
+│   ├── StreamIdle               408  nothing came over a live stream
+│   ├── StreamTooLong            408  a live stream was open for as long as it may be
 │   ├── UploadTooLarge           413  more bytes than the server accepts
 │   └── AudioTooLong             413  more seconds of audio than the server accepts
 ├── ModelUnavailable             503  the model is configured but cannot be had now (hub, file, no replica, still loading)
@@ -59,6 +61,16 @@ class InvalidKey(RequestError):
 class UploadTooSlow(RequestError):
     status = 408
     code = "upload_too_slow"
+
+
+class StreamIdle(RequestError):
+    status = 408
+    code = "stream_idle"
+
+
+class StreamTooLong(RequestError):
+    status = 408
+    code = "stream_too_long"
 
 
 class AudioTooLong(RequestError):

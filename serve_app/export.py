@@ -47,7 +47,7 @@ def to_verbose_json(
         "language": LANGUAGE_NAMES.get(transcript.language, transcript.language),
         "duration": _seconds(transcript.duration_s),
         "text": transcript.text,
-        "segments": [_segment(segment, transcript.duration_s) for segment in transcript.segments],
+        "segments": [to_segment(segment, transcript.duration_s) for segment in transcript.segments],
     }
     if with_words:
         verbose["words"] = [
@@ -61,7 +61,8 @@ def to_verbose_json(
     return verbose
 
 
-def _segment(segment: Segment, duration_s: float) -> dict[str, Any]:
+def to_segment(segment: Segment, duration_s: float = math.inf) -> dict[str, Any]:
+    """A segment as `verbose_json` has it, of audio of that length."""
     text = segment.text.encode()
     return {
         "id": segment.index,

@@ -14,6 +14,7 @@ from serve_app.board import HEARTBEAT_S, News
 from serve_app.deployments import DeploymentHandle, ModelClient
 from serve_app.service import ReplicaStatus, SpeechService
 from serve_app.settings import Settings
+from serve_app.vad import SpeechDetector
 
 log = logging.getLogger("ray.serve")
 
@@ -27,7 +28,7 @@ class Ingress:
         self._replica_id = serve.get_replica_context().replica_id.unique_id
         self._heard: Mapping[str, tuple[ReplicaStatus, ...]] = {}
         clients = {m.name: ModelClient(m, settings, models[m.name], partial(self._last_heard, m.name)) for m in settings.models}
-        self._service = SpeechService(settings, clients, self._statuses)
+        self._service = SpeechService(settings, clients, self._statuses, SpeechDetector().follow)
         backpressure.bound_this_replica()
         loop = asyncio.get_running_loop()
         # Kept: a loop holds its tasks only weakly.
@@ -41,7 +42,7 @@ class Ingress:
 
     async def _statuses(self) -> Mapping[str, tuple[ReplicaStatus, ...]]:
         admission = self._service.admission
-        is_done = admission.is_closed and admission.requests == 0
+        is_done = admission.is_closed and admission.requests == admission.streams == 0
         news: News = await self._board.report_ingress.remote(self._replica_id, is_done=is_done)
         if news.is_draining:
             admission.close()

@@ -12,10 +12,14 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
+import numpy as np
+
 from serve_app.chunking import Merger, Planner
 from serve_app.gaps import SecondLooks
-from serve_app.segments import Segmenter
-from serve_app.transcript import SAMPLE_RATE, Samples, Segment, Token, Window
+from serve_app.live import Listener, LiveWindows
+from serve_app.segments import Segmenter, words_of
+from serve_app.transcript import SAMPLE_RATE, Samples, Segment, Token, Window, Word
+from serve_app.voice import Voice
 
 Recognise = Callable[[Window], Awaitable[list[Token]]]
 """Gives the tokens of one window, with times in samples from the window's start."""
@@ -46,6 +50,35 @@ class Done:
 
 
 Event = Progress | SegmentFinal | Done
+
+
+@dataclass(frozen=True, slots=True)
+class EndUtterance:
+    """Among the blocks of a live stream: what came so far is to be final, and what follows stands by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechTurn:
+    """Live: somebody begins to speak, or has stopped."""
+
+    is_speech: bool
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """Live: the words behind the last final segment. Those of `final` do not change any more, those of `partial` may."""
+
+    final: tuple[Word, ...]
+    partial: tuple[Word, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class UtteranceFinal:
+    """Live: an utterance has ended, and all of it is final."""
+
+
+LiveEvent = SpeechTurn | Heard | SegmentFinal | UtteranceFinal | Done
 
 
 async def transcribe(
@@ -98,6 +131,74 @@ async def transcribe(
         for _, task in running:
             task.cancel()
         await asyncio.gather(*(task for _, task in running), return_exceptions=True)
+
+
+async def transcribe_live(
+    audio: AsyncGenerator[Samples | EndUtterance, None],
+    recognise: Recognise,
+    voice: Voice,
+    windows: LiveWindows,
+    *,
+    max_backlog: int,
+) -> AsyncGenerator[LiveEvent, None]:
+    """Transcribe int16 blocks at 16 kHz while they are spoken: stretches of audio are heard again and again (see `live.py`).
+
+    One step at a time: where the models are slow, steps grow. Audio is not asked for while more than `max_backlog` samples wait.
+    Errors of `audio` and `recognise` pass through.
+    """
+    listener, segmenter = Listener(windows), Segmenter()
+    segments: list[Segment] = []
+    reading: asyncio.Future[Samples | EndUtterance | None] | None = None
+    step: tuple[Window, asyncio.Future[list[Token]]] | None = None
+    is_speech = ends = is_ending = is_over = False
+    heard = Heard((), ())
+
+    def final(finished: list[Segment]) -> list[SegmentFinal]:
+        segments.extend(finished)
+        return [SegmentFinal(segment) for segment in finished]
+
+    try:
+        while True:
+            if step is None and (window := listener.next_window(is_speech=is_speech)) is not None:
+                step = window, asyncio.ensure_future(recognise(window))
+            if is_ending and listener.is_settled:
+                is_ending = False
+                for event in final(segmenter.finish()):
+                    yield event
+                yield UtteranceFinal()
+            if reading is None and not is_over and listener.backlog < max_backlog:
+                reading = asyncio.ensure_future(anext(audio, None))
+            waiting = {task for task in (reading, step[1] if step else None) if task is not None}
+            if not waiting:
+                break
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if reading is not None and reading.done():
+                block, reading = reading.result(), None
+                if isinstance(block, np.ndarray):
+                    listener.push(block)
+                    for turn in await voice.push(block):
+                        is_speech, ends = turn.is_speech, not turn.is_speech
+                        yield SpeechTurn(turn.is_speech, turn.sample / SAMPLE_RATE)
+                else:
+                    is_over, ends = block is None, True
+                if ends:
+                    is_ending, ends = True, False
+                    listener.end_utterance()
+            if step is not None and step[1].done():
+                (window, result), step = step, None
+                hearing = listener.add(window, [token.moved(window.start_sample) for token in result.result()])
+                for event in final(segmenter.add(hearing.final)):
+                    yield event
+                if (now := Heard(segmenter.unfinished, words_of(hearing.partial))) != heard:
+                    heard = now
+                    yield now
+        yield Done(tuple(segments), listener.position / SAMPLE_RATE)
+    finally:
+        tasks = [task for task in (reading, step[1] if step else None) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await audio.aclose()
 
 
 async def _windows(audio: AsyncGenerator[Samples, None], planner: Planner) -> AsyncGenerator[Window, None]:

@@ -88,6 +88,22 @@ def merge(left: Sequence[Token], right: Sequence[Token], overlap: tuple[int, int
     return monotonic(tokens)
 
 
+def following(known: Sequence[Token], heard: Sequence[Token]) -> list[Token]:
+    """The words of `heard` that come after those of `known`, of which its window heard the end again.
+
+    Where the end is heard otherwise this time, whatever lies in its place is taken for it.
+    """
+    left, right = group_words(known), _without_fragment(group_words(heard))
+    if not left or not right:
+        return [token for word in right for token in word.tokens]
+    pairs = _paired((left, right), _MIN_TOLERANCE, left[0].start - _MIN_TOLERANCE, 0)
+    i, j = pairs[-1] if pairs else (-1, -1)
+    fresh = right[j + 1 :]
+    if i < len(left) - 1:
+        fresh = [word for word in fresh if (word.start + word.end) // 2 >= left[-1].end]
+    return [token for word in fresh for token in word.tokens]
+
+
 def group_words(tokens: Sequence[Token]) -> list[_Word]:
     """Group tokens. After a pause a word begins even without the marker: there a wrong piece has taken its place."""
     groups: list[list[Token]] = []

@@ -32,6 +32,11 @@ class Segmenter:
             self._tokens.append(token)
         return segments
 
+    @property
+    def unfinished(self) -> tuple[Word, ...]:
+        """The words of the segment that is not complete."""
+        return tuple(_word(tokens) for tokens in [*self._words, self._tokens] if tokens)
+
     def finish(self) -> list[Segment]:
         """What is left once no more tokens come."""
         segments = self._end_word(next_start_sample=None) if self._tokens else []
@@ -53,6 +58,12 @@ class Segmenter:
         self._words = []
         self._next_index += 1
         return [segment]
+
+
+def words_of(tokens: Sequence[Token]) -> tuple[Word, ...]:
+    """The words that tokens make up."""
+    segmenter = Segmenter()
+    return tuple(word for segment in segmenter.add(tokens) + segmenter.finish() for word in segment.words)
 
 
 def _segment(index: int, word_tokens: Sequence[Sequence[Token]]) -> Segment:

@@ -12,9 +12,10 @@ from typing import Literal, Protocol
 from serve_app.admission import Admission
 from serve_app.audio import AudioFile
 from serve_app.errors import AudioTooLong, ModelNotFound
-from serve_app.pipeline import Done, Event, transcribe
+from serve_app.pipeline import Done, EndUtterance, Event, LiveEvent, transcribe, transcribe_live
 from serve_app.settings import ModelSettings, Settings, WindowSettings
 from serve_app.transcript import SAMPLE_RATE, Job, Keywords, Lane, Samples, Token, Transcript, Window
+from serve_app.voice import Voice
 
 ModelState = Literal["unloaded", "starting", "downloading", "loading", "ready", "failed"]
 
@@ -73,9 +74,9 @@ class JobOptions:
     language: str | None = None
     """ISO 639-1 code of what is spoken, where that is certain."""
 
-    def transcript(self, done: Done, audio: AudioFile, model: ModelSettings) -> Transcript:
+    def transcript(self, done: Done, warnings: tuple[str, ...], model: ModelSettings) -> Transcript:
         """What came out, once all is done."""
-        return Transcript(done.segments, done.duration_s, model.name, self.language or "unknown", audio.warnings)
+        return Transcript(done.segments, done.duration_s, model.name, self.language or "unknown", warnings)
 
 
 class Recogniser(Protocol):
@@ -91,17 +92,20 @@ class Recogniser(Protocol):
 
 
 class SpeechService:
-    """One per ingress process. `recognisers` are by model name; `statuses` tells the replicas by model name."""
+    """One per ingress process. `recognisers` are by model name; `statuses` tells the replicas by model name; `follow_voice` gives
+    the voice of a new stream, an utterance of which ends with a silence of so many seconds."""
 
     def __init__(
         self,
         settings: Settings,
         recognisers: Mapping[str, Recogniser],
         statuses: Callable[[], Awaitable[Mapping[str, tuple[ReplicaStatus, ...]]]],
+        follow_voice: Callable[[float], Voice],
     ) -> None:
         self.settings = settings
         limits = settings.limits
-        self.admission = Admission(limits.max_requests, limits.max_windows_in_flight)
+        self.admission = Admission(limits.max_requests, limits.max_windows_in_flight, settings.live.max_streams)
+        self._follow_voice = follow_voice
         self._recognisers = recognisers
         self._statuses = statuses
 
@@ -154,8 +158,32 @@ class SpeechService:
         async with aclosing(self.transcribe_events(audio, model, options)) as events:
             async for event in events:
                 if isinstance(event, Done):
-                    return options.transcript(event, audio, model)
+                    return options.transcript(event, audio.warnings, model)
         raise AssertionError("the pipeline ends with Done")
+
+    async def transcribe_stream(
+        self,
+        audio: AsyncGenerator[Samples | EndUtterance, None],
+        model: ModelSettings,
+        options: JobOptions,
+        *,
+        endpoint_s: float | None = None,
+    ) -> AsyncGenerator[LiveEvent, None]:
+        """The events of speech that is still being spoken. Raises SpeechError.
+
+        `endpoint_s` is the silence that ends an utterance; None takes the server's, and infinity has none end by itself.
+        """
+        recogniser, job, live = self._recognisers[model.name], Job(uuid.uuid4().hex, options.keywords), self.settings.live
+        flow = transcribe_live(
+            audio,
+            lambda window: recogniser.recognise(window, Lane.LIVE, job),
+            self._follow_voice(live.endpoint_s if endpoint_s is None else endpoint_s),
+            live.windows,
+            max_backlog=round(live.max_backlog_s * SAMPLE_RATE),
+        )
+        async with aclosing(flow):
+            async for event in flow:
+                yield event
 
 
 async def _limited(blocks: AsyncGenerator[Samples, None], max_audio_s: float) -> AsyncGenerator[Samples, None]:

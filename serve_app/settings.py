@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, m
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from serve_app.cues import CueRules
+from serve_app.live import LiveWindows
 from serve_app.seed_variables import SeedVariables
+from serve_app.transcript import SAMPLE_RATE
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -135,6 +137,34 @@ class LimitSettings(_Group):
     )
 
 
+class LiveSettings(_Group):
+    """Speech that is transcribed while it is spoken."""
+
+    step_s: float = Field(0.4, gt=0, le=10, description="Seconds of new audio after which a stream is heard again.")
+    left_s: float = Field(8.0, ge=1, le=60, description="Seconds heard again before the first word that is not final.")
+    right_s: float = Field(2.0, ge=0.5, le=30, description="Seconds heard after a word before it is final.")
+    longest_window_s: float = Field(30.0, ge=5, le=600, description="Longest window, for streams that fell behind, seconds.")
+    endpoint_s: float = Field(0.8, ge=0.1, le=30, description="Silence that ends an utterance, seconds.")
+    max_backlog_s: float = Field(60.0, ge=10, description="Audio that may wait to be heard, seconds; then no more is read.")
+    max_streams: int = Field(256, ge=1, description="Streams that one ingress replica has open at once.")
+    max_session_s: float = Field(14_400.0, gt=0, description="Longest a stream may stay open, seconds.")
+    max_frame_bytes: int = Field(8_388_608, ge=1_024, description="Largest message of a stream.")
+    idle_s: float = Field(60.0, gt=0, description="Longest a stream may be silent, seconds; then it is closed with an error.")
+    config_s: float = Field(20.0, gt=0, description="Longest a stream may take to begin, seconds.")
+
+    @property
+    def windows(self) -> LiveWindows:
+        """The same in samples."""
+        lengths = (self.step_s, self.left_s, self.right_s, self.longest_window_s)
+        return LiveWindows(*(round(seconds * SAMPLE_RATE) for seconds in lengths))
+
+    @model_validator(mode="after")
+    def _window_has_room(self) -> "LiveSettings":
+        if self.left_s + self.right_s >= self.longest_window_s:
+            raise ValueError("longest_window_s must exceed left_s and right_s together")
+        return self
+
+
 class SubtitleSettings(_Group):
     """What a cue of srt and vtt may be; the first three can be set per request."""
 
@@ -194,6 +224,7 @@ class Settings(BaseSettings):
     windows: WindowSettings = Field(WindowSettings(), description="How recordings are cut.")
     batching: BatchingSettings = Field(BatchingSettings(), description="How a replica forms batches.")
     limits: LimitSettings = Field(LimitSettings(), description="What a client may ask for.")
+    live: LiveSettings = Field(LiveSettings(), description="Speech that is transcribed while it is spoken.")
     subtitles: SubtitleSettings = Field(SubtitleSettings(), description="What a cue of srt and vtt may be.")
     auth: AuthSettings = Field(AuthSettings(), description="Who may use the server.")
     ingress: IngressSettings = Field(IngressSettings(), description="The HTTP side.")

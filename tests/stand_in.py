@@ -11,7 +11,8 @@ from httpx2 import Response
 from serve_app.service import ReplicaStatus, SpeechService
 from serve_app.settings import LimitSettings, ModelSettings, Settings, SimulationSettings
 from serve_app.simulation import SimulatedEngine
-from serve_app.transcript import Job, Lane, Token, Window
+from serve_app.transcript import Job, Lane, Samples, Token, Window
+from serve_app.voice import FRAME, Endpointer, Turn
 from tests import media
 
 SETTINGS = Settings(
@@ -22,6 +23,20 @@ SETTINGS = Settings(
     limits=LimitSettings(max_upload_bytes=1_000_000),
 )
 NOISE = media.wav(np.random.default_rng(0).normal(0, 0.1, 3 * 16_000))
+
+
+class LevelVoice:
+    """Takes what is loud for speech."""
+
+    def __init__(self, silence_s: float) -> None:
+        self._endpointer = Endpointer(silence_s)
+        self._rest = np.zeros(0, np.int16)
+
+    async def push(self, block: Samples) -> list[Turn]:
+        samples = np.concatenate([self._rest, block])
+        whole = len(samples) // FRAME * FRAME
+        self._rest = samples[whole:]
+        return self._endpointer.push([float(np.abs(frame).max() > 300) for frame in samples[:whole].reshape(-1, FRAME)])
 
 
 class Server:
@@ -38,7 +53,7 @@ class Server:
         self.hold = asyncio.Event()
         self.hold.set()
         self.service = SpeechService(
-            SETTINGS.model_copy(update=settings), {model.name: self for model in SETTINGS.models}, self.statuses
+            SETTINGS.model_copy(update=settings), {model.name: self for model in SETTINGS.models}, self.statuses, LevelVoice
         )
 
     async def recognise(self, window: Window, lane: Lane, job: Job) -> list[Token]:

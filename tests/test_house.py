@@ -15,6 +15,10 @@ PURE = {
     "settings",
     "audio",
     "resampling",
+    "buffer",
+    "live",
+    "voice",
+    "pcm",
     "chunking",
     "seams",
     "segments",
@@ -30,7 +34,7 @@ PURE = {
     "board",
 }
 RAY = {"deployments", "ingress", "app", "backpressure", "run"}
-ENGINE = {"engine", "boosting", "hardware"}
+ENGINE = {"engine", "boosting", "hardware", "vad"}
 
 
 def imported(path: Path) -> set[str]:

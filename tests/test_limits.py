@@ -139,7 +139,7 @@ class TestLimits:
 
 
 def test_jobs_share_the_windows_equally_and_each_has_one() -> None:
-    admission = Admission(max_requests=10, max_windows=8)
+    admission = Admission(max_requests=10, max_windows=8, max_streams=1)
     with admission.job():
         assert admission.windows_per_job == 8
         with admission.job(), admission.job():

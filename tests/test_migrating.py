@@ -109,6 +109,13 @@ def test_routes(row: Row, client: TestClient) -> None:
     assert client.request(method, path).status_code not in (404, 405)
 
 
+@pytest.mark.parametrize("row", rows_of("socket"))
+def test_sockets(row: Row, client: TestClient) -> None:
+    with client.websocket_connect(row.names[0]) as socket:
+        socket.send_text("END")
+        assert socket.receive_json()["error"] == "No audio data received by server."
+
+
 @pytest.mark.parametrize("row", rows_of("field"))
 def test_fields(row: Row, client: TestClient) -> None:
     (form,) = (

@@ -4,7 +4,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from serve_app import __version__
-from serve_app.api import auth, description, errors, limits, rest
+from serve_app.api import auth, description, errors, limits, rest, websocket
 from serve_app.service import SpeechService
 
 DESCRIPTION = "Speech to text with NVIDIA Parakeet models. The routes under `/v1` speak OpenAI's audio API."
@@ -16,7 +16,8 @@ def create_api(service: SpeechService) -> FastAPI:
     request_limits = service.settings.limits
     errors.install(api, request_limits.max_upload_bytes)
     api.add_middleware(limits.RequestLimits, limits=request_limits, admission=service.admission)
-    api.add_middleware(auth.RequireKey, keys=auth.Keys(service.settings.auth))
+    keys = auth.Keys(service.settings.auth)
+    api.add_middleware(auth.RequireKey, keys=keys)
     api.add_middleware(
         CORSMiddleware,
         allow_origins=service.settings.ingress.cors_origins,
@@ -25,5 +26,6 @@ def create_api(service: SpeechService) -> FastAPI:
         expose_headers=["*"],
     )
     api.include_router(rest.create_router(service))
+    api.include_router(websocket.create_router(service, keys))
     description.install(api)
     return api

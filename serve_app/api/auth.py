@@ -51,6 +51,15 @@ class Keys:
         return matches[0]
 
     @contextmanager
+    def stream(self, authorization: str | None) -> Iterator[None]:
+        """A live stream of whoever has that header. Raises InvalidKey or RateLimited."""
+        if not self.are_wanted:
+            yield
+            return
+        with self.request(self.find(authorization)):
+            yield
+
+    @contextmanager
     def request(self, key: bytes) -> Iterator[dict[str, str]]:
         """A request of a key is at work; gives OpenAI's headers about its limits. Raises RateLimited."""
         use, limit, now_s = self._uses[key], self._settings.max_requests_per_minute, self._now_s()

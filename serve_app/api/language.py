@@ -21,7 +21,12 @@ def languages(
     ] = None,
 ) -> list[str]:
     """FastAPI dependency: codes of the languages asked for, none when it is left open."""
-    asked = [name.strip().lower() for name in [language or "", *(several or [])]]
+    return codes([language or "", *(several or [])])
+
+
+def codes(names: list[str]) -> list[str]:
+    """The codes of languages given as codes or English names."""
+    asked = [name.strip().lower() for name in names]
     return [CODES.get(name, name.replace("_", "-").partition("-")[0]) for name in asked if name not in ("", "auto")]
 
 

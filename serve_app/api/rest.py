@@ -82,7 +82,7 @@ def create_router(service: SpeechService) -> APIRouter:
         audio = AudioFile(file.file)
 
         def content(done: Done) -> str | dict[str, Any]:
-            return rendering.content(options.transcript(done, audio, found), service.settings.subtitles, timing)
+            return rendering.content(options.transcript(done, audio.warnings, found), service.settings.subtitles, timing)
 
         if stream:
             extras = Extras(

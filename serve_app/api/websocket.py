@@ -1,0 +1,241 @@
+"""Seed A's WebSocket, with more to ask for: a media file, transcribed while it is being sent, or live speech as raw samples."""
+
+import asyncio
+import base64
+import binascii
+import json
+import math
+import tempfile
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, BinaryIO, Literal, cast
+
+from fastapi import APIRouter, WebSocket
+from pydantic import BaseModel, Field, ValidationError
+
+from serve_app import export, subtitles
+from serve_app.api import keywords, language
+from serve_app.api.auth import Keys
+from serve_app.api.sockets import Socket
+from serve_app.audio import AudioFile
+from serve_app.cues import CueRules, shape
+from serve_app.errors import AudioError, RequestError, SpeechError
+from serve_app.growing_file import GrowingFile
+from serve_app.media import is_media, needs_its_end
+from serve_app.pcm import Encoding, PcmDecoder, PcmFormat
+from serve_app.pipeline import Done, EndUtterance, Event, Heard, LiveEvent, SegmentFinal
+from serve_app.service import JobOptions, SpeechService
+from serve_app.settings import ModelSettings
+from serve_app.transcript import SAMPLE_RATE, Samples, Word
+
+PATH = "/v1/audio/transcriptions/ws"
+END = "END"
+ENCODINGS: dict[int, Encoding] = {2: "pcm_s16le", 4: "pcm_f32le"}
+"""What seed A's `bytes_per_sample` means."""
+
+
+class StreamConfig(BaseModel):
+    """The first message of a stream, as JSON; none of it is needed. What is not known is passed over."""
+
+    sample_rate: int = Field(SAMPLE_RATE, description="Hz, of raw samples.")
+    channels: int = Field(1, description="Channels of raw samples, interleaved.")
+    bytes_per_sample: int = Field(2, description="Of raw samples: 2 (integers) or 4 (floats).")
+    format: Literal["binary", "base64"] = Field("binary", description="How audio comes: binary frames, or text in base64.")
+    encoding: Encoding | None = Field(None, description="Says that raw samples come, and which.")
+    model: str | None = Field(None, description="Name of a model; none is the default model.")
+    language: str | None = Field(None, description="The model must speak it.")
+    keywords: list[str] = Field([], description="Phrases that are likely.")
+    interim_results: bool = Field(False, description="Live: send `partial` messages, too.")
+    endpointing: float | bool | None = Field(None, description="Live: milliseconds of silence that end an utterance, or false.")
+    api_key: str | None = Field(None, description="A key of the server, where it cannot be sent as a header.")
+
+    def pcm_format(self) -> PcmFormat:
+        """Raises AudioError."""
+        encoding = self.encoding or ENCODINGS.get(self.bytes_per_sample)
+        if encoding is None:
+            raise AudioError("bytes_per_sample must be 2 or 4.", param="bytes_per_sample")
+        return PcmFormat(encoding, self.sample_rate, self.channels)
+
+    @property
+    def endpoint_s(self) -> float | None:
+        """Silence that ends an utterance, seconds; None as the server has it."""
+        if self.endpointing is None or self.endpointing is True:
+            return None
+        return math.inf if self.endpointing is False else max(0.1, self.endpointing / 1000)
+
+
+def create_router(service: SpeechService, keys: Keys) -> APIRouter:
+    """The route."""
+    router = APIRouter()
+
+    @router.websocket(PATH)
+    async def transcribe(websocket: WebSocket) -> None:
+        await websocket.accept()
+        socket = Socket(websocket, service.settings.live, service.admission)
+        stream = _Stream(service, keys, socket, websocket.headers.get("authorization"))
+        await socket.run(stream.talk, _describe)
+
+    return router
+
+
+def _describe(error: SpeechError) -> dict[str, Any]:
+    return {"type": "error", "error": error.message, "code": error.code, "param": error.param}
+
+
+class _Stream:
+    """One connection from its first frame to its last."""
+
+    def __init__(self, service: SpeechService, keys: Keys, socket: Socket, authorization: str | None) -> None:
+        self._service = service
+        self._keys = keys
+        self._socket = socket
+        self._authorization = authorization
+        self._config = StreamConfig()
+        self._began_s = time.monotonic()
+
+    async def talk(self) -> None:
+        """Raises SpeechError or WebSocketDisconnect."""
+        live = self._service.settings.live
+        first = await self._socket.receive(live.config_s)
+        if isinstance(first, str) and first.lstrip().startswith("{"):
+            self._config = _parsed(first)
+            first = b""
+        key = f"Bearer {self._config.api_key}" if self._config.api_key else self._authorization
+        with self._keys.stream(key), self._service.admission.stream():
+            model = self._service.find_model(self._config.model)
+            spoken = language.check(language.codes([self._config.language or ""]), model)
+            options = JobOptions(None, keywords.keywords(self._config.keywords), spoken)
+            async with aclosing(self._pieces(first)) as pieces:
+                head = await self._head(pieces)
+                if not head:
+                    raise AudioError("No audio data received by server.")
+                if self._config.encoding is None and is_media(head):
+                    await self._transcribe_file(head, pieces, model, options)
+                else:
+                    await self._transcribe_live(head, pieces, model, options)
+
+    async def _pieces(self, first: str | bytes | None) -> AsyncGenerator[bytes, None]:
+        """The audio as it was sent, until its end."""
+        frame = first
+        while frame is not None:
+            if isinstance(frame, str) and frame.strip().upper() == END:
+                return
+            yield self._audio_of(frame)
+            frame = await self._socket.receive(self._service.settings.live.idle_s)
+
+    def _audio_of(self, frame: str | bytes) -> bytes:
+        if isinstance(frame, bytes):
+            return frame
+        if self._config.format != "base64":
+            raise RequestError("A text that is neither the configuration nor END came, and the format is not base64.")
+        try:
+            return base64.b64decode(frame, validate=True)
+        except binascii.Error:
+            raise RequestError("A frame is not base64.") from None
+
+    async def _head(self, pieces: AsyncGenerator[bytes, None]) -> bytes:
+        """The first bytes: enough to tell a media file where one may come, else whatever comes first."""
+        head = b""
+        async for piece in pieces:
+            head += piece
+            if head and (self._config.encoding is not None or is_media(head) is not None):
+                break
+        return head
+
+    async def _transcribe_file(
+        self, head: bytes, pieces: AsyncGenerator[bytes, None], model: ModelSettings, options: JobOptions
+    ) -> None:
+        if needs_its_end(head):
+            with tempfile.TemporaryFile() as stored:
+                await asyncio.to_thread(stored.write, head)
+                async for piece in pieces:
+                    await asyncio.to_thread(stored.write, piece)
+                await asyncio.to_thread(stored.seek, 0)
+                await self._report(AudioFile(stored), model, options)
+            return
+        growing = GrowingFile()
+
+        async def fill() -> None:
+            try:
+                await growing.write(head)
+                async for piece in pieces:
+                    await growing.write(piece)
+            finally:
+                growing.finish()
+
+        filling = asyncio.ensure_future(fill())
+        reporting = asyncio.ensure_future(self._report(AudioFile(cast(BinaryIO, growing)), model, options))
+        try:
+            # Whichever fails first ends both: a sender that stops half-way has sent no file.
+            await asyncio.wait([filling, reporting], return_when=asyncio.FIRST_EXCEPTION)
+            for task in (filling, reporting):
+                if task.done():
+                    task.result()
+            await asyncio.gather(filling, reporting)
+        finally:
+            growing.finish()
+            for task in (filling, reporting):
+                task.cancel()
+            await asyncio.gather(filling, reporting, return_exceptions=True)
+
+    async def _report(self, audio: AudioFile, model: ModelSettings, options: JobOptions) -> None:
+        async with aclosing(self._service.transcribe_events(audio, model, options)) as events:
+            async for event in events:
+                await self._tell(event, audio.warnings, model, options)
+
+    async def _transcribe_live(
+        self, head: bytes, pieces: AsyncGenerator[bytes, None], model: ModelSettings, options: JobOptions
+    ) -> None:
+        decoder = PcmDecoder(self._config.pcm_format())
+
+        async def samples() -> AsyncGenerator[Samples | EndUtterance, None]:
+            yield decoder.push(head)
+            async for piece in pieces:
+                yield decoder.push(piece)
+            yield decoder.finish()
+
+        events = self._service.transcribe_stream(samples(), model, options, endpoint_s=self._config.endpoint_s)
+        async with aclosing(events):
+            async for event in events:
+                await self._tell(event, (), model, options)
+
+    async def _tell(self, event: Event | LiveEvent, warnings: tuple[str, ...], model: ModelSettings, options: JobOptions) -> None:
+        if isinstance(event, SegmentFinal):
+            await self._socket.send({"type": "segment", **export.to_segment(event.segment)})
+        elif isinstance(event, Heard) and self._config.interim_results:
+            words = [*(_word(word, True) for word in event.final), *(_word(word, False) for word in event.partial)]
+            await self._socket.send({"type": "partial", "text": " ".join(word["word"] for word in words), "words": words})
+        elif isinstance(event, Done):
+            await self._socket.send(await asyncio.to_thread(self._summary, event, warnings, model, options))
+
+    def _summary(self, done: Done, warnings: tuple[str, ...], model: ModelSettings, options: JobOptions) -> dict[str, Any]:
+        transcript = options.transcript(done, warnings, model)
+        rules = CueRules(**dict(self._service.settings.subtitles))
+        return {
+            "type": "final_transcription",
+            "text": transcript.text,
+            "language": transcript.language,
+            "transcription_time": round(time.monotonic() - self._began_s, 3),
+            "total_segments": len(transcript.segments),
+            "final_duration_processed_seconds": round(done.duration_s, 3),
+            "csv_content": subtitles.to_csv(transcript),
+            "srt_content": subtitles.to_srt(shape(transcript.segments, rules, transcript.duration_s)),
+            **({"warnings": list(warnings)} if warnings else {}),
+        }
+
+
+def _parsed(text: str) -> StreamConfig:
+    try:
+        return StreamConfig.model_validate(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            name = str(first["loc"][0]) if first["loc"] else "configuration"
+            raise RequestError(f"The field `{name}` is wrong: {first['msg']}.", param=name) from None
+        raise RequestError("The configuration is not JSON.") from None
+
+
+def _word(word: Word, is_final: bool) -> dict[str, Any]:
+    times = {"start": round(word.start_s, 3), "end": round(word.end_s, 3)}
+    return {"word": word.text, **times, "confidence": round(word.confidence, 4), "is_final": is_final}

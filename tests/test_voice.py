@@ -1,0 +1,81 @@
+"""Who speaks when: turns from probabilities, and Silero's model on real and synthetic sound."""
+
+import asyncio
+import math
+
+import numpy as np
+import pytest
+
+from serve_app.transcript import SAMPLE_RATE, Samples
+from serve_app.vad import SpeechDetector
+from serve_app.voice import FRAME, Endpointer, Turn
+from tools.digit_strings import DigitString
+from tools.evaluate_bundled_model import to_int16
+
+SILENCE = np.zeros(3 * SAMPLE_RATE, np.int16)
+
+
+def test_an_utterance_ends_after_the_silence() -> None:
+    endpointer = Endpointer(3 * FRAME / SAMPLE_RATE)
+    probabilities = [0.1, 0.9, 0.8, 0.4, 0.1, 0.9, 0.1, 0.2, 0.1, 0.1]
+    assert endpointer.push(probabilities[:4]) == [Turn(True, FRAME)]
+    assert endpointer.push(probabilities[4:]) == [Turn(False, 6 * FRAME)]
+
+
+def test_what_is_doubtful_goes_on_but_does_not_begin() -> None:
+    endpointer = Endpointer(FRAME / SAMPLE_RATE)
+    assert endpointer.push([0.4, 0.45, 0.4]) == []
+    assert endpointer.push([0.6, 0.4, 0.4]) == [Turn(True, 3 * FRAME)]
+
+
+def test_without_an_end() -> None:
+    endpointer = Endpointer(math.inf)
+    assert endpointer.push([0.9, *[0.0] * 10_000]) == [Turn(True, 0)]
+
+
+def turns_of(samples: Samples, block: int = 1_600) -> list[Turn]:
+    async def run() -> list[Turn]:
+        voice = SpeechDetector().follow(0.8)
+        return [turn for start in range(0, len(samples), block) for turn in await voice.push(samples[start : start + block])]
+
+    return asyncio.run(run())
+
+
+@pytest.fixture(scope="module")
+def spoken(strings: list[DigitString]) -> Samples:
+    return np.concatenate([SILENCE, to_int16(strings[6].samples), SILENCE, to_int16(strings[4].samples), SILENCE])
+
+
+def test_speech_is_found_where_it_is(spoken: Samples, strings: list[DigitString]) -> None:
+    turns = turns_of(spoken)
+    assert [turn.is_speech for turn in turns][:2] == [True, False]
+    first = 3.0 + strings[6].words[0].start_sample / SAMPLE_RATE
+    assert turns[0].sample / SAMPLE_RATE == pytest.approx(first, abs=0.5)
+    assert turns[-1].is_speech is False
+    last = (6 * SAMPLE_RATE + len(strings[6].samples) + strings[4].words[-1].end_sample) / SAMPLE_RATE
+    assert turns[-1].sample / SAMPLE_RATE == pytest.approx(last, abs=0.5)
+
+
+def test_how_the_audio_is_cut_does_not_matter(spoken: Samples) -> None:
+    assert turns_of(spoken, 160) == turns_of(spoken, 1_600) == turns_of(spoken, 50_000)
+
+
+def test_silence_and_noise_are_no_speech() -> None:
+    noise = np.random.default_rng(0).normal(0, 300, 5 * SAMPLE_RATE).astype(np.int16)
+    assert turns_of(np.zeros(5 * SAMPLE_RATE, np.int16)) == []
+    assert turns_of(noise) == []
+
+
+def test_streams_that_share_batches_do_not_disturb_each_other(spoken: Samples) -> None:
+    async def follow(detector: SpeechDetector, samples: Samples, block: int) -> list[Turn]:
+        voice = detector.follow(0.8)
+        return [turn for start in range(0, len(samples), block) for turn in await voice.push(samples[start : start + block])]
+
+    async def run() -> list[list[Turn]]:
+        detector = SpeechDetector()
+        noise = np.random.default_rng(0).normal(0, 300, len(spoken)).astype(np.int16)
+        streams = [(spoken, 1_600), (noise, 320), (spoken, 4_000), (noise, 16_000), (spoken, 512)]
+        return await asyncio.gather(*(follow(detector, samples, block) for samples, block in streams))
+
+    alone = turns_of(spoken)
+    assert asyncio.run(run()) == [alone, [], alone, [], alone]
