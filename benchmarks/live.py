@@ -1,0 +1,149 @@
+"""How soon speech is text, with several live streams at once, and how good the text is.
+
+    python -m benchmarks.live RECORDINGS [--minutes 2] [--streams 1 4 8 16]
+
+Starts a server of its own on configs/demo.yaml. RECORDINGS holds the Free Spoken Digit Dataset, of which recordings are used that
+the model was not trained on. For every number of streams, each sends another stretch of digit strings at the pace of speech. The
+delays of a word are from its end, as the decoder puts it, to its first appearance and to its final form. Word errors are against
+what was said, beside those of the same audio as a file.
+"""
+
+import argparse
+import asyncio
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jiwer
+import numpy as np
+import websockets
+
+from serve_app.api.websocket import PATH
+from serve_app.transcript import SAMPLE_RATE, Samples
+from tests import media
+from tests.server import ROOT, Server, serve_run
+from tools.digit_strings import Bank, load_bank
+from tools.evaluate_bundled_model import HELD_OUT_INDEXES, held_out_strings, to_int16
+
+FRAME_S = 0.1
+LONGEST_PAUSE_S = 2.0
+SAME_WORD_S = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Speech:
+    """What one stream sends."""
+
+    samples: Samples
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one stream. Delays in seconds, one for every word."""
+
+    text: str
+    first_s: list[float]
+    final_s: list[float]
+    changed_finals: int
+
+
+def speech(bank: Bank, minutes: float, seed: int) -> Speech:
+    """Digit strings with pauses between."""
+    rng = np.random.default_rng(seed)
+    parts, words, samples = list[np.ndarray](), list[str](), 0
+    for string in held_out_strings(bank, round(minutes * 60), seed):
+        if samples >= minutes * 60 * SAMPLE_RATE:
+            break
+        pause = np.zeros(round(rng.uniform(0.3, LONGEST_PAUSE_S) * SAMPLE_RATE), np.float32)
+        parts += [string.samples, pause]
+        samples += len(string.samples) + len(pause)
+        words.append(string.text)
+    return Speech(to_int16(np.concatenate(parts)), " ".join(words))
+
+
+async def stream(server: Server, spoken: Speech) -> Outcome:
+    """Speak and listen."""
+    first: list[tuple[float, float]] = []
+    finals: list[tuple[str, float]] = []
+    final_s, changed = list[float](), 0
+    async with websockets.connect(server.url.replace("http", "ws") + PATH, max_size=None) as socket:
+        await socket.send(json.dumps({"encoding": "pcm_s16le", "interim_results": True}))
+        began_s = time.monotonic()
+
+        async def speak() -> None:
+            step = round(FRAME_S * SAMPLE_RATE)
+            for number, start in enumerate(range(0, len(spoken.samples), step), 1):
+                await asyncio.sleep(max(0.0, began_s + number * FRAME_S - time.monotonic()))
+                await socket.send(spoken.samples[start : start + step].tobytes())
+            await socket.send("END")
+
+        speaking = asyncio.create_task(speak())
+        done = 0
+        async for data in socket:
+            now_s, message = time.monotonic() - began_s, json.loads(data)
+            if message["type"] == "error":
+                raise RuntimeError(message["error"])
+            words: list[dict[str, Any]] = message.get("words", [])
+            for word in words:
+                if not any(abs(start_s - word["start"]) < SAME_WORD_S for start_s, _ in first[-40:]):
+                    first.append((word["start"], now_s - word["end"]))
+            known = [w for w in words if message["type"] == "segment" or w.get("is_final")]
+            for place, word in enumerate(known, done):
+                if place == len(finals):
+                    finals.append((word["word"], word["start"]))
+                    final_s.append(now_s - word["end"])
+                elif finals[place] != (word["word"], word["start"]):
+                    changed += 1
+            if message["type"] == "segment":
+                done += len(known)
+        await speaking
+    return Outcome(" ".join(word for word, _ in finals), [delay for _, delay in first], final_s, changed)
+
+
+def word_errors(said: Sequence[str], heard: Sequence[str]) -> float:
+    """In percent."""
+    reference, hypothesis = ([text.lower().replace(".", "") for text in texts] for texts in (said, heard))
+    return 100 * float(jiwer.wer(reference, hypothesis))
+
+
+def percentiles(seconds: Sequence[float]) -> str:
+    return f"p50 {np.percentile(seconds, 50):.2f} s, p95 {np.percentile(seconds, 95):.2f} s"
+
+
+async def measure(server: Server, bank: Bank, minutes: float, streams: int) -> None:
+    spoken = [speech(bank, minutes, seed) for seed in range(streams)]
+    outcomes = await asyncio.gather(*(stream(server, each) for each in spoken))
+    files = [server.transcribe(media.wav(each.samples)).json()["text"] for each in spoken]
+    said = [each.text for each in spoken]
+    print(
+        f"{streams} streams: first partial {percentiles([s for o in outcomes for s in o.first_s])}; "
+        f"final {percentiles([s for o in outcomes for s in o.final_s])}; "
+        f"word errors {word_errors(said, [o.text for o in outcomes]):.2f} %, as files {word_errors(said, files):.2f} %; "
+        f"finals changed: {sum(o.changed_finals for o in outcomes)}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recordings", type=Path)
+    parser.add_argument("--minutes", type=float, default=2.0)
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 8, 16])
+    options = parser.parse_args()
+    bank = load_bank(options.recordings, HELD_OUT_INDEXES)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        serve_run(ROOT / "configs" / "demo.yaml", Path(folder), env={"RAY_worker_niceness": "0"}) as server,
+    ):
+        server.wait_for_state("digits", "ready")
+        for streams in options.streams:
+            asyncio.run(measure(server, bank, options.minutes, streams))
+
+
+if __name__ == "__main__":
+    main()
