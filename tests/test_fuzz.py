@@ -79,7 +79,7 @@ class TestServer:
         assert report.statuses.total() == FILES
         assert set(report.statuses) == {200, 400}
         assert min(report.statuses.values()) > FILES // 4
-        assert len(before.resident_mb) >= 4
+        assert len(before.held_mb) >= 4
         growth_mb = after.growth_mb(before)
         print(f"{report.statuses}, growth in MB: {growth_mb}")
         assert max(growth_mb.values()) < 100

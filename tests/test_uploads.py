@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from tests import media
-from tests.server import ROOT, START_S, Server, open_files, serve_run
+from tests.server import ROOT, START_S, Server, held_bytes, open_files, serve_run
 from tools.digit_strings import SAMPLE_RATE, DigitString
 from tools.evaluate_bundled_model import to_int16
 
@@ -36,11 +36,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 class Peak:
-    """The largest resident memory of some processes while it watches, bytes beyond what they had at its start."""
+    """The most memory that some processes hold while it watches, bytes beyond what they had at its start."""
 
     def __init__(self, processes: list[psutil.Process]) -> None:
         self._processes = processes
-        self._idle = [process.memory_info().rss for process in processes]
+        self._idle = [held_bytes(process) for process in processes]
         self.growth_bytes = [0] * len(processes)
 
     @contextmanager
@@ -50,7 +50,7 @@ class Peak:
         def watch() -> None:
             while not stop.wait(0.02):
                 for at, process in enumerate(self._processes):
-                    grown = process.memory_info().rss - self._idle[at]
+                    grown = held_bytes(process) - self._idle[at]
                     self.growth_bytes[at] = max(self.growth_bytes[at], grown)
 
         thread = threading.Thread(target=watch)

@@ -24,7 +24,7 @@ import psutil
 import soundfile as sf
 
 from tests import media
-from tests.server import open_files
+from tests.server import held_bytes, open_files
 
 SPEECH = Path(__file__).parent.parent / "tests" / "data" / "two-four-seven.flac"
 SPOKEN = "Two four seven."
@@ -184,26 +184,26 @@ MUTATIONS: tuple[Mutation, ...] = (
 class Load:
     """What a server holds: memory by kind of process, and files open that are deleted or temporary."""
 
-    resident_mb: dict[str, float]
+    held_mb: dict[str, float]
     temporary_files: int
 
     @classmethod
     def of(cls, server_pid: int) -> "Load":
         """The processes of a `serve run` on this machine."""
-        resident_mb: dict[str, float] = {}
+        held_mb: dict[str, float] = {}
         files = 0
         for process in psutil.Process(server_pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess, IndexError, FileNotFoundError):
                 kind = process.cmdline()[0].removeprefix("ray::")
                 if kind.startswith(("ProxyActor", "ingress", "ServeReplica", "model", "board")):
-                    resident_mb[f"{kind} {process.pid}"] = process.memory_info().rss / 1e6
+                    held_mb[f"{kind} {process.pid}"] = held_bytes(process) / 1e6
                     # Shared memory of Ray's object store is mapped from deleted files too.
                     files += sum(f.endswith("(deleted)") and not f.startswith("/memfd") for f in open_files(process))
-        return cls(resident_mb, files)
+        return cls(held_mb, files)
 
     def growth_mb(self, before: "Load") -> dict[str, float]:
         """By process; one that was not there before has grown from nothing."""
-        return {kind: mb - before.resident_mb.get(kind, 0.0) for kind, mb in self.resident_mb.items()}
+        return {kind: mb - before.held_mb.get(kind, 0.0) for kind, mb in self.held_mb.items()}
 
 
 @dataclass(slots=True)
@@ -274,7 +274,7 @@ def main() -> None:
     if before is not None:
         after = Load.of(arguments.server_pid)
         for kind, mb in after.growth_mb(before).items():
-            print(f"{kind}: {after.resident_mb[kind]:.0f} MB, {mb:+.0f} MB")
+            print(f"{kind}: {after.held_mb[kind]:.0f} MB, {mb:+.0f} MB")
         print(f"temporary files: {before.temporary_files} before, {after.temporary_files} after")
     sys.exit(bool(report.failures or report.wrong_texts))
 
