@@ -17,8 +17,8 @@ from starlette.websockets import WebSocketDisconnect
 from serve_app.api import create_api
 from serve_app.api.websocket import PATH
 from serve_app.engine import ParakeetEngine
-from serve_app.errors import EngineError, ModelUnavailable, SpeechError
-from serve_app.settings import AuthSettings, LiveSettings
+from serve_app.errors import EngineError, ModelUnavailable
+from serve_app.settings import AuthSettings, LimitSettings, LiveSettings
 from serve_app.transcript import SAMPLE_RATE, Job, Lane, Samples, Token, Window
 from tests import media
 from tests.stand_in import Server
@@ -44,7 +44,7 @@ class Listening(Server):
     """With the bundled model."""
 
     def __init__(self, engine: ParakeetEngine, **settings: Any) -> None:
-        super().__init__(**settings)
+        super().__init__(**{"limits": LimitSettings()} | settings)
         self.engine = engine
 
     async def recognise(self, window: Window, lane: Lane, job: Job) -> list[Token]:
@@ -215,6 +215,20 @@ class TestFiles:
             assert until_end(socket)[-1]["code"] == "stream_idle"
         wait_for(lambda: server.service.admission.streams == 0)
 
+    def test_more_than_the_file_holds_is_not_waited_for(self, client: TestClient, speech: Samples, text: str) -> None:
+        """The header tells the length, and what follows is no part of the file."""
+        with client.websocket_connect(PATH) as socket:
+            for piece in pieces(media.encode(as_floats(speech), SAMPLE_RATE, "webm", "libopus") + bytes(3_000_000), 100_000):
+                socket.send_bytes(piece)
+            socket.send_text("END")
+            assert until_end(socket)[-1]["text"] == text
+
+    def test_no_more_bytes_than_an_upload_may_have(self, engine: ParakeetEngine) -> None:
+        server = Listening(engine, limits=LimitSettings(max_upload_bytes=100_000))
+        frames = [b"\0\0\0\x20ftypM4A " + bytes(50_000), bytes(50_000), "END"]
+        with TestClient(create_api(server.service)) as client:
+            assert failure(client, frames, 1009)["code"] == "upload_too_large"
+
     def test_a_broken_file(self, client: TestClient) -> None:
         error = failure(client, [b"fLaC" + bytes(10_000), "END"], 1003)
         assert error["code"] == "invalid_audio"
@@ -266,12 +280,19 @@ class TestErrors:
         assert failure(client, frames, code)["param"] == param
         wait_for(lambda: server.service.admission.streams == 0)
 
-    @pytest.mark.parametrize(("error", "code"), [(EngineError("broken"), 1011), (ModelUnavailable("no file"), 1013)])
+    @pytest.mark.parametrize(
+        ("error", "code", "said"),
+        [
+            (EngineError("broken"), 1011, "broken"),
+            (ModelUnavailable("no file"), 1013, "no file"),
+            (KeyError("secret"), 1011, "The server failed; its log says how."),
+        ],
+    )
     def test_a_model_that_fails(
-        self, client: TestClient, server: Listening, speech: Samples, error: SpeechError, code: int
+        self, client: TestClient, server: Listening, speech: Samples, error: Exception, code: int, said: str
     ) -> None:
         server.failure = error
-        assert failure(client, [RAW, speech.tobytes(), "END"], code)["error"] == error.message
+        assert failure(client, [RAW, speech.tobytes(), "END"], code)["error"] == said
         wait_for(lambda: server.service.admission.streams == 0)
 
     def test_limits(self, engine: ParakeetEngine) -> None:

@@ -86,7 +86,8 @@ class Keys:
 
 
 class RequireKey:
-    """ASGI middleware. Without keys in the settings everything is open."""
+    """ASGI middleware for HTTP. Without keys in the settings everything is open. WebSockets ask for the key themselves
+    (`Keys.stream`): it may come in their first message."""
 
     def __init__(self, app: ASGIApp, keys: Keys) -> None:
         self._app = app

@@ -1,6 +1,7 @@
 """What the WebSocket entry points share: receiving with limits of time and size, and failures as messages and close codes."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -9,8 +10,10 @@ from fastapi import WebSocket
 from starlette.websockets import WebSocketDisconnect
 
 from serve_app.admission import Admission
-from serve_app.errors import AudioError, InvalidKey, SpeechError, StreamIdle, StreamTooLong, UploadTooLarge
+from serve_app.errors import AudioError, EngineError, InvalidKey, SpeechError, StreamIdle, StreamTooLong, UploadTooLarge
 from serve_app.settings import LiveSettings
+
+log = logging.getLogger("ray.serve")
 
 RESTART = 1012
 DRAIN_POLL_S = 1.0
@@ -80,10 +83,11 @@ class Socket:
             pass
         except SpeechError as error:
             await self._end(error, describe)
-        except RuntimeError as error:
-            # How Starlette says that it cannot send because the client has gone.
+        except Exception as error:
+            # So Starlette says that it cannot send because the client has gone.
             if "close message" not in str(error):
-                raise
+                log.exception("a stream failed")
+                await self._end(EngineError("The server failed; its log says how."), describe)
         finally:
             if self._receiving is not None:
                 self._receiving.cancel()

@@ -20,7 +20,7 @@ from serve_app.api.auth import Keys
 from serve_app.api.sockets import Socket
 from serve_app.audio import AudioFile
 from serve_app.cues import CueRules, shape
-from serve_app.errors import AudioError, RequestError, SpeechError
+from serve_app.errors import AudioError, RequestError, SpeechError, UploadTooLarge
 from serve_app.growing_file import GrowingFile
 from serve_app.media import is_media, needs_its_end
 from serve_app.pcm import Encoding, PcmDecoder, PcmFormat
@@ -117,11 +117,15 @@ class _Stream:
 
     async def _pieces(self, first: str | bytes | None) -> AsyncGenerator[bytes, None]:
         """The audio as it was sent, until its end."""
-        frame = first
+        frame, total_bytes, most_bytes = first, 0, self._service.settings.limits.max_upload_bytes
         while frame is not None:
             if isinstance(frame, str) and frame.strip().upper() == END:
                 return
-            yield self._audio_of(frame)
+            audio = self._audio_of(frame)
+            total_bytes += len(audio)
+            if total_bytes > most_bytes:
+                raise UploadTooLarge.over(most_bytes)
+            yield audio
             frame = await self._socket.receive(self._service.settings.live.idle_s)
 
     def _audio_of(self, frame: str | bytes) -> bytes:
@@ -167,12 +171,12 @@ class _Stream:
         filling = asyncio.ensure_future(fill())
         reporting = asyncio.ensure_future(self._report(AudioFile(cast(BinaryIO, growing)), model, options))
         try:
-            # Whichever fails first ends both: a sender that stops half-way has sent no file.
-            await asyncio.wait([filling, reporting], return_when=asyncio.FIRST_EXCEPTION)
-            for task in (filling, reporting):
-                if task.done():
-                    task.result()
-            await asyncio.gather(filling, reporting)
+            await asyncio.wait([filling, reporting], return_when=asyncio.FIRST_COMPLETED)
+            if not reporting.done():
+                # A sender that stopped half-way has sent no file.
+                filling.result()
+            # Whoever sends more than the file says it holds is not waited for.
+            await reporting
         finally:
             growing.finish()
             for task in (filling, reporting):
