@@ -125,10 +125,10 @@ def open_files(process: psutil.Process) -> set[str]:
 
 
 def held_bytes(process: psutil.Process) -> int:
-    """Memory that a process holds, shared memory included. Pages of files are not: Linux takes those of idle processes away, and
-    brings them back when they are used, which looks like growth."""
+    """Memory of a process's own. Pages of files are not: Linux takes those of idle processes away and brings them back when they
+    are used, which looks like growth. Nor are those of Ray's object store, which a process has once it has read there."""
     status = dict(line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
-    return sum(1024 * int(status[name].split()[0]) for name in ("RssAnon", "RssShmem"))
+    return 1024 * int(status["RssAnon"].split()[0])
 
 
 def _wait_until_up(server: Server, process: "subprocess.Popen[bytes]") -> None:
