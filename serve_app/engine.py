@@ -1,5 +1,5 @@
-"""Engines: int16 windows in, tokens out. With boosting.py and hardware.py the only module that imports nemo or torch, and only
-when a Parakeet model is loaded.
+"""Engines: int16 windows in, tokens out. Only here, in boosting.py and in hardware.py is nemo or torch imported, and only when a
+Parakeet model is loaded; vad.py uses torch for the ingress.
 
 An engine is used by one thread at a time: NeMo models are not thread-safe. It is loaded once and never reconfigured; changing the
 decoding strategy later would capture the CUDA graphs anew.

@@ -2,14 +2,20 @@
 
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 
+from serve_app.api import create_api
 from serve_app.engine import ParakeetEngine
 from serve_app.settings import bundled_model_path
+from serve_app.transcript import SAMPLE_RATE, Samples
+from tests.stand_in import Server
 from tools.digit_strings import Bank, DigitString, compose, load_bank
-from tools.evaluate_bundled_model import add_noise
+from tools.evaluate_bundled_model import add_noise, to_int16
 
 SEED_VARIABLES = {
     *("TRANSCRIBE_CHUNK_LEN", "TRANSCRIBE_OVERLAP", "BATCH_SIZE", "LOG_LEVEL", "PORT", "MODELS_DIR"),
@@ -39,6 +45,31 @@ def strings(bank: Bank) -> list[DigitString]:
     rng = random.Random(7)
     voices = sorted(bank)
     return [compose(bank[voices[n % 3]], [rng.randrange(10) for _ in range(n)], rng) for n in range(1, 13)]
+
+
+@pytest.fixture
+def server() -> Server:
+    """The API's stand-in; modules that start a real server have one of that name themselves."""
+    return Server()
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[TestClient]:
+    with TestClient(create_api(server.service), raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def spoken(strings: list[DigitString]) -> list[DigitString]:
+    """What is said in `speech`."""
+    return strings[2:7]
+
+
+@pytest.fixture(scope="session")
+def speech(spoken: list[DigitString]) -> Samples:
+    """Some strings with pauses between, int16 [samples]."""
+    pause = np.zeros(SAMPLE_RATE, np.float32)
+    return to_int16(np.concatenate([part for string in spoken for part in (string.samples, pause)]))
 
 
 @pytest.fixture(scope="session")

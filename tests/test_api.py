@@ -7,23 +7,11 @@ import pytest
 from fastapi.testclient import TestClient
 from openai.types.audio.transcription import Logprob
 
-from serve_app.api import create_api
 from serve_app.api.schemas import TranscriptionDefault
 from serve_app.errors import EngineError, ModelUnavailable, Overloaded, SpeechError
 from serve_app.transcript import Lane
 from tests import media
 from tests.stand_in import NOISE, Server, assert_error, post
-
-
-@pytest.fixture
-def server() -> Server:
-    return Server()
-
-
-@pytest.fixture
-def client(server: Server) -> Iterator[TestClient]:
-    with TestClient(create_api(server.service), raise_server_exceptions=False) as client:
-        yield client
 
 
 class TestTranscriptions:

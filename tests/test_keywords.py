@@ -1,24 +1,10 @@
 """`keywords[]` and `prompt`: from the form to the model."""
 
-from collections.abc import Iterator
-
 import pytest
 from fastapi.testclient import TestClient
 
-from serve_app.api import create_api
 from serve_app.api.keywords import LONGEST_KEYWORD, MOST_CHARACTERS, MOST_KEYWORDS, keywords
 from tests.stand_in import Server, assert_error, post
-
-
-@pytest.fixture
-def server() -> Server:
-    return Server()
-
-
-@pytest.fixture
-def client(server: Server) -> Iterator[TestClient]:
-    with TestClient(create_api(server.service), raise_server_exceptions=False) as client:
-        yield client
 
 
 def test_they_reach_the_model_with_every_window(client: TestClient, server: Server) -> None:

@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 import websockets
@@ -15,7 +14,6 @@ from serve_app.api.websocket import PATH
 from serve_app.transcript import SAMPLE_RATE, Samples
 from tests.server import ROOT, Server, serve_run
 from tools.digit_strings import DigitString
-from tools.evaluate_bundled_model import to_int16
 
 pytestmark = [pytest.mark.serve, pytest.mark.slow]
 
@@ -30,17 +28,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serve_run(ROOT / "configs" / "demo.yaml", tmp_path_factory.mktemp("live"), args=args) as server:
         server.wait_for_state("digits", "ready")
         yield server
-
-
-@pytest.fixture(scope="module")
-def spoken(strings: list[DigitString]) -> list[DigitString]:
-    return strings[2:7]
-
-
-@pytest.fixture(scope="module")
-def speech(spoken: list[DigitString]) -> Samples:
-    pause = np.zeros(SAMPLE_RATE, np.float32)
-    return to_int16(np.concatenate([part for string in spoken for part in (string.samples, pause)]))
 
 
 def connect(server: Server) -> Any:

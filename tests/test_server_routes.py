@@ -1,24 +1,9 @@
 """Models, health, readiness, and how the server describes itself."""
 
-from collections.abc import Iterator
-
-import pytest
 from fastapi.testclient import TestClient
 
-from serve_app.api import create_api
 from serve_app.service import ReplicaStatus
 from tests.stand_in import Server, assert_error
-
-
-@pytest.fixture
-def server() -> Server:
-    return Server()
-
-
-@pytest.fixture
-def client(server: Server) -> Iterator[TestClient]:
-    with TestClient(create_api(server.service), raise_server_exceptions=False) as client:
-        yield client
 
 
 def test_models(client: TestClient) -> None:

@@ -24,7 +24,6 @@ from tests import media
 from tests.stand_in import Server
 from tests.test_pcm import encoded
 from tools.digit_strings import DigitString
-from tools.evaluate_bundled_model import to_int16
 
 RAW = {"encoding": "pcm_s16le"}
 FORMS = [
@@ -61,17 +60,6 @@ def server(engine: ParakeetEngine) -> Listening:
 def client(server: Listening) -> Iterator[TestClient]:
     with TestClient(create_api(server.service), raise_server_exceptions=False) as client:
         yield client
-
-
-@pytest.fixture(scope="module")
-def spoken(strings: list[DigitString]) -> list[DigitString]:
-    return strings[2:7]
-
-
-@pytest.fixture(scope="module")
-def speech(spoken: list[DigitString]) -> Samples:
-    pause = np.zeros(SAMPLE_RATE, np.float32)
-    return to_int16(np.concatenate([part for string in spoken for part in (string.samples, pause)]))
 
 
 @pytest.fixture(scope="module")

@@ -1,26 +1,11 @@
 """`chunking_strategy`: windows that a request chooses."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from serve_app.api import create_api
 from tests import media
 from tests.stand_in import Server, assert_error, post
-
-
-@pytest.fixture
-def server() -> Server:
-    return Server()
-
-
-@pytest.fixture
-def client(server: Server) -> Iterator[TestClient]:
-    with TestClient(create_api(server.service), raise_server_exceptions=False) as client:
-        yield client
-
 
 LONG = media.wav(np.random.default_rng(1).normal(0, 0.1, 70 * 8_000), 8_000, "ALAW")
 
