@@ -6,7 +6,7 @@ words that enough audio follows become final and never change; the rest is parti
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from serve_app.buffer import AudioBuffer
 from serve_app.seams import following, group_words, monotonic
@@ -31,6 +31,10 @@ class LiveWindows:
     """Heard after a word before it is final."""
     longest: int
     """Longest window: where hearing fell behind, it catches up in pieces of this length."""
+
+    def with_patience(self, factor: float) -> "LiveWindows":
+        """The same with so many times the audio after a word, as far as there is room."""
+        return replace(self, right=min(round(self.right * factor), max(self.right, self.longest - self.left - self.step)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +73,9 @@ class Listener:
         """Take int16 [samples]."""
         self._audio.push(block)
 
-    def end_utterance(self) -> None:
-        """All that came in so far is to be heard and made final; what follows stands by itself."""
-        self._utterance_end = self._audio.total
+    def end_utterance(self, sample: int) -> None:
+        """All that came in before `sample` is to be heard and made final; what follows stands by itself."""
+        self._utterance_end = max(sample, self._heard)
 
     @property
     def is_settled(self) -> bool:
@@ -121,4 +125,6 @@ class Listener:
         assert self._utterance_end is not None
         self._final = max(self._final, self._utterance_end)
         self._origin = max(self._origin, self._utterance_end - LEAD_IN)
-        self._known, self._has_partial, self._utterance_end = [], False, None
+        # Whoever ends an utterance in mid-speech has its last words heard again, which `following` then knows.
+        self._known = [token for token in self._known if token.end_sample > self._origin]
+        self._has_partial, self._utterance_end = False, None

@@ -19,7 +19,7 @@ from serve_app.gaps import SecondLooks
 from serve_app.live import Listener, LiveWindows
 from serve_app.segments import Segmenter, words_of
 from serve_app.transcript import SAMPLE_RATE, Samples, Segment, Token, Window, Word
-from serve_app.voice import Voice
+from serve_app.voice import Turn, Voice
 
 Recognise = Callable[[Window], Awaitable[list[Token]]]
 """Gives the tokens of one window, with times in samples from the window's start."""
@@ -96,41 +96,47 @@ async def transcribe(
     planner, merger, segmenter = Planner(window_s, overlap_s), Merger(overlap_s), Segmenter()
     recognise_and_check = SecondLooks(recognise)
     running: deque[tuple[Window, asyncio.Future[list[Token]]]] = deque()
+    windows = _windows(audio, planner)
+    coming: asyncio.Future[Window | None] | None = None
+    is_over = False
     segments: list[Segment] = []
     samples = planned = done = 0
 
-    async def next_done() -> list[Event]:
-        """Wait for the oldest window and bring its tokens as far as they can go."""
-        nonlocal done
-        window, tokens = running[0][0], await running[0][1]
-        running.popleft()
-        done += 1
-        final = merger.add(window.start_sample, window.end_sample, [token.moved(window.start_sample) for token in tokens])
-        finished = segmenter.add(final)
+    def final(finished: list[Segment]) -> list[SegmentFinal]:
         segments.extend(finished)
-        return [*(SegmentFinal(s) for s in finished), Progress(done, planned, window.end_sample / SAMPLE_RATE)]
+        return [SegmentFinal(segment) for segment in finished]
 
     try:
-        async with aclosing(_windows(audio, planner)) as windows:
-            async for window in windows:
-                planned += 1
-                samples = window.end_sample
-                running.append((window, asyncio.ensure_future(recognise_and_check(window))))
-                while running and (running[0][1].done() or len(running) >= max_in_flight()):
-                    for event in await next_done():
-                        yield event
-        while running:
-            for event in await next_done():
-                yield event
-        rest = segmenter.add(merger.finish()) + segmenter.finish()
-        segments.extend(rest)
-        for segment in rest:
-            yield SegmentFinal(segment)
+        while True:
+            if coming is None and not is_over and len(running) < max_in_flight():
+                coming = asyncio.ensure_future(anext(windows, None))
+            waiting = {task for task in (coming, running[0][1] if running else None) if task is not None}
+            if not waiting:
+                break
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if coming is not None and coming.done():
+                window, coming = coming.result(), None
+                if window is None:
+                    is_over = True
+                else:
+                    planned, samples = planned + 1, window.end_sample
+                    running.append((window, asyncio.ensure_future(recognise_and_check(window))))
+            while running and running[0][1].done():
+                window, tokens = running[0][0], running.popleft()[1].result()
+                done += 1
+                settled = merger.add(window.start_sample, window.end_sample, [t.moved(window.start_sample) for t in tokens])
+                for event in final(segmenter.add(settled)):
+                    yield event
+                yield Progress(done, planned, window.end_sample / SAMPLE_RATE)
+        for event in final(segmenter.add(merger.finish()) + segmenter.finish()):
+            yield event
         yield Done(tuple(segments), samples / SAMPLE_RATE)
     finally:
-        for _, task in running:
+        tasks = [task for _, task in running] + ([] if coming is None else [coming])
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*(task for _, task in running), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await windows.aclose()
 
 
 async def transcribe_live(
@@ -148,9 +154,10 @@ async def transcribe_live(
     """
     listener, segmenter = Listener(windows), Segmenter()
     segments: list[Segment] = []
+    turns: deque[Turn] = deque()
     reading: asyncio.Future[Samples | EndUtterance | None] | None = None
     step: tuple[Window, asyncio.Future[list[Token]]] | None = None
-    is_speech = ends = is_ending = is_over = False
+    is_speech = is_ending = is_over = False
     heard = Heard((), ())
 
     def final(finished: list[Segment]) -> list[SegmentFinal]:
@@ -159,14 +166,23 @@ async def transcribe_live(
 
     try:
         while True:
-            if step is None and (window := listener.next_window(is_speech=is_speech)) is not None:
-                step = window, asyncio.ensure_future(recognise(window))
             if is_ending and listener.is_settled:
                 is_ending = False
                 for event in final(segmenter.finish()):
                     yield event
                 yield UtteranceFinal()
-            if reading is None and not is_over and listener.backlog < max_backlog:
+            while turns and not is_ending:
+                turn = turns.popleft()
+                is_speech, is_ending = turn.is_speech, not turn.is_speech
+                if is_ending:
+                    listener.end_utterance(turn.known_at)
+                yield SpeechTurn(turn.is_speech, turn.sample / SAMPLE_RATE)
+            if step is None and (window := listener.next_window(is_speech=is_speech)) is not None:
+                step = window, asyncio.ensure_future(recognise(window))
+            if is_ending and listener.is_settled:
+                continue
+            # What follows the end of an utterance waits until all of it is final, so that every word belongs to one.
+            if reading is None and not is_over and not is_ending and listener.backlog < max_backlog:
                 reading = asyncio.ensure_future(anext(audio, None))
             waiting = {task for task in (reading, step[1] if step else None) if task is not None}
             if not waiting:
@@ -176,14 +192,10 @@ async def transcribe_live(
                 block, reading = reading.result(), None
                 if isinstance(block, np.ndarray):
                     listener.push(block)
-                    for turn in await voice.push(block):
-                        is_speech, ends = turn.is_speech, not turn.is_speech
-                        yield SpeechTurn(turn.is_speech, turn.sample / SAMPLE_RATE)
+                    turns.extend(await voice.push(block))
                 else:
-                    is_over, ends = block is None, True
-                if ends:
-                    is_ending, ends = True, False
-                    listener.end_utterance()
+                    is_over, is_ending = block is None, True
+                    listener.end_utterance(listener.position)
             if step is not None and step[1].done():
                 (window, result), step = step, None
                 hearing = listener.add(window, [token.moved(window.start_sample) for token in result.result()])

@@ -15,7 +15,7 @@ from serve_app.errors import AudioTooLong, ModelNotFound
 from serve_app.pipeline import Done, EndUtterance, Event, LiveEvent, transcribe, transcribe_live
 from serve_app.settings import ModelSettings, Settings, WindowSettings
 from serve_app.transcript import SAMPLE_RATE, Job, Keywords, Lane, Samples, Token, Transcript, Window
-from serve_app.voice import Voice
+from serve_app.voice import Endpointing, Voice
 
 ModelState = Literal["unloaded", "starting", "downloading", "loading", "ready", "failed"]
 
@@ -93,14 +93,14 @@ class Recogniser(Protocol):
 
 class SpeechService:
     """One per ingress process. `recognisers` are by model name; `statuses` tells the replicas by model name; `follow_voice` gives
-    the voice of a new stream, an utterance of which ends with a silence of so many seconds."""
+    the voice of a new stream."""
 
     def __init__(
         self,
         settings: Settings,
         recognisers: Mapping[str, Recogniser],
         statuses: Callable[[], Awaitable[Mapping[str, tuple[ReplicaStatus, ...]]]],
-        follow_voice: Callable[[float], Voice],
+        follow_voice: Callable[[Endpointing], Voice],
     ) -> None:
         self.settings = settings
         limits = settings.limits
@@ -167,18 +167,20 @@ class SpeechService:
         model: ModelSettings,
         options: JobOptions,
         *,
-        endpoint_s: float | None = None,
+        endpointing: Endpointing | None = None,
+        patience: float = 1.0,
     ) -> AsyncGenerator[LiveEvent, None]:
         """The events of speech that is still being spoken. Raises SpeechError.
 
-        `endpoint_s` is the silence that ends an utterance; None takes the server's, and infinity has none end by itself.
+        None ends utterances as the settings say. `patience` is how much of the settings' `right_s` is heard before a word is
+        final: with less, text is final sooner and is less certain.
         """
         recogniser, job, live = self._recognisers[model.name], Job(uuid.uuid4().hex, options.keywords), self.settings.live
         flow = transcribe_live(
             audio,
             lambda window: recogniser.recognise(window, Lane.LIVE, job),
-            self._follow_voice(live.endpoint_s if endpoint_s is None else endpoint_s),
-            live.windows,
+            self._follow_voice(endpointing or Endpointing(live.endpoint_s)),
+            live.windows.with_patience(patience),
             max_backlog=round(live.max_backlog_s * SAMPLE_RATE),
         )
         async with aclosing(flow):

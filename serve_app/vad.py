@@ -11,7 +11,7 @@ import numpy as np
 
 from serve_app.batching import Batcher, BatchLimits
 from serve_app.transcript import Lane, Samples
-from serve_app.voice import FRAME, Endpointer, Turn
+from serve_app.voice import FRAME, Endpointer, Endpointing, Turn
 
 CONTEXT = 64
 """Samples before a frame that the model hears with it."""
@@ -37,9 +37,9 @@ class SpeechDetector:
         limits = BatchLimits(max_samples=10**9, max_items=MOST_STREAMS, ageing_s=1.0)
         self._batcher: Batcher[tuple[_Stream, Samples], list[float]] = Batcher(self._process, limits)
 
-    def follow(self, silence_s: float) -> "SileroVoice":
-        """The voice of a new stream, an utterance of which ends with a silence of that length."""
-        return SileroVoice(self, silence_s)
+    def follow(self, endpointing: Endpointing) -> "SileroVoice":
+        """The voice of a new stream."""
+        return SileroVoice(self, endpointing)
 
     async def probabilities(self, stream: _Stream, block: Samples) -> list[float]:
         """Of the frames that are complete with this block."""
@@ -58,10 +58,10 @@ class SpeechDetector:
 class SileroVoice:
     """A stream's Voice."""
 
-    def __init__(self, detector: SpeechDetector, silence_s: float) -> None:
+    def __init__(self, detector: SpeechDetector, endpointing: Endpointing) -> None:
         self._detector = detector
         self._stream = _Stream()
-        self._endpointer = Endpointer(silence_s)
+        self._endpointer = Endpointer(endpointing)
 
     async def push(self, block: Samples) -> list[Turn]:
         """See Voice.push."""

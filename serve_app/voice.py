@@ -9,9 +9,8 @@ from serve_app.transcript import SAMPLE_RATE, Samples
 FRAME = 512
 """Samples that one probability is of."""
 
-BEGINS_AT = 0.5
-GOES_ON_AT = 0.35
-"""Silero's own thresholds: speech that has begun may be less certain."""
+HYSTERESIS = 0.15
+"""Speech that has begun may be so much less probable, as Silero has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +20,18 @@ class Turn:
     is_speech: bool
     sample: int
     """Where in the stream."""
+    known_at: int
+    """How much of the stream it took to tell: the end of an utterance is known after its silence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpointing:
+    """What counts as speech, and when an utterance has ended."""
+
+    silence_s: float
+    """Without speech for so long; infinite has none end by itself."""
+    threshold: float = 0.5
+    """Probability at which speech begins; Silero's own."""
 
 
 class Voice(Protocol):
@@ -32,10 +43,12 @@ class Voice(Protocol):
 
 
 class Endpointer:
-    """Turns of one stream; an utterance has ended when there was no speech for `silence_s`."""
+    """Turns of one stream."""
 
-    def __init__(self, silence_s: float) -> None:
-        self._silence = silence_s * SAMPLE_RATE
+    def __init__(self, endpointing: Endpointing) -> None:
+        self._silence = endpointing.silence_s * SAMPLE_RATE
+        self._begins_at = endpointing.threshold
+        self._goes_on_at = endpointing.threshold - HYSTERESIS
         self._is_speech = False
         self._position = 0
         self._spoken_until = 0
@@ -45,12 +58,12 @@ class Endpointer:
         turns = []
         for probability in probabilities:
             start, self._position = self._position, self._position + FRAME
-            if probability >= (GOES_ON_AT if self._is_speech else BEGINS_AT):
+            if probability >= (self._goes_on_at if self._is_speech else self._begins_at):
                 self._spoken_until = self._position
                 if not self._is_speech:
                     self._is_speech = True
-                    turns.append(Turn(True, start))
+                    turns.append(Turn(True, start, self._position))
             elif self._is_speech and self._position - self._spoken_until >= self._silence:
                 self._is_speech = False
-                turns.append(Turn(False, self._spoken_until))
+                turns.append(Turn(False, self._spoken_until, self._position))
         return turns

@@ -8,11 +8,12 @@ import numpy as np
 from fastapi.testclient import TestClient
 from httpx2 import Response
 
+from serve_app.engine import ParakeetEngine
 from serve_app.service import ReplicaStatus, SpeechService
 from serve_app.settings import LimitSettings, ModelSettings, Settings, SimulationSettings
 from serve_app.simulation import SimulatedEngine
 from serve_app.transcript import Job, Lane, Samples, Token, Window
-from serve_app.voice import FRAME, Endpointer, Turn
+from serve_app.voice import FRAME, Endpointer, Endpointing, Turn
 from tests import media
 
 SETTINGS = Settings(
@@ -28,8 +29,8 @@ NOISE = media.wav(np.random.default_rng(0).normal(0, 0.1, 3 * 16_000))
 class LevelVoice:
     """Takes what is loud for speech."""
 
-    def __init__(self, silence_s: float) -> None:
-        self._endpointer = Endpointer(silence_s)
+    def __init__(self, endpointing: Endpointing) -> None:
+        self._endpointer = Endpointer(endpointing)
         self._rest = np.zeros(0, np.int16)
 
     async def push(self, block: Samples) -> list[Turn]:
@@ -70,6 +71,18 @@ class Server:
 
     async def statuses(self) -> Mapping[str, tuple[ReplicaStatus, ...]]:
         return self.replicas
+
+
+class Listening(Server):
+    """With the bundled model."""
+
+    def __init__(self, engine: ParakeetEngine, **settings: Any) -> None:
+        super().__init__(**{"limits": LimitSettings()} | settings)
+        self.engine = engine
+
+    async def recognise(self, window: Window, lane: Lane, job: Job) -> list[Token]:
+        await super().recognise(window, lane, job)
+        return self.engine.transcribe([window.samples], [job.keywords])[0]
 
 
 def post(client: TestClient, data: Any = NOISE, **fields: Any) -> Response:

@@ -50,7 +50,7 @@ def listen(
         listener.push(np.zeros(min(block, total - start), np.int16))
         if n % every == 0:
             step(is_last=False)
-    listener.end_utterance()
+    listener.end_utterance(listener.position)
     step(is_last=True)
     assert listener.is_settled
     return final, delays
@@ -108,7 +108,7 @@ def test_after_an_utterance_its_words_are_not_heard_again() -> None:
     words = said([5] * 5)
     listener = Listener(LENGTHS)
     listener.push(np.zeros(words[-1].end_sample + SAMPLE_RATE, np.int16))
-    listener.end_utterance()
+    listener.end_utterance(listener.position)
     window = listener.next_window(is_speech=False)
     assert window is not None
     assert listener.add(window, heard_in(window, words)).final == words
@@ -120,6 +120,26 @@ def test_after_an_utterance_its_words_are_not_heard_again() -> None:
 
 def test_an_end_with_nothing_new_settles_at_once() -> None:
     listener = Listener(LENGTHS)
-    listener.end_utterance()
+    listener.end_utterance(listener.position)
     assert listener.next_window(is_speech=False) is None
     assert listener.is_settled
+
+
+def test_an_utterance_may_end_before_the_newest_audio() -> None:
+    words = said([5] * 5)
+    listener = Listener(LENGTHS)
+    listener.push(np.zeros(words[-1].end_sample + SAMPLE_RATE, np.int16))
+    listener.end_utterance(words[2].end_sample)
+    window = listener.next_window(is_speech=True)
+    assert window is not None
+    assert listener.add(window, heard_in(window, words)).final == words[:3]
+    assert listener.is_settled
+    listener.end_utterance(listener.position)
+    window = listener.next_window(is_speech=True)
+    assert window is not None
+    assert listener.add(window, heard_in(window, words)).final == words[3:]
+
+
+@pytest.mark.parametrize(("factor", "right_s"), [(0.25, 0.5), (1, 2), (4, 8), (100, 21.6)])
+def test_patience_is_how_much_is_heard_behind_a_word(factor: float, right_s: float) -> None:
+    assert LENGTHS.with_patience(factor).right == right_s * SAMPLE_RATE

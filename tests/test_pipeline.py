@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 import numpy as np
 import pytest
@@ -87,7 +88,7 @@ async def test_windows_in_flight_are_bounded_and_used() -> None:
         nonlocal running, most
         running += 1
         most = max(most, running)
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05)
         running -= 1
         return []
 
@@ -96,22 +97,23 @@ async def test_windows_in_flight_are_bounded_and_used() -> None:
 
 
 async def test_the_bound_may_change_on_the_way() -> None:
-    running = most_later = 0
+    started = running = most = most_later = 0
 
     async def recognise(window: Window) -> list[Token]:
-        nonlocal running, most_later
+        nonlocal started, running, most, most_later
+        started += 1
         running += 1
+        most = max(most, running)
         if window.index > 14:
             most_later = max(most_later, running)
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0.02)
         running -= 1
         return []
 
-    bounds = iter([6] * 12)  # asked about once for every window
-    flow = transcribe(blocks(600), recognise, window_s=30.0, overlap_s=2.0, max_in_flight=lambda: next(bounds, 2))
+    flow = transcribe(blocks(600), recognise, window_s=30.0, overlap_s=2.0, max_in_flight=lambda: 6 if started < 12 else 2)
     async for _ in flow:
         pass
-    assert most_later == 2
+    assert (most, most_later) == (6, 2)
 
 
 def all_but_first_hang(stopped: list[int]) -> Recognise:
@@ -119,7 +121,7 @@ def all_but_first_hang(stopped: list[int]) -> Recognise:
 
     async def recognise(window: Window) -> list[Token]:
         try:
-            await asyncio.sleep(0 if window.index == 0 else 60)
+            await asyncio.sleep(0.05 if window.index == 0 else 60)
         except asyncio.CancelledError:
             stopped.append(window.index)
             raise
@@ -134,12 +136,13 @@ async def test_a_failing_window_ends_the_job_and_stops_the_others() -> None:
 
     async def recognise(window: Window) -> list[Token]:
         if window.index == 1:
+            await asyncio.sleep(0.1)
             raise EngineError("broken")
         return await slow(window)
 
     with pytest.raises(EngineError, match="broken"):
         await run(200, recognise, max_in_flight=5)
-    assert stopped == [2, 3, 4]
+    assert stopped == [2, 3, 4, 5]
 
 
 async def test_leaving_early_stops_what_is_running() -> None:
@@ -150,6 +153,19 @@ async def test_leaving_early_stops_what_is_running() -> None:
         break
     await flow.aclose()
     assert stopped == [1, 2]
+
+
+async def test_a_window_is_told_of_while_no_more_audio_comes() -> None:
+    async def stalling() -> AsyncGenerator[Samples, None]:
+        async for block in blocks(70):
+            yield block
+        await asyncio.sleep(60)
+
+    flow = transcribe(stalling(), oracle([]), window_s=30.0, overlap_s=2.0, max_in_flight=lambda: 3)
+    async with asyncio.timeout(10), aclosing(flow):
+        async for event in flow:
+            if isinstance(event, Progress) and event.windows_done == 2:
+                return
 
 
 async def test_no_audio_is_an_empty_transcript() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from serve_app.transcript import SAMPLE_RATE, Samples
 from serve_app.vad import SpeechDetector
-from serve_app.voice import FRAME, Endpointer, Turn
+from serve_app.voice import FRAME, Endpointer, Endpointing, Turn
 from tools.digit_strings import DigitString
 from tools.evaluate_bundled_model import to_int16
 
@@ -16,26 +16,31 @@ SILENCE = np.zeros(3 * SAMPLE_RATE, np.int16)
 
 
 def test_an_utterance_ends_after_the_silence() -> None:
-    endpointer = Endpointer(3 * FRAME / SAMPLE_RATE)
+    endpointer = Endpointer(Endpointing(3 * FRAME / SAMPLE_RATE))
     probabilities = [0.1, 0.9, 0.8, 0.4, 0.1, 0.9, 0.1, 0.2, 0.1, 0.1]
-    assert endpointer.push(probabilities[:4]) == [Turn(True, FRAME)]
-    assert endpointer.push(probabilities[4:]) == [Turn(False, 6 * FRAME)]
+    assert endpointer.push(probabilities[:4]) == [Turn(True, FRAME, 2 * FRAME)]
+    assert endpointer.push(probabilities[4:]) == [Turn(False, 6 * FRAME, 9 * FRAME)]
 
 
 def test_what_is_doubtful_goes_on_but_does_not_begin() -> None:
-    endpointer = Endpointer(FRAME / SAMPLE_RATE)
+    endpointer = Endpointer(Endpointing(FRAME / SAMPLE_RATE))
     assert endpointer.push([0.4, 0.45, 0.4]) == []
-    assert endpointer.push([0.6, 0.4, 0.4]) == [Turn(True, 3 * FRAME)]
+    assert endpointer.push([0.6, 0.4, 0.4]) == [Turn(True, 3 * FRAME, 4 * FRAME)]
 
 
 def test_without_an_end() -> None:
-    endpointer = Endpointer(math.inf)
-    assert endpointer.push([0.9, *[0.0] * 10_000]) == [Turn(True, 0)]
+    endpointer = Endpointer(Endpointing(math.inf))
+    assert endpointer.push([0.9, *[0.0] * 10_000]) == [Turn(True, 0, FRAME)]
+
+
+def test_a_threshold_of_ones_own() -> None:
+    endpointer = Endpointer(Endpointing(FRAME / SAMPLE_RATE, threshold=0.9))
+    assert endpointer.push([0.89, 0.91, 0.76, 0.74, 0.89]) == [Turn(True, FRAME, 2 * FRAME), Turn(False, 3 * FRAME, 4 * FRAME)]
 
 
 def turns_of(samples: Samples, block: int = 1_600) -> list[Turn]:
     async def run() -> list[Turn]:
-        voice = SpeechDetector().follow(0.8)
+        voice = SpeechDetector().follow(Endpointing(0.8))
         return [turn for start in range(0, len(samples), block) for turn in await voice.push(samples[start : start + block])]
 
     return asyncio.run(run())
@@ -68,7 +73,7 @@ def test_silence_and_noise_are_no_speech() -> None:
 
 def test_streams_that_share_batches_do_not_disturb_each_other(spoken: Samples) -> None:
     async def follow(detector: SpeechDetector, samples: Samples, block: int) -> list[Turn]:
-        voice = detector.follow(0.8)
+        voice = detector.follow(Endpointing(0.8))
         return [turn for start in range(0, len(samples), block) for turn in await voice.push(samples[start : start + block])]
 
     async def run() -> list[list[Turn]]:

@@ -19,9 +19,9 @@ from serve_app.api.websocket import PATH
 from serve_app.engine import ParakeetEngine
 from serve_app.errors import EngineError, ModelUnavailable
 from serve_app.settings import AuthSettings, LimitSettings, LiveSettings
-from serve_app.transcript import SAMPLE_RATE, Job, Lane, Samples, Token, Window
+from serve_app.transcript import SAMPLE_RATE, Lane, Samples
 from tests import media
-from tests.stand_in import Server
+from tests.stand_in import Listening
 from tests.test_pcm import encoded
 from tools.digit_strings import DigitString
 
@@ -37,18 +37,6 @@ FORMS = [
 """Rate, encoding, channels, and bytes per frame: 10 ms to more than a second, and some that split a sample."""
 
 CONTAINERS = [("wav", "pcm_s16le"), ("mp3", "libmp3lame"), ("webm", "libopus")]
-
-
-class Listening(Server):
-    """With the bundled model."""
-
-    def __init__(self, engine: ParakeetEngine, **settings: Any) -> None:
-        super().__init__(**{"limits": LimitSettings()} | settings)
-        self.engine = engine
-
-    async def recognise(self, window: Window, lane: Lane, job: Job) -> list[Token]:
-        await super().recognise(window, lane, job)
-        return self.engine.transcribe([window.samples], [job.keywords])[0]
 
 
 @pytest.fixture

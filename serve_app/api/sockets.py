@@ -78,7 +78,10 @@ class Socket:
         """Have `talk` to its end, and tell the client what went wrong, as `describe` puts it; then close."""
         try:
             await talk()
-            await self._websocket.close(RESTART if self._admission.is_closed else 1000)
+            if self._admission.is_closed:
+                await self._websocket.close(RESTART, "The server is being shut down.")
+            else:
+                await self._websocket.close()
         except WebSocketDisconnect:
             pass
         except SpeechError as error:

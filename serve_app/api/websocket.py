@@ -28,6 +28,7 @@ from serve_app.pipeline import Done, EndUtterance, Event, Heard, LiveEvent, Segm
 from serve_app.service import JobOptions, SpeechService
 from serve_app.settings import ModelSettings
 from serve_app.transcript import SAMPLE_RATE, Samples, Word
+from serve_app.voice import Endpointing
 
 PATH = "/v1/audio/transcriptions/ws"
 END = "END"
@@ -57,12 +58,11 @@ class StreamConfig(BaseModel):
             raise AudioError("bytes_per_sample must be 2 or 4.", param="bytes_per_sample")
         return PcmFormat(encoding, self.sample_rate, self.channels)
 
-    @property
-    def endpoint_s(self) -> float | None:
-        """Silence that ends an utterance, seconds; None as the server has it."""
+    def ends(self) -> Endpointing | None:
+        """When an utterance ends; None as the server has it."""
         if self.endpointing is None or self.endpointing is True:
             return None
-        return math.inf if self.endpointing is False else max(0.1, self.endpointing / 1000)
+        return Endpointing(math.inf if self.endpointing is False else max(0.1, self.endpointing / 1000))
 
 
 def create_router(service: SpeechService, keys: Keys) -> APIRouter:
@@ -199,7 +199,7 @@ class _Stream:
                 yield decoder.push(piece)
             yield decoder.finish()
 
-        events = self._service.transcribe_stream(samples(), model, options, endpoint_s=self._config.endpoint_s)
+        events = self._service.transcribe_stream(samples(), model, options, endpointing=self._config.ends())
         async with aclosing(events):
             async for event in events:
                 await self._tell(event, (), model, options)

@@ -1,0 +1,274 @@
+"""OpenAI's Realtime API, transcription sessions: https://platform.openai.com/docs/guides/realtime-transcription
+
+One flow of live speech is open as long as the session's settings stay the same. It takes audio straight from the socket: nothing
+is read while the models are behind.
+"""
+
+import base64
+import json
+import time
+import uuid
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import APIRouter, WebSocket
+
+from serve_app.api.auth import Keys
+from serve_app.api.errors import describe
+from serve_app.api.realtime_session import Session
+from serve_app.api.sockets import Socket
+from serve_app.errors import RequestError, SpeechError
+from serve_app.export import to_logprobs
+from serve_app.pcm import PcmDecoder
+from serve_app.pipeline import Done, EndUtterance, Heard, LiveEvent, SegmentFinal, SpeechTurn, UtteranceFinal
+from serve_app.service import SpeechService
+from serve_app.transcript import SAMPLE_RATE, Samples, Token
+
+PATH = "/v1/realtime"
+INTENT = "transcription"
+PROTOCOL = "realtime"
+KEY_PROTOCOL = "openai-insecure-api-key."
+"""Browsers cannot set headers: a key comes as a subprotocol of that beginning."""
+
+SHORTEST_COMMIT_S = 0.1
+TRANSCRIPTION = "conversation.item.input_audio_transcription"
+
+
+def create_router(service: SpeechService, keys: Keys) -> APIRouter:
+    """The route."""
+    router = APIRouter()
+
+    @router.websocket(PATH)
+    async def realtime(websocket: WebSocket) -> None:
+        protocols = websocket.scope.get("subprotocols", [])
+        key = next((p.removeprefix(KEY_PROTOCOL) for p in protocols if p.startswith(KEY_PROTOCOL)), None)
+        await websocket.accept(PROTOCOL if PROTOCOL in protocols else None)
+        socket = Socket(websocket, service.settings.live, service.admission)
+        connection = _Connection(service, socket, websocket.query_params)
+
+        async def talk() -> None:
+            with keys.stream(f"Bearer {key}" if key else websocket.headers.get("authorization")), service.admission.stream():
+                await connection.talk()
+
+        await socket.run(talk, _error)
+
+    return router
+
+
+def _error(error: SpeechError, client_event_id: str | None = None) -> dict[str, Any]:
+    body = describe(error).error.model_dump()
+    return {"type": "error", "event_id": _new_id("event"), "error": {**body, "event_id": client_event_id}}
+
+
+def _new_id(kind: str) -> str:
+    return f"{kind}_{uuid.uuid4().hex[:24]}"
+
+
+class _Discarded(Exception):
+    """The client wants nothing of what it sent since the last item."""
+
+
+@dataclass(slots=True)
+class _Item:
+    """What is said between two commits, by the client or by a pause. Times in seconds of all audio of the session."""
+
+    start_s: float
+    item_id: str = field(default_factory=lambda: _new_id("item"))
+    has_speech: bool = False
+    is_committed: bool = False
+    text: str = ""
+    told: int = 0
+    """Characters of the segment that is not final."""
+    tokens: list[Token] = field(default_factory=list)
+
+
+class _Connection:
+    """One session from its first event to its last."""
+
+    def __init__(self, service: SpeechService, socket: Socket, query: Mapping[str, str]) -> None:
+        self._service = service
+        self._socket = socket
+        self._query = query
+        self._session = Session()
+        self._next_session: Session | None = None
+        self._fixed = {
+            "id": _new_id("sess"),
+            "object": "realtime.transcription_session",
+            "expires_at": round(time.time() + service.settings.live.max_session_s),
+        }
+        self._position_s = 0.0  # of all audio that came
+        self._flow_start_s = 0.0
+        self._item = _Item(0.0)
+        self._last_item_id: str | None = None
+        self._has_begun = False
+        self._is_open = True
+
+    async def talk(self) -> None:
+        """Raises RequestError or WebSocketDisconnect."""
+        if self._query.get("intent", INTENT) != INTENT:
+            raise RequestError(f"This server has sessions with intent={INTENT} only.", param="intent")
+        model = self._query.get("model") or self._service.settings.default_model_name
+        self._session = self._checked({"audio": {"input": {"transcription": {"model": model}}}})
+        await self._send("session.created", session=self._described())
+        while self._is_open:
+            await self._converse()
+            if self._next_session is not None:
+                self._session, self._next_session = self._next_session, None
+                await self._send("session.updated", session=self._described())
+
+    async def _converse(self) -> None:
+        """Until the settings change, the audio is thrown away, recognition fails, or nothing more comes."""
+        self._flow_start_s, self._item = self._position_s, _Item(self._position_s)
+        model = self._service.find_model(self._session.audio.input.transcription.model)
+        flow = self._service.transcribe_stream(
+            self._audio(),
+            model,
+            self._session.options(model),
+            endpointing=self._session.endpointing,
+            patience=self._session.patience,
+        )
+        try:
+            async with aclosing(flow):
+                async for event in flow:
+                    await self._tell(event)
+        except _Discarded:
+            await self._send("input_audio_buffer.cleared")
+        except RequestError:
+            raise
+        except SpeechError as error:
+            await self._commit()
+            await self._tell_of_item("failed", error=describe(error).error.model_dump())
+
+    async def _audio(self) -> AsyncGenerator[Samples | EndUtterance, None]:
+        """What the client sends, until it changes the settings or the server ends."""
+        decoder = PcmDecoder(self._session.pcm_format)
+        live = self._service.settings.live
+        while True:
+            # Between utterances a client with a button to press is as silent as it likes.
+            is_waiting = self._has_begun and self._item.start_s == self._position_s
+            frame = await self._socket.receive(live.max_session_s if is_waiting else live.idle_s)
+            self._has_begun = True
+            if frame is None:
+                self._is_open = False
+                yield self._heard(decoder.finish())
+                return
+            event: dict[str, Any] = {}
+            try:
+                event = _parsed(frame)
+                match event.get("type"):
+                    case "input_audio_buffer.append":
+                        yield self._heard(decoder.push(_audio_of(event)))
+                    case "input_audio_buffer.commit":
+                        if self._position_s - self._item.start_s < SHORTEST_COMMIT_S:
+                            raise _EmptyBuffer(f"There is less than {1000 * SHORTEST_COMMIT_S:.0f} ms of audio to commit.")
+                        yield self._heard(decoder.finish())
+                        decoder = PcmDecoder(self._session.pcm_format)
+                        await self._commit()
+                        yield EndUtterance()
+                    case "input_audio_buffer.clear":
+                        raise _Discarded
+                    case "session.update":
+                        self._next_session = self._checked(event.get("session"))
+                        yield self._heard(decoder.finish())
+                        return
+                    case kind:
+                        raise RequestError(f"There is no event of the type {kind!r} in a transcription session.", param="type")
+            except SpeechError as error:
+                await self._socket.send(_error(error, event.get("event_id")))
+
+    def _heard(self, samples: Samples) -> Samples:
+        self._position_s += len(samples) / SAMPLE_RATE
+        return samples
+
+    def _checked(self, changes: Any) -> Session:
+        """The session after an update that can be honoured; raises RequestError."""
+        if not isinstance(changes, dict):
+            raise RequestError("`session` must be an object.", param="session")
+        session = self._session.updated(changes)
+        session.options(self._service.find_model(session.audio.input.transcription.model))
+        assert session.pcm_format is not None
+        return session
+
+    def _described(self) -> dict[str, Any]:
+        return {**self._fixed, **self._session.model_dump()}
+
+    async def _tell(self, event: LiveEvent) -> None:
+        item = self._item
+        match event:
+            case SpeechTurn() if self._session.audio.input.turn_detection is None:
+                return
+            case SpeechTurn(is_speech=True):
+                item.has_speech = True
+                item.start_s = max(item.start_s, self._flow_start_s + event.at_s - self._session.padding_s)
+                await self._send(
+                    "input_audio_buffer.speech_started", audio_start_ms=round(1000 * item.start_s), item_id=item.item_id
+                )
+            case SpeechTurn():
+                end_s = self._flow_start_s + event.at_s + self._session.endpointing.silence_s
+                await self._send("input_audio_buffer.speech_stopped", audio_end_ms=round(1000 * end_s), item_id=item.item_id)
+                await self._commit()
+            case SegmentFinal():
+                item.tokens += event.segment.tokens
+                await self._tell_text(event.segment.text)
+                item.told = 0
+            case Heard():
+                await self._tell_text(" ".join(word.text for word in event.final))
+            case UtteranceFinal():
+                if item.is_committed or item.has_speech or item.text:
+                    await self._commit()
+                    await self._complete()
+                self._item = _Item(self._position_s)
+            case Done():
+                return
+
+    async def _tell_text(self, text: str) -> None:
+        """What was not told yet of a segment's final text."""
+        item, fresh = self._item, text[self._item.told :]
+        if fresh:
+            delta = f" {fresh}" if item.text and not item.told else fresh
+            item.text, item.told = item.text + delta, len(text)
+            await self._tell_of_item("delta", delta=delta)
+
+    async def _commit(self) -> None:
+        if not self._item.is_committed:
+            self._item.is_committed = True
+            await self._send("input_audio_buffer.committed", item_id=self._item.item_id, previous_item_id=self._last_item_id)
+            self._last_item_id = self._item.item_id
+
+    async def _complete(self) -> None:
+        seconds = max(0.0, self._position_s - self._item.start_s)
+        await self._tell_of_item(
+            "completed",
+            transcript=self._item.text,
+            usage={"type": "duration", "seconds": round(seconds, 3)},
+            **({"logprobs": to_logprobs(self._item.tokens)} if self._session.include else {}),
+        )
+
+    async def _tell_of_item(self, what: str, **fields: Any) -> None:
+        await self._send(f"{TRANSCRIPTION}.{what}", item_id=self._item.item_id, content_index=0, **fields)
+
+    async def _send(self, kind: str, **fields: Any) -> None:
+        await self._socket.send({"type": kind, "event_id": _new_id("event"), **fields})
+
+
+class _EmptyBuffer(RequestError):
+    code = "input_audio_buffer_commit_empty"
+
+
+def _parsed(frame: str | bytes) -> dict[str, Any]:
+    try:
+        event = json.loads(frame)
+    except (ValueError, RecursionError):
+        raise RequestError("An event must be JSON.") from None
+    if not isinstance(event, dict):
+        raise RequestError("An event must be a JSON object.")
+    return event
+
+
+def _audio_of(event: Mapping[str, Any]) -> bytes:
+    try:
+        return base64.b64decode(event["audio"], validate=True)
+    except (KeyError, TypeError, ValueError):
+        raise RequestError("`audio` must be base64.", param="audio") from None
