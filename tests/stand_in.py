@@ -1,10 +1,13 @@
 """The HTTP side on the real pipeline and decoder, with a recogniser that needs no model and no Ray: for tests of the API."""
 
 import asyncio
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import uvicorn
 from fastapi.testclient import TestClient
 from httpx2 import Response
 
@@ -83,6 +86,21 @@ class Listening(Server):
     async def recognise(self, window: Window, lane: Lane, job: Job) -> list[Token]:
         await super().recognise(window, lane, job)
         return self.engine.transcribe([window.samples], [job.keywords])[0]
+
+
+@contextmanager
+def serving(app: Any) -> Iterator[str]:
+    """The address of an application that runs in a thread."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", ws="websockets-sansio", lifespan="off"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            thread.join(0.01)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def post(client: TestClient, data: Any = NOISE, **fields: Any) -> Response:

@@ -12,14 +12,12 @@ import threading
 import tracemalloc
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any
 
 import httpx2
 import pytest
-import uvicorn
 from click.testing import CliRunner, Result
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -28,7 +26,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from serve_app.api import create_api
 from serve_app.command_line import client, main
 from serve_app.settings import AuthSettings
-from tests.stand_in import NOISE, Server
+from tests.stand_in import NOISE, Server, serving
 
 EXTENSIONS = {"text": "txt", "verbose_json": "json"} | {name: name for name in ("json", "srt", "vtt", "csv", "tsv")}
 LARGE_BYTES = 300_000_000
@@ -84,21 +82,6 @@ class Contract:
     async def count(self, request: Request) -> Response:
         self.received_bytes = sum([len(part) async for part in request.stream()])
         return StreamingResponse(self.events("large"), media_type="text/event-stream")
-
-
-@contextmanager
-def serving(app: Any) -> Iterator[str]:
-    """The address of an application that runs in a thread."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", ws="none", lifespan="off"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            thread.join(0.01)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """`parakeet-serve`, a client of the server for people. Imports nothing of the server, so that it starts at once."""
 
+import asyncio
 import contextlib
 import shutil
 import sys
@@ -9,33 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
-import httpx2
 
 from serve_app import __version__
-from serve_app.command_line.client import Client
+from serve_app.command_line.client import Client, Failure
 from serve_app.command_line.display import Display
 from serve_app.command_line.jobs import EXTENSIONS, Job, plan
+from serve_app.command_line.options import server_options
 from serve_app.command_line.work import work_through
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
-
-
-def _checked_url(_context: click.Context, _option: click.Parameter, value: str) -> str:
-    """The address without what is after the host and port, or the prefix of a proxy."""
-    try:
-        url = httpx2.URL(value)
-    except httpx2.InvalidURL as error:
-        raise click.BadParameter(f"{value}: {error}") from None
-    if url.scheme not in ("http", "https") or not url.host:
-        raise click.BadParameter(f"{value} does not begin with http:// or https:// and a host.")
-    return value.rstrip("/").removesuffix("/v1").rstrip("/")
-
-
-def _checked_key(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
-    if value and not value.isprintable():
-        raise click.BadParameter("it has characters that a header cannot have.")
-    return value
 
 
 @click.group()
@@ -46,24 +30,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("files", nargs=-1, required=True)
-@click.option(
-    "--url",
-    default="http://127.0.0.1:8000",
-    envvar="PARAKEET_URL",
-    show_default=True,
-    show_envvar=True,
-    callback=_checked_url,
-    help="Address of the server.",
-)
-@click.option(
-    "--api-key",
-    envvar="API_KEY",
-    show_envvar=True,
-    callback=_checked_key,
-    help="Key for a server that wants one; of several with commas, the first.",
-)
-@click.option("--model", help="A model of the server instead of its default.")
-@click.option("--language", help="Language that is spoken, as a code (en) or an English name.")
+@server_options
 @click.option(
     "--format",
     "response_format",
@@ -73,7 +40,6 @@ def main() -> None:
     help="Form of the transcripts.",
 )
 @click.option("--words", is_flag=True, help="With --format verbose_json: the time of every word.")
-@click.option("--keyword", "keywords", multiple=True, help="A word or phrase to listen for. May be given several times.")
 @click.option(
     "--output-dir",
     type=click.Path(file_okay=False, path_type=Path),
@@ -129,6 +95,54 @@ def transcribe(
         except KeyboardInterrupt:
             raise SystemExit(INTERRUPTED) from None
     raise SystemExit(1 if failures else 0)
+
+
+@main.command()
+@click.argument("source", required=False)
+@server_options
+@click.option("--times", "with_times", is_flag=True, help="Begin every line with its time.")
+@click.option(
+    "--encoding",
+    type=click.Choice(["pcm_s16le", "pcm_f32le", "mulaw", "alaw"]),
+    help="Of raw samples from standard input. Without it: a media file, or 16-bit samples.",
+)
+@click.option("--rate", type=int, default=16_000, show_default=True, help="Of raw samples, Hz.")
+@click.option("--channels", type=int, default=1, show_default=True, help="Of raw samples, interleaved.")
+def listen(
+    source: str | None,
+    url: str,
+    api_key: str | None,
+    model: str | None,
+    language: str | None,
+    keywords: tuple[str, ...],
+    with_times: bool,
+    encoding: str | None,
+    rate: int,
+    channels: int,
+) -> None:
+    """Transcribe speech while it is spoken: from the microphone, from SOURCE, a file, at the pace of speech, or from - , standard
+    input.
+
+    Every finished segment is a line of standard output; on a terminal the words before they are final are shown behind it.
+    Ctrl-C ends the speech, and what was said until then is transcribed to its end.
+
+    Ends with 0 when that is done, 1 on a failure, 2 when the command line is wrong.
+    """
+    # What reads audio is not needed, nor loaded, for anything else.
+    from serve_app.command_line import listening, speech
+
+    fields = {"model": model, "language": language, "keywords": list(keywords)}
+    try:
+        if source is None:
+            said = speech.of_microphone()
+        elif source == "-":
+            said = speech.of_standard_input(encoding, rate, channels)
+        else:
+            said = speech.of_file(Path(source))
+        with listening.Screen(with_times=with_times) as screen:
+            asyncio.run(listening.listen(url, api_key, {n: v for n, v in fields.items() if v}, said, screen))
+    except Failure as failure:
+        raise click.ClickException(str(failure)) from None
 
 
 @contextlib.contextmanager

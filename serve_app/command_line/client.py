@@ -51,12 +51,10 @@ class Client:
     """Several threads may use one. `fields` are the form's beside the file."""
 
     def __init__(self, url: str, api_key: str | None, fields: Mapping[str, str | list[str]]) -> None:
-        # The server's variable of the same name holds several keys with commas between.
-        key = (api_key or "").split(",")[0].strip()
         self._url = url
         self._fields = {**fields, "stream": "true", "include[]": "progress"}
         self._http = httpx2.Client(
-            headers={b"Authorization": f"Bearer {key}".encode()} if key else {},
+            headers={b"Authorization": f"Bearer {api_key}".encode()} if api_key else {},
             timeout=httpx2.Timeout(SILENCE_S, connect=CONNECT_S, pool=None),
             # A connection kept for the next try would be closed by the server at about the same moment.
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
