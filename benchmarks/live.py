@@ -105,27 +105,51 @@ async def stream(server: Server, spoken: Speech) -> Outcome:
     return Outcome(" ".join(word for word, _ in finals), [delay for _, delay in first], final_s, changed)
 
 
-def word_errors(said: Sequence[str], heard: Sequence[str]) -> float:
-    """In percent."""
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What came of several streams at once. Delays in seconds, one for every word."""
+
+    streams: int
+    first_s: list[float]
+    final_s: list[float]
+    changed_finals: int
+    live: jiwer.WordOutput
+    files: jiwer.WordOutput
+    """Errors in what was said live, and in the same audio as files."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.streams} streams: first partial {percentiles(self.first_s)}; final {percentiles(self.final_s)}; "
+            f"word errors {errors(self.live)}, as files {errors(self.files)}; finals changed: {self.changed_finals}"
+        )
+
+
+def word_errors(said: Sequence[str], heard: Sequence[str]) -> jiwer.WordOutput:
     reference, hypothesis = ([text.lower().replace(".", "") for text in texts] for texts in (said, heard))
-    return 100 * float(jiwer.wer(reference, hypothesis))
+    return jiwer.process_words(reference, hypothesis)
+
+
+def errors(words: jiwer.WordOutput) -> str:
+    return f"{100 * words.wer:.2f} % ({words.insertions} inserted, {words.deletions} deleted)"
 
 
 def percentiles(seconds: Sequence[float]) -> str:
     return f"p50 {np.percentile(seconds, 50):.2f} s, p95 {np.percentile(seconds, 95):.2f} s"
 
 
-async def measure(server: Server, bank: Bank, minutes: float, streams: int) -> None:
+async def measure(server: Server, bank: Bank, minutes: float, streams: int) -> Figures:
+    """Several streams at once, each of so many minutes."""
     spoken = [speech(bank, minutes, seed) for seed in range(streams)]
     outcomes = await asyncio.gather(*(stream(server, each) for each in spoken))
     files = [server.transcribe(media.wav(each.samples)).json()["text"] for each in spoken]
     said = [each.text for each in spoken]
-    print(
-        f"{streams} streams: first partial {percentiles([s for o in outcomes for s in o.first_s])}; "
-        f"final {percentiles([s for o in outcomes for s in o.final_s])}; "
-        f"word errors {word_errors(said, [o.text for o in outcomes]):.2f} %, as files {word_errors(said, files):.2f} %; "
-        f"finals changed: {sum(o.changed_finals for o in outcomes)}",
-        flush=True,
+    return Figures(
+        streams,
+        [seconds for outcome in outcomes for seconds in outcome.first_s],
+        [seconds for outcome in outcomes for seconds in outcome.final_s],
+        sum(outcome.changed_finals for outcome in outcomes),
+        word_errors(said, [outcome.text for outcome in outcomes]),
+        word_errors(said, files),
     )
 
 
@@ -142,7 +166,7 @@ def main() -> None:
     ):
         server.wait_for_state("digits", "ready")
         for streams in options.streams:
-            asyncio.run(measure(server, bank, options.minutes, streams))
+            print(asyncio.run(measure(server, bank, options.minutes, streams)), flush=True)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ class Server:
     def __init__(self, **settings: Any) -> None:
         """`settings` replace those of SETTINGS."""
         self.failure: Exception | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
         self.replicas: dict[str, tuple[ReplicaStatus, ...]] = {}
         self.lanes: list[Lane] = []
         self._engine = SimulatedEngine(SimulationSettings(step_s=0, seconds_per_audio_s=0))
@@ -73,6 +74,7 @@ class Server:
         return 4
 
     async def statuses(self) -> Mapping[str, tuple[ReplicaStatus, ...]]:
+        self.loop = asyncio.get_running_loop()
         return self.replicas
 
 

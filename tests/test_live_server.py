@@ -2,8 +2,10 @@
 
 import asyncio
 import base64
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ pytestmark = [pytest.mark.serve, pytest.mark.slow]
 FRAME_S = 0.1
 STREAMS = 3
 IDLE_STREAMS = 200
+REALTIME = "/v1/realtime?intent=transcription"
 
 
 WRONG: list[tuple[list[str | bytes], str, int]] = [
@@ -47,8 +50,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-def connect(server: Server) -> Any:
-    return websockets.connect(server.url.replace("http", "ws") + PATH, max_size=None)
+def connect(server: Server, path: str = PATH, **options: Any) -> Any:
+    return websockets.connect(server.url.replace("http", "ws") + path, max_size=None, **options)
 
 
 async def speak(socket: ClientConnection, speech: Samples) -> None:
@@ -197,8 +200,7 @@ async def test_openais_realtime_client(server: Server, speech: Samples, spoken: 
 
 async def test_a_browsers_realtime_key(server: Server) -> None:
     protocols: Any = ["realtime", "openai-insecure-api-key.any"]
-    url = server.url.replace("http", "ws") + "/v1/realtime?intent=transcription"
-    async with websockets.connect(url, subprotocols=protocols) as socket:
+    async with connect(server, REALTIME, subprotocols=protocols) as socket:
         assert socket.subprotocol == "realtime"
         assert json.loads(await socket.recv())["type"] == "session.created"
 
@@ -225,3 +227,26 @@ async def test_connections_that_say_nothing_are_closed_and_disturb_nobody(
 
 def connections(process: psutil.Process) -> int:
     return len(process.net_connections())
+
+
+async def test_a_server_that_is_shut_down_finishes_its_streams(
+    tmp_path: Path, speech: Samples, spoken: list[DigitString]
+) -> None:
+    with serve_run(ROOT / "configs" / "demo.yaml", tmp_path, drains=True) as server:
+        server.wait_for_state("digits", "ready")
+        async with connect(server) as socket, connect(server, REALTIME) as realtime:
+            await socket.send(json.dumps({"encoding": "pcm_s16le"}))
+            await socket.send(speech.tobytes())
+            psutil.Process(server.process_id).terminate()
+            assert (await until_closed(socket, 1012))[-1]["text"] == " ".join(string.text for string in spoken)
+            assert [event["type"] for event in await until_closed(realtime, 1012)] == ["session.created"]
+
+
+async def until_closed(socket: ClientConnection, code: int) -> list[dict[str, Any]]:
+    """What comes until the server closes with that code."""
+    messages: list[dict[str, Any]] = []
+    with contextlib.suppress(websockets.ConnectionClosedError):
+        async for data in socket:
+            messages.append(json.loads(data))
+    assert socket.close_code == code
+    return messages

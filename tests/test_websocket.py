@@ -1,27 +1,32 @@
 """Seed A's WebSocket: live speech and files by the bundled model, and what it says to those who do it wrong."""
 
+import asyncio
 import base64
 import json
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx2
 import numpy as np
+import psutil
 import pytest
+import websockets
 from fastapi.testclient import TestClient
 from numpy.typing import NDArray
 from pydantic import SecretStr
 from starlette.testclient import WebSocketTestSession
 from starlette.websockets import WebSocketDisconnect
 
-from serve_app.api import create_api
+from serve_app.api import create_api, realtime
 from serve_app.api.websocket import PATH
 from serve_app.engine import ParakeetEngine
 from serve_app.errors import EngineError, ModelUnavailable
 from serve_app.settings import AuthSettings, LimitSettings, LiveSettings
 from serve_app.transcript import SAMPLE_RATE, Lane, Samples
 from tests import media
-from tests.stand_in import Listening
+from tests.server import open_files
+from tests.stand_in import Listening, serving
 from tests.test_pcm import encoded
 from tools.digit_strings import DigitString
 
@@ -334,3 +339,38 @@ def test_a_server_that_ends_finishes_what_it_has(client: TestClient, server: Lis
             socket.receive_json()
         assert closed.value.code == 1012
     assert failure(client, [RAW, bytes(2), "END"], 1012)["code"] == "shutting_down"
+
+
+async def test_no_task_file_or_stream_is_left(server: Listening, speech: Samples) -> None:
+    with serving(create_api(server.service)) as url:
+        address = url.replace("http", "ws")
+        httpx2.get(f"{url}/ready")
+
+        def left() -> tuple[int, int, set[str]]:
+            assert server.loop is not None
+            return len(asyncio.all_tasks(server.loop)), server.service.admission.streams, open_files(psutil.Process())
+
+        before = left()
+        append = json.dumps({"type": "input_audio_buffer.append", "audio": base64.b64encode(speech.tobytes()).decode()})
+        cut_off: list[tuple[str, list[str | bytes]]] = [
+            (PATH, []),
+            (PATH, [json.dumps(RAW)]),
+            (PATH, [json.dumps({**RAW, "interim_results": True}), speech.tobytes()]),
+            (PATH, [media.wav(speech)[:100_000]]),
+            (PATH, [media.make("m4a", as_floats(speech))[:10_000]]),
+            (PATH, ["{"]),
+            (PATH, [json.dumps({**RAW, "format": "base64"}), "%%%"]),
+            (PATH, [bytes(9_000_000)]),
+            (realtime.PATH, []),
+            (realtime.PATH, [append]),
+            (realtime.PATH, [append, json.dumps({"type": "input_audio_buffer.commit"}), append]),
+            (realtime.PATH, ["garbage", "[]"]),
+            (realtime.PATH, [bytes(9_000_000)]),
+        ]
+        for path, frames in cut_off * 2:
+            async with websockets.connect(address + path) as socket:
+                for frame in frames:
+                    await socket.send(frame)
+                await asyncio.sleep(0.1)
+                socket.transport.abort()
+        await asyncio.to_thread(wait_for, lambda: left() == before)

@@ -1,0 +1,33 @@
+"""Ten minutes of live speech at its own pace, in several streams: as good as the same audio as files, and never taken back."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.live import measure
+from tests.server import ROOT, Server, serve_run
+from tools.digit_strings import load_bank
+from tools.evaluate_bundled_model import HELD_OUT_INDEXES
+
+pytestmark = [pytest.mark.serve, pytest.mark.speech, pytest.mark.long]
+
+MINUTES = 10
+STREAMS = 4
+WORD_ERROR_MARGIN = 0.3
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with serve_run(ROOT / "configs" / "demo.yaml", tmp_path) as server:
+        server.wait_for_state("digits", "ready")
+        yield server
+
+
+async def test_ten_minutes(server: Server, recordings: Path) -> None:
+    figures = await measure(server, load_bank(recordings, HELD_OUT_INDEXES), MINUTES, STREAMS)
+    print(figures)
+    assert figures.changed_finals == 0
+    assert figures.live.wer <= figures.files.wer + WORD_ERROR_MARGIN / 100
+    # A doubled word is an insertion, a lost one a deletion.
+    assert figures.live.insertions + figures.live.deletions <= figures.files.insertions + figures.files.deletions
