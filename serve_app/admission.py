@@ -27,7 +27,7 @@ class Admission:
     @contextmanager
     def request(self) -> Iterator[None]:
         """A request is at work, its upload included. Raises Overloaded when there are as many as may be, or ShuttingDown."""
-        self._check_open()
+        self.check_open()
         if self.requests >= self._max_requests:
             raise Overloaded("The server has as many requests as it takes at once; try again in a few seconds.")
         self.requests += 1
@@ -39,7 +39,7 @@ class Admission:
     @contextmanager
     def stream(self) -> Iterator[None]:
         """A live stream is open. Raises Overloaded when there are as many as may be, or ShuttingDown."""
-        self._check_open()
+        self.check_open()
         if self.streams >= self._max_streams:
             raise Overloaded("The server has as many streams as it takes at once; try again later.")
         self.streams += 1
@@ -48,7 +48,8 @@ class Admission:
         finally:
             self.streams -= 1
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raises ShuttingDown once it is closed."""
         if self.is_closed:
             raise ShuttingDown("The server is being shut down; try again in a while, or another one.")
 

@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import os
 from collections.abc import AsyncGenerator, Generator, Iterable, Iterator
+from concurrent.futures import Executor
 from typing import BinaryIO, cast
 
 import av
@@ -53,10 +54,12 @@ MOST_DAMAGED_IN_A_ROW = 1000
 
 
 class AudioFile:
-    """A file being decoded. `warnings` says, once the blocks are read, what was wrong with it."""
+    """A file being decoded, by `thread` or else by one of the event loop's. `warnings` says, once the blocks are read, what was
+    wrong with it."""
 
-    def __init__(self, source: BinaryIO) -> None:
+    def __init__(self, source: BinaryIO, thread: Executor | None = None) -> None:
         self._source = source
+        self._thread = thread
         self.announced_s: float | None = None
         """Length that the file claims, seconds; None until the first block is there, and where it makes no claim."""
         self._is_damaged = False
@@ -86,11 +89,11 @@ class AudioFile:
 
     async def stream(self) -> AsyncGenerator[Samples, None]:
         """The same blocks, decoded in a worker thread, each one only when it is asked for."""
-        blocks = self.blocks()
+        blocks, loop = self.blocks(), asyncio.get_running_loop()
         decoding: asyncio.Future[Samples | None] | None = None
         try:
             while True:
-                decoding = asyncio.ensure_future(asyncio.to_thread(next, blocks, None))
+                decoding = loop.run_in_executor(self._thread, next, blocks, None)
                 block = await asyncio.shield(decoding)
                 if block is None:
                     return

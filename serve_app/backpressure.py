@@ -69,6 +69,9 @@ def _proxy_change() -> Callable[[object, int], None]:
     def change(_proxy: object, most_held_bytes: int) -> None:
         from ray.serve._private import proxy
         from ray.serve._private.http_util import MessageQueue
+        from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+        Protocol: Any = WebSocketsSansIOProtocol
 
         def size(message: Message) -> int:
             return len(message.get("body") or message.get("bytes") or message.get("text") or b"")
@@ -94,6 +97,8 @@ def _proxy_change() -> Callable[[object, int], None]:
         if not hasattr(proxy, "MessageQueue"):
             raise AttributeError("Serve's proxy makes no MessageQueue any more")
         proxy.MessageQueue = BoundedQueue
+        # The pongs of a sender that waits lie behind what it has sent. Those that are gone are found by `live.idle_s`, or TCP.
+        Protocol.ping_timeout = property(lambda _self: None, lambda _self, _seconds: None)
 
     return change
 

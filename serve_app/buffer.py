@@ -19,7 +19,8 @@ class AudioBuffer:
 
     def push(self, block: Samples) -> None:
         """Take int16 [samples]."""
-        self._blocks.append(block.copy())
+        if len(block):
+            self._blocks.append(block.copy())
         self.total += len(block)
 
     def read(self, start: int, stop: int) -> Samples:

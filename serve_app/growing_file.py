@@ -1,38 +1,61 @@
 """A file that is read while it is still being sent: written by an event loop, read by the thread that decodes."""
 
 import asyncio
+import os
+import tempfile
 import threading
+from types import TracebackType
+from typing import BinaryIO, Self, cast
 
-MOST_WAITING_BYTES = 1 << 20
-"""What may be written ahead of the reader."""
+from serve_app.errors import StorageFull
 
 
 class GrowingFile:
-    """Not seekable. `read` waits for bytes; `write` waits for the reader."""
+    """On disk, without a name, so that a sender is never held up by the reader; gone when it is closed.
+
+    Not seekable: `read` waits for bytes. Whoever needs all of them takes `whole` once it is `completed`.
+    """
 
     def __init__(self) -> None:
-        self._data = bytearray()
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  # closed by __exit__
+        self.completed = asyncio.Event()
+        self._written = self._taken = 0
         self._is_complete = False
         self._changed = threading.Condition()
-        self._loop = asyncio.get_running_loop()
-        self._has_room = asyncio.Event()
-        self._has_room.set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+        self.finish()
+        self._file.close()
 
     async def write(self, data: bytes) -> None:
-        """Add bytes, once there is room."""
-        await self._has_room.wait()
+        """Add bytes. Raises StorageFull."""
+        try:
+            await asyncio.to_thread(self._append, data)
+        except OSError as error:
+            raise StorageFull("The server cannot store the upload; try again later.") from error
         with self._changed:
-            self._data += data
-            if len(self._data) >= MOST_WAITING_BYTES:
-                self._has_room.clear()
+            self._written += len(data)
             self._changed.notify()
 
+    def _append(self, data: bytes) -> None:
+        self._file.write(data)
+        self._file.flush()
+
     def finish(self) -> None:
-        """No more bytes come. Whoever reads gets what is there, then the end; whoever writes goes on."""
+        """No more bytes come. Whoever reads gets what is there, then the end."""
         with self._changed:
             self._is_complete = True
             self._changed.notify()
-        self._has_room.set()
+        self.completed.set()
+
+    @property
+    def whole(self) -> BinaryIO:
+        """The file itself, from its beginning."""
+        self._file.seek(0)
+        return cast(BinaryIO, self._file)
 
     def seekable(self) -> bool:
         return False
@@ -40,10 +63,9 @@ class GrowingFile:
     def read(self, size: int) -> bytes:
         """As many bytes as are there, at least one, at most `size`; none at the end."""
         with self._changed:
-            while not self._data and not self._is_complete:
+            while self._taken == self._written and not self._is_complete:
                 self._changed.wait()
-            data = bytes(self._data[:size])
-            del self._data[:size]
-            if len(self._data) < MOST_WAITING_BYTES:
-                self._loop.call_soon_threadsafe(self._has_room.set)
+            size = min(size, self._written - self._taken)
+        data = os.pread(self._file.fileno(), size, self._taken)
+        self._taken += len(data)
         return data

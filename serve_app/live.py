@@ -4,7 +4,6 @@ Every step hears the newest audio again with some that came before it, so any re
 words that enough audio follows become final and never change; the rest is partial, and is heard again by the next step.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +13,12 @@ from serve_app.transcript import FRAME_SAMPLES, SAMPLE_RATE, Samples, Token, Win
 
 LEAD_IN = SAMPLE_RATE // 2
 """Silence heard before an utterance: features are normalised over the window, which speech alone would upset."""
+
+TAIL = SAMPLE_RATE // 5
+"""Decoders put the end of a word a little early: what sounds so long behind it is still the word."""
+
+ROOM = 2 * SAMPLE_RATE
+"""A window is at least so much longer than what is heard around new words."""
 
 QUIET_STEP = 8 * SAMPLE_RATE
 """Audio in which nobody seems to speak is heard all the same, so often."""
@@ -34,7 +39,7 @@ class LiveWindows:
 
     def with_patience(self, factor: float) -> "LiveWindows":
         """The same with so many times the audio after a word, as far as there is room."""
-        return replace(self, right=min(round(self.right * factor), max(self.right, self.longest - self.left - self.step)))
+        return replace(self, right=min(round(self.right * factor), max(self.right, self.longest - self.left - ROOM)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +97,7 @@ class Listener:
         elif new == 0 and not self._has_partial:
             self._close_utterance()
             return None
-        start = math.ceil(max(0, self._origin, self._final - self._windows.left) / FRAME_SAMPLES) * FRAME_SAMPLES
+        start = max(0, self._origin, self._final - self._windows.left) // FRAME_SAMPLES * FRAME_SAMPLES
         stop = min(end, start + self._windows.longest)
         self._index += 1
         return Window(self._index - 1, start, self._audio.read(start, stop))
@@ -107,6 +112,9 @@ class Listener:
             if word.end > settled and not is_whole:
                 break
             final += word.tokens
+        if not final and fresh and not is_whole and len(window.samples) >= self._windows.longest:
+            # A word as long as a window may grow would be heard for ever.
+            final = list(group_words(fresh)[0].tokens)
         partial = fresh[len(final) :]
         self._heard = window.end_sample
         self._has_partial = bool(partial)
@@ -118,13 +126,14 @@ class Listener:
         self._known = [token for token in self._known if token.end_sample > self._final - self._windows.left]
         if is_whole:
             self._close_utterance()
-        self._audio.drop_before(max(self._origin, self._final - self._windows.left))
+        self._audio.drop_before(max(self._origin, self._final - self._windows.left) - FRAME_SAMPLES)
         return Hearing(final, partial)
 
     def _close_utterance(self) -> None:
         assert self._utterance_end is not None
-        self._final = max(self._final, self._utterance_end)
-        self._origin = max(self._origin, self._utterance_end - LEAD_IN)
-        # Whoever ends an utterance in mid-speech has its last words heard again, which `following` then knows.
-        self._known = [token for token in self._known if token.end_sample > self._origin]
-        self._has_partial, self._utterance_end = False, None
+        end = self._utterance_end
+        self._final = max(self._final, end)
+        # Where an utterance ends in mid-speech, its last word is not to be heard again.
+        spoken = max((token.end_sample + TAIL for token in self._known), default=0)
+        self._origin = max(self._origin, end - LEAD_IN, min(end, spoken))
+        self._known, self._has_partial, self._utterance_end = [], False, None

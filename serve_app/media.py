@@ -12,6 +12,8 @@ MAGIC = (
     b"\x30\x26\xb2\x75\x8e\x66\xcf\x11",  # ASF, WMA
     b"wvpk",
     b"MThd",
+    b"FLV\x01",
+    b"\x00\x00\x01\xba",  # MPEG program stream
 )
 LONGEST_MAGIC = 8
 LONGEST_FRAME_HEADER = 7

@@ -1,5 +1,6 @@
 """Raw audio in, int16 at 16 kHz out: what a microphone or a telephone sends, a bit at a time."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -53,6 +54,12 @@ class PcmDecoder:
         self._table = None if codec is None else _table(codec)
         is_same_rate = audio_format.sample_rate == SAMPLE_RATE
         self._resampler = None if is_same_rate else soxr.ResampleStream(audio_format.sample_rate, SAMPLE_RATE, 1, "float32")
+
+    def blocks(self, data: bytes) -> Iterator[Samples]:
+        """The samples that are complete with the next bytes, a second or less at a time: nobody else waits for a long frame."""
+        most_bytes = self._format.frame_bytes * self._format.sample_rate
+        for start in range(0, len(data), most_bytes):
+            yield self.push(data[start : start + most_bytes])
 
     def push(self, data: bytes) -> Samples:
         """The samples that are complete with the next bytes; few or none at first, where the rate changes."""

@@ -77,6 +77,8 @@ class Heard:
 class UtteranceFinal:
     """Live: an utterance has ended, and all of it is final."""
 
+    at_s: float
+
 
 LiveEvent = SpeechTurn | Heard | SegmentFinal | UtteranceFinal | Done
 
@@ -146,10 +148,12 @@ async def transcribe_live(
     windows: LiveWindows,
     *,
     max_backlog: int,
+    pauses_end: bool = True,
 ) -> AsyncGenerator[LiveEvent, None]:
     """Transcribe int16 blocks at 16 kHz while they are spoken: stretches of audio are heard again and again (see `live.py`).
 
     One step at a time: where the models are slow, steps grow. Audio is not asked for while more than `max_backlog` samples wait.
+    With `pauses_end`, words that `voice` takes for no speech are an utterance too, once nothing follows them.
     Errors of `audio` and `recognise` pass through.
     """
     listener, segmenter = Listener(windows), Segmenter()
@@ -158,7 +162,13 @@ async def transcribe_live(
     reading: asyncio.Future[Samples | EndUtterance | None] | None = None
     step: tuple[Window, asyncio.Future[list[Token]]] | None = None
     is_speech = is_ending = is_over = False
+    ends_at = 0
     heard = Heard((), ())
+
+    def end_utterance(sample: int) -> None:
+        nonlocal is_ending, ends_at
+        is_ending, ends_at = True, sample
+        listener.end_utterance(sample)
 
     def final(finished: list[Segment]) -> list[SegmentFinal]:
         segments.extend(finished)
@@ -170,12 +180,12 @@ async def transcribe_live(
                 is_ending = False
                 for event in final(segmenter.finish()):
                     yield event
-                yield UtteranceFinal()
+                yield UtteranceFinal(ends_at / SAMPLE_RATE)
             while turns and not is_ending:
                 turn = turns.popleft()
-                is_speech, is_ending = turn.is_speech, not turn.is_speech
-                if is_ending:
-                    listener.end_utterance(turn.known_at)
+                is_speech = turn.is_speech
+                if not is_speech:
+                    end_utterance(turn.known_at)
                 yield SpeechTurn(turn.is_speech, turn.sample / SAMPLE_RATE)
             if step is None and (window := listener.next_window(is_speech=is_speech)) is not None:
                 step = window, asyncio.ensure_future(recognise(window))
@@ -194,8 +204,8 @@ async def transcribe_live(
                     listener.push(block)
                     turns.extend(await voice.push(block))
                 else:
-                    is_over, is_ending = block is None, True
-                    listener.end_utterance(listener.position)
+                    is_over = block is None
+                    end_utterance(listener.position)
             if step is not None and step[1].done():
                 (window, result), step = step, None
                 hearing = listener.add(window, [token.moved(window.start_sample) for token in result.result()])
@@ -204,6 +214,8 @@ async def transcribe_live(
                 if (now := Heard(segmenter.unfinished, words_of(hearing.partial))) != heard:
                     heard = now
                     yield now
+                if pauses_end and now.final and not (now.partial or is_speech or is_ending or turns):
+                    end_utterance(window.end_sample)
         yield Done(tuple(segments), listener.position / SAMPLE_RATE)
     finally:
         tasks = [task for task in (reading, step[1] if step else None) if task is not None]

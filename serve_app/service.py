@@ -3,6 +3,7 @@
 It ties the pipeline to recognisers without knowing where those run: replicas in a Ray cluster, or an engine in a test.
 """
 
+import math
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
@@ -176,12 +177,14 @@ class SpeechService:
         final: with less, text is final sooner and is less certain.
         """
         recogniser, job, live = self._recognisers[model.name], Job(uuid.uuid4().hex, options.keywords), self.settings.live
+        endpointing = endpointing or Endpointing(live.endpoint_s)
         flow = transcribe_live(
             audio,
             lambda window: recogniser.recognise(window, Lane.LIVE, job),
-            self._follow_voice(endpointing or Endpointing(live.endpoint_s)),
+            self._follow_voice(endpointing),
             live.windows.with_patience(patience),
             max_backlog=round(live.max_backlog_s * SAMPLE_RATE),
+            pauses_end=math.isfinite(endpointing.silence_s),
         )
         async with aclosing(flow):
             async for event in flow:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, m
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from serve_app.cues import CueRules
-from serve_app.live import LiveWindows
+from serve_app.live import ROOM, LiveWindows
 from serve_app.seed_variables import SeedVariables
 from serve_app.transcript import SAMPLE_RATE
 
@@ -160,8 +160,8 @@ class LiveSettings(_Group):
 
     @model_validator(mode="after")
     def _window_has_room(self) -> "LiveSettings":
-        if self.left_s + self.right_s >= self.longest_window_s:
-            raise ValueError("longest_window_s must exceed left_s and right_s together")
+        if self.left_s + self.right_s + ROOM / SAMPLE_RATE > self.longest_window_s:
+            raise ValueError(f"longest_window_s must exceed left_s and right_s together by {ROOM / SAMPLE_RATE:.0f} s")
         return self
 
 

@@ -242,6 +242,22 @@ async def test_a_server_that_is_shut_down_finishes_its_streams(
             assert [event["type"] for event in await until_closed(realtime, 1012)] == ["session.created"]
 
 
+@pytest.mark.long
+async def test_a_sender_that_has_to_wait_is_not_taken_for_dead(tmp_path: Path) -> None:
+    seconds, pace = 400, 0.25
+    model = {"name": "slow", "source": "simulated", "min_replicas": 1, "simulation": {"step_s": 0, "seconds_per_audio_s": pace}}
+    noise = np.random.default_rng(0).integers(-9_000, 9_000, SAMPLE_RATE, dtype=np.int16)
+    with serve_run(ROOT / "configs" / "demo.yaml", tmp_path, args={"models": [model]}) as server:
+        server.wait_for_state("slow", "ready")
+        async with connect(server, ping_timeout=None) as socket:
+            await socket.send(json.dumps({"encoding": "pcm_s16le"}))
+            for _ in range(seconds):
+                await socket.send(noise.tobytes())
+            await socket.send("END")
+            last = (await listen(socket))[-1]
+    assert last["final_duration_processed_seconds"] == seconds
+
+
 async def until_closed(socket: ClientConnection, code: int) -> list[dict[str, Any]]:
     """What comes until the server closes with that code."""
     messages: list[dict[str, Any]] = []

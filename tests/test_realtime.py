@@ -26,6 +26,7 @@ from serve_app.voice import Endpointing
 from tests.stand_in import Listening
 from tests.test_pcm import encoded
 from tools.digit_strings import DigitString
+from tools.evaluate_bundled_model import to_int16
 
 URL = f"{PATH}?intent=transcription"
 EVENTS: TypeAdapter[Any] = TypeAdapter(RealtimeServerEvent)
@@ -117,7 +118,7 @@ class TestServerVad:
 
     def test_times(self, session: Talk, strings: list[DigitString]) -> None:
         words = strings[0].words
-        session.speak(np.concatenate([PAUSE, (strings[0].samples * 32767).astype(np.int16), PAUSE]))
+        session.speak(np.concatenate([PAUSE, to_int16(strings[0].samples), PAUSE]))
         events = session.until(f"{TRANSCRIPTION}.completed")
         started, stopped = (next(e[name] for e in events if name in e) for name in ("audio_start_ms", "audio_end_ms"))
         assert started == pytest.approx(1000 + words[0].start_sample / 16 - 300, abs=200)
@@ -137,6 +138,30 @@ class TestServerVad:
         session.speak(speech)
         assert spoken[0].text.startswith(session.until(f"{TRANSCRIPTION}.completed")[-1]["transcript"])
 
+    def test_all_in_one_append(self, session: Talk, spoken: list[DigitString], speech: Samples) -> None:
+        session.speak(speech, frame_bytes=10_000_000)
+        text, ends = "", [0]
+        while len(text.split()) < sum(len(string.words) for string in spoken):
+            events = session.until(f"{TRANSCRIPTION}.completed")
+            started, stopped = (next(e[name] for e in events if name in e) for name in ("audio_start_ms", "audio_end_ms"))
+            assert ends[-1] <= started < stopped
+            assert events[-1]["usage"]["seconds"] == pytest.approx((stopped - started) / 1000, abs=0.2)
+            text, ends = f"{text} {events[-1]['transcript']}".strip(), [*ends, stopped]
+        assert text == " ".join(string.text for string in spoken)
+
+    def test_a_commit_while_somebody_speaks(self, session: Talk, spoken: list[DigitString]) -> None:
+        samples = to_int16(spoken[0].samples)
+        middle = (spoken[0].words[0].end_sample + spoken[0].words[1].start_sample) // 2
+        session.speak(samples[:middle])
+        events = session.commit()
+        session.speak(np.concatenate([samples[middle:], PAUSE, PAUSE]))
+        session.send("input_audio_buffer.commit")
+        events += session.until(f"{TRANSCRIPTION}.completed")
+        assert kinds(events).count("committed") == kinds(events).count("completed") == 2
+        assert "speech_stopped" not in kinds(events)
+        heard = " ".join(event["transcript"] for event in events if "transcript" in event)
+        assert heard.lower().replace(".", "") == spoken[0].text.lower().replace(".", "")
+
 
 class TestManual:
     @pytest.fixture
@@ -146,7 +171,7 @@ class TestManual:
 
     def test_commits_become_items(self, session: Talk, strings: list[DigitString]) -> None:
         for string in strings[4:7]:
-            session.speak((string.samples * 32767).astype(np.int16))
+            session.speak(to_int16(string.samples))
             events = session.commit()
             assert set(kinds(events)) == {"committed", "delta", "completed"}
             assert len({event["item_id"] for event in events}) == 1
@@ -155,18 +180,18 @@ class TestManual:
 
     def test_all_sent_ahead(self, session: Talk, strings: list[DigitString]) -> None:
         for string in strings[4:7]:
-            session.speak((string.samples * 32767).astype(np.int16))
+            session.speak(to_int16(string.samples))
             session.send("input_audio_buffer.commit")
         for string in strings[4:7]:
             assert session.until(f"{TRANSCRIPTION}.completed")[-1]["transcript"] == string.text
 
     def test_clear(self, session: Talk, strings: list[DigitString]) -> None:
-        session.speak((strings[5].samples * 32767).astype(np.int16))
+        session.speak(to_int16(strings[5].samples))
         session.send("input_audio_buffer.clear")
         session.until("input_audio_buffer.cleared")
         session.send("input_audio_buffer.commit")
         assert session.error()["code"] == "input_audio_buffer_commit_empty"
-        session.speak((strings[4].samples * 32767).astype(np.int16))
+        session.speak(to_int16(strings[4].samples))
         assert session.commit()[-1]["transcript"] == strings[4].text
 
     def test_nothing_is_said(self, session: Talk) -> None:
@@ -177,17 +202,17 @@ class TestManual:
     def test_rates(self, session: Talk, strings: list[DigitString], rate: int) -> None:
         audio = session.update(format={"type": "audio/pcm", "rate": rate})["audio"]["input"]["format"]
         assert audio == {"type": "audio/pcm", "rate": rate}
-        session.speak((strings[5].samples * 32767).astype(np.int16), rate)
+        session.speak(to_int16(strings[5].samples), rate)
         assert session.commit()[-1]["transcript"] == strings[5].text
 
     @pytest.mark.parametrize(("kind", "encoding"), [("audio/pcmu", "mulaw"), ("audio/pcma", "alaw")])
     def test_telephones(self, session: Talk, strings: list[DigitString], kind: str, encoding: str) -> None:
         assert session.update(format={"type": kind})["audio"]["input"]["format"] == {"type": kind}
-        session.speak((strings[5].samples * 32767).astype(np.int16), 8_000, encoding)
+        session.speak(to_int16(strings[5].samples), 8_000, encoding)
         assert session.commit()[-1]["transcript"] == strings[5].text
 
     def test_what_was_said_before_an_update_is_not_lost(self, session: Talk, strings: list[DigitString]) -> None:
-        session.speak((strings[5].samples * 32767).astype(np.int16))
+        session.speak(to_int16(strings[5].samples))
         session.send("session.update", session={"audio": {"input": {"transcription": {"language": "en"}}}})
         events = session.until("session.updated")
         assert kinds(events) == ["delta", "committed", "completed", "updated"]
@@ -196,7 +221,7 @@ class TestManual:
     def test_log_probabilities(self, session: Talk, strings: list[DigitString]) -> None:
         session.send("session.update", session={"include": ["item.input_audio_transcription.logprobs"]})
         session.until("session.updated")
-        session.speak((strings[5].samples * 32767).astype(np.int16))
+        session.speak(to_int16(strings[5].samples))
         completed = session.commit()[-1]
         assert "".join(entry["token"] for entry in completed["logprobs"]).strip() == completed["transcript"]
 
@@ -234,7 +259,7 @@ def test_what_settings_mean(audio_input: dict[str, Any], silence_s: float, thres
 
 def test_keywords_reach_the_model(server: Listening, session: Talk, spoken: list[DigitString]) -> None:
     session.update(turn_detection=None, transcription={"keywords": ["seven"], "prompt": "eight, nine"})
-    session.speak((spoken[0].samples * 32767).astype(np.int16))
+    session.speak(to_int16(spoken[0].samples))
     session.commit()
     assert server.jobs[-1].keywords == ("seven", "eight", "nine")
 
@@ -274,20 +299,19 @@ class TestWrong:
         error = session.error()
         assert (error["type"], error["param"]) == ("invalid_request_error", param)
         assert error["event_id"] == ("mine" if isinstance(event, dict) else None)
-        session.speak(np.concatenate([(strings[5].samples * 32767).astype(np.int16), PAUSE]))
+        session.speak(np.concatenate([to_int16(strings[5].samples), PAUSE]))
         assert session.until(f"{TRANSCRIPTION}.completed")[-1]["transcript"] == strings[5].text
 
     def test_recognition_fails_and_comes_back(self, server: Listening, session: Talk, strings: list[DigitString]) -> None:
         session.update(turn_detection=None)
         server.failure = EngineError("It broke.")
-        session.speak((strings[5].samples * 32767).astype(np.int16))
+        session.speak(to_int16(strings[5].samples))
         session.send("input_audio_buffer.commit")
-        failed = session.until(f"{TRANSCRIPTION}.failed")[-1]
-        assert failed["error"]["message"] == "It broke."
+        failed = session.until(f"{TRANSCRIPTION}.failed")
+        assert kinds(failed) == ["committed", "failed"]
+        assert failed[-1]["error"]["message"] == "It broke."
         server.failure = None
-        session.send("input_audio_buffer.clear")
-        session.until("input_audio_buffer.cleared")
-        session.speak((strings[4].samples * 32767).astype(np.int16))
+        session.speak(to_int16(strings[4].samples))
         assert session.commit()[-1]["transcript"] == strings[4].text
 
     @pytest.mark.parametrize(("url", "param"), [(f"{PATH}?intent=conversation", "intent"), (f"{URL}&model=none", "model")])
@@ -297,6 +321,20 @@ class TestWrong:
             assert (error["type"], error["error"]["param"]) == ("error", param)
             with pytest.raises(WebSocketDisconnect):
                 socket.receive_json()
+
+    def test_a_turn_fails_and_the_next_one_does_not(self, server: Listening, session: Talk, strings: list[DigitString]) -> None:
+        server.failure = EngineError("It broke.")
+        session.speak(np.concatenate([to_int16(strings[5].samples), PAUSE]))
+        session.until(f"{TRANSCRIPTION}.failed")
+        server.failure = None
+        session.speak(np.concatenate([PAUSE, to_int16(strings[2].samples), PAUSE]))
+        while (event := session.until(f"{TRANSCRIPTION}.completed")[-1])["transcript"] != strings[2].text:
+            assert event["transcript"] in strings[5].text
+
+    @pytest.mark.parametrize("event", [{"type": "x" * 10_000}, {"type": "x", "event_id": "y" * 10_000}, {"type": "\ud800"}])
+    def test_little_is_sent_back(self, session: Talk, event: dict[str, str]) -> None:
+        session.socket.send_text(json.dumps(event))
+        assert len(json.dumps(session.error())) < 2_000
 
     def test_a_client_that_never_speaks_is_closed(self, engine: ParakeetEngine) -> None:
         server = Listening(engine, live=LiveSettings(idle_s=0.2))
@@ -332,7 +370,7 @@ class TestKeys:
 
 def test_a_server_that_ends_finishes_what_it_has(server: Listening, session: Talk, strings: list[DigitString]) -> None:
     session.update(turn_detection=None)
-    session.speak((strings[5].samples * 32767).astype(np.int16))
+    session.speak(to_int16(strings[5].samples))
     server.service.admission.close()
     assert session.until(f"{TRANSCRIPTION}.completed")[-1]["transcript"] == strings[5].text
     with pytest.raises(WebSocketDisconnect) as closed:

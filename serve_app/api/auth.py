@@ -43,20 +43,23 @@ class Keys:
         """The digest of the key in an `Authorization` header; raises InvalidKey."""
         scheme, _, key = (authorization or "").partition(" ")
         # Header bytes reach us as Latin-1.
-        digest = _digest(key.strip().encode("latin-1"))
+        return self._match(key.strip().encode("latin-1") if scheme.lower() == "bearer" else b"")
+
+    def _match(self, key: bytes) -> bytes:
+        digest = _digest(key)
         # Every key is compared, and digests are of one length: the time tells nothing.
         matches = [known for known in self._uses if hmac.compare_digest(known, digest)]
-        if scheme.lower() != "bearer" or not matches:
+        if not matches:
             raise InvalidKey("A valid API key is needed: `Authorization: Bearer KEY`.")
         return matches[0]
 
     @contextmanager
-    def stream(self, authorization: str | None) -> Iterator[None]:
-        """A live stream of whoever has that header. Raises InvalidKey or RateLimited."""
+    def stream(self, authorization: str | None, key: str | None = None) -> Iterator[None]:
+        """A live stream of whoever has that header, or that key in a message. Raises InvalidKey or RateLimited."""
         if not self.are_wanted:
             yield
             return
-        with self.request(self.find(authorization)):
+        with self.request(self._match(key.encode(errors="replace")) if key else self.find(authorization)):
             yield
 
     @contextmanager

@@ -4,10 +4,7 @@ One flow of live speech is open as long as the session's settings stay the same.
 is read while the models are behind.
 """
 
-import base64
-import json
 import time
-import uuid
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -15,6 +12,7 @@ from typing import Any
 
 from fastapi import APIRouter, WebSocket
 
+from serve_app.api import realtime_events as events
 from serve_app.api.auth import Keys
 from serve_app.api.errors import describe
 from serve_app.api.realtime_session import Session
@@ -22,7 +20,7 @@ from serve_app.api.sockets import Socket
 from serve_app.errors import RequestError, SpeechError
 from serve_app.export import to_logprobs
 from serve_app.pcm import PcmDecoder
-from serve_app.pipeline import Done, EndUtterance, Heard, LiveEvent, SegmentFinal, SpeechTurn, UtteranceFinal
+from serve_app.pipeline import EndUtterance, Heard, LiveEvent, SegmentFinal, SpeechTurn, UtteranceFinal
 from serve_app.service import SpeechService
 from serve_app.transcript import SAMPLE_RATE, Samples, Token
 
@@ -52,18 +50,9 @@ def create_router(service: SpeechService, keys: Keys) -> APIRouter:
             with keys.stream(f"Bearer {key}" if key else websocket.headers.get("authorization")), service.admission.stream():
                 await connection.talk()
 
-        await socket.run(talk, _error)
+        await socket.run(talk, events.error)
 
     return router
-
-
-def _error(error: SpeechError, client_event_id: str | None = None) -> dict[str, Any]:
-    body = describe(error).error.model_dump()
-    return {"type": "error", "event_id": _new_id("event"), "error": {**body, "event_id": client_event_id}}
-
-
-def _new_id(kind: str) -> str:
-    return f"{kind}_{uuid.uuid4().hex[:24]}"
 
 
 class _Discarded(Exception):
@@ -75,7 +64,7 @@ class _Item:
     """What is said between two commits, by the client or by a pause. Times in seconds of all audio of the session."""
 
     start_s: float
-    item_id: str = field(default_factory=lambda: _new_id("item"))
+    item_id: str = field(default_factory=lambda: events.new_id("item"))
     has_speech: bool = False
     is_committed: bool = False
     text: str = ""
@@ -94,7 +83,7 @@ class _Connection:
         self._session = Session()
         self._next_session: Session | None = None
         self._fixed = {
-            "id": _new_id("sess"),
+            "id": events.new_id("sess"),
             "object": "realtime.transcription_session",
             "expires_at": round(time.time() + service.settings.live.max_session_s),
         }
@@ -102,6 +91,7 @@ class _Connection:
         self._flow_start_s = 0.0
         self._item = _Item(0.0)
         self._last_item_id: str | None = None
+        self._decoder = PcmDecoder(self._session.pcm_format)
         self._has_begun = False
         self._is_open = True
 
@@ -110,13 +100,17 @@ class _Connection:
         if self._query.get("intent", INTENT) != INTENT:
             raise RequestError(f"This server has sessions with intent={INTENT} only.", param="intent")
         model = self._query.get("model") or self._service.settings.default_model_name
-        self._session = self._checked({"audio": {"input": {"transcription": {"model": model}}}})
+        self._set(self._checked({"audio": {"input": {"transcription": {"model": model}}}}))
         await self._send("session.created", session=self._described())
         while self._is_open:
             await self._converse()
             if self._next_session is not None:
-                self._session, self._next_session = self._next_session, None
+                self._set(self._next_session)
                 await self._send("session.updated", session=self._described())
+
+    def _set(self, session: Session) -> None:
+        self._session, self._next_session = session, None
+        self._decoder = PcmDecoder(session.pcm_format)
 
     async def _converse(self) -> None:
         """Until the settings change, the audio is thrown away, recognition fails, or nothing more comes."""
@@ -138,45 +132,74 @@ class _Connection:
         except RequestError:
             raise
         except SpeechError as error:
-            await self._commit()
-            await self._tell_of_item("failed", error=describe(error).error.model_dump())
+            await self._fail(error)
+
+    async def _fail(self, error: SpeechError) -> None:
+        """The item has no text. One that the client is to commit ends when it does."""
+        if not self._has_turns and not self._item.is_committed:
+            async with aclosing(self._audio()) as audio:
+                try:
+                    async for piece in audio:
+                        if isinstance(piece, EndUtterance):
+                            break
+                except _Discarded:
+                    await self._send("input_audio_buffer.cleared")
+                    return
+        await self._commit()
+        await self._tell_of_item("failed", error=describe(error).error.model_dump())
+
+    @property
+    def _has_turns(self) -> bool:
+        """The server finds where utterances end."""
+        return self._session.audio.input.turn_detection is not None
+
+    @property
+    def _is_between(self) -> bool:
+        """Nothing has come of the next utterance: a client with a button to press is as silent as it likes."""
+        if self._has_turns:
+            return not self._item.has_speech and not self._item.text
+        return self._position_s - self._item.start_s < SHORTEST_COMMIT_S
 
     async def _audio(self) -> AsyncGenerator[Samples | EndUtterance, None]:
         """What the client sends, until it changes the settings or the server ends."""
-        decoder = PcmDecoder(self._session.pcm_format)
         live = self._service.settings.live
         while True:
-            # Between utterances a client with a button to press is as silent as it likes.
-            is_waiting = self._has_begun and self._item.start_s == self._position_s
-            frame = await self._socket.receive(live.max_session_s if is_waiting else live.idle_s)
+            frame = await self._socket.receive(live.max_session_s if self._has_begun and self._is_between else live.idle_s)
             self._has_begun = True
             if frame is None:
                 self._is_open = False
-                yield self._heard(decoder.finish())
+                yield self._flushed()
                 return
             event: dict[str, Any] = {}
             try:
-                event = _parsed(frame)
+                event = events.parsed(frame)
                 match event.get("type"):
                     case "input_audio_buffer.append":
-                        yield self._heard(decoder.push(_audio_of(event)))
+                        for block in self._decoder.blocks(events.audio_of(event)):
+                            yield self._heard(block)
                     case "input_audio_buffer.commit":
                         if self._position_s - self._item.start_s < SHORTEST_COMMIT_S:
-                            raise _EmptyBuffer(f"There is less than {1000 * SHORTEST_COMMIT_S:.0f} ms of audio to commit.")
-                        yield self._heard(decoder.finish())
-                        decoder = PcmDecoder(self._session.pcm_format)
+                            raise events.EmptyBuffer(f"There is less than {1000 * SHORTEST_COMMIT_S:.0f} ms of audio to commit.")
+                        yield self._flushed()
                         await self._commit()
                         yield EndUtterance()
                     case "input_audio_buffer.clear":
+                        self._flushed()
                         raise _Discarded
                     case "session.update":
                         self._next_session = self._checked(event.get("session"))
-                        yield self._heard(decoder.finish())
+                        yield self._flushed()
                         return
                     case kind:
-                        raise RequestError(f"There is no event of the type {kind!r} in a transcription session.", param="type")
+                        raise events.unknown(kind)
             except SpeechError as error:
-                await self._socket.send(_error(error, event.get("event_id")))
+                await self._socket.send(events.error(error, event.get("event_id")))
+
+    def _flushed(self) -> Samples:
+        """What the decoder holds back; it begins anew."""
+        samples = self._heard(self._decoder.finish())
+        self._decoder = PcmDecoder(self._session.pcm_format)
+        return samples
 
     def _heard(self, samples: Samples) -> Samples:
         self._position_s += len(samples) / SAMPLE_RATE
@@ -197,7 +220,7 @@ class _Connection:
     async def _tell(self, event: LiveEvent) -> None:
         item = self._item
         match event:
-            case SpeechTurn() if self._session.audio.input.turn_detection is None:
+            case SpeechTurn() if not self._has_turns:
                 return
             case SpeechTurn(is_speech=True):
                 item.has_speech = True
@@ -205,7 +228,7 @@ class _Connection:
                 await self._send(
                     "input_audio_buffer.speech_started", audio_start_ms=round(1000 * item.start_s), item_id=item.item_id
                 )
-            case SpeechTurn():
+            case SpeechTurn() if item.has_speech:
                 end_s = self._flow_start_s + event.at_s + self._session.endpointing.silence_s
                 await self._send("input_audio_buffer.speech_stopped", audio_end_ms=round(1000 * end_s), item_id=item.item_id)
                 await self._commit()
@@ -218,10 +241,8 @@ class _Connection:
             case UtteranceFinal():
                 if item.is_committed or item.has_speech or item.text:
                     await self._commit()
-                    await self._complete()
-                self._item = _Item(self._position_s)
-            case Done():
-                return
+                    await self._complete(self._flow_start_s + event.at_s)
+                self._item = _Item(self._flow_start_s + event.at_s)
 
     async def _tell_text(self, text: str) -> None:
         """What was not told yet of a segment's final text."""
@@ -237,8 +258,8 @@ class _Connection:
             await self._send("input_audio_buffer.committed", item_id=self._item.item_id, previous_item_id=self._last_item_id)
             self._last_item_id = self._item.item_id
 
-    async def _complete(self) -> None:
-        seconds = max(0.0, self._position_s - self._item.start_s)
+    async def _complete(self, end_s: float) -> None:
+        seconds = max(0.0, end_s - self._item.start_s)
         await self._tell_of_item(
             "completed",
             transcript=self._item.text,
@@ -250,25 +271,4 @@ class _Connection:
         await self._send(f"{TRANSCRIPTION}.{what}", item_id=self._item.item_id, content_index=0, **fields)
 
     async def _send(self, kind: str, **fields: Any) -> None:
-        await self._socket.send({"type": kind, "event_id": _new_id("event"), **fields})
-
-
-class _EmptyBuffer(RequestError):
-    code = "input_audio_buffer_commit_empty"
-
-
-def _parsed(frame: str | bytes) -> dict[str, Any]:
-    try:
-        event = json.loads(frame)
-    except (ValueError, RecursionError):
-        raise RequestError("An event must be JSON.") from None
-    if not isinstance(event, dict):
-        raise RequestError("An event must be a JSON object.")
-    return event
-
-
-def _audio_of(event: Mapping[str, Any]) -> bytes:
-    try:
-        return base64.b64decode(event["audio"], validate=True)
-    except (KeyError, TypeError, ValueError):
-        raise RequestError("`audio` must be base64.", param="audio") from None
+        await self._socket.send({"type": kind, "event_id": events.new_id("event"), **fields})

@@ -17,6 +17,8 @@ log = logging.getLogger("ray.serve")
 
 RESTART = 1012
 DRAIN_POLL_S = 1.0
+MOST_REASON_BYTES = 120
+"""Of a close frame, which holds 123 (RFC 6455, 5.5)."""
 
 CLOSE_CODES: dict[str, int] = {
     AudioError.code: 1003,
@@ -71,6 +73,15 @@ class Socket:
             raise UploadTooLarge(f"A frame may have {self._limits.max_frame_bytes} bytes.")
         return frame
 
+    async def until_gone(self) -> None:
+        """Raises WebSocketDisconnect when the client goes; passes over what it still sends."""
+        while True:
+            self._receiving = self._receiving or asyncio.ensure_future(self._websocket.receive())
+            await asyncio.wait([self._receiving])
+            message, self._receiving = self._receiving.result(), None
+            if message["type"] == "websocket.disconnect":
+                raise WebSocketDisconnect(message.get("code", 1005))
+
     async def send(self, message: dict[str, Any]) -> None:
         await self._websocket.send_json(message)
 
@@ -98,7 +109,7 @@ class Socket:
     async def _end(self, error: SpeechError, describe: Callable[[SpeechError], dict[str, Any]]) -> None:
         try:
             await self.send(describe(error))
-            await self._websocket.close(close_code(error), error.message[:100])
+            await self._websocket.close(close_code(error), error.message.encode()[:MOST_REASON_BYTES].decode(errors="ignore"))
         except (WebSocketDisconnect, RuntimeError):
             # The client has gone; nobody is left to be told.
             return

@@ -2,12 +2,11 @@
 
 import asyncio
 import base64
-import binascii
 import json
 import math
-import tempfile
 import time
 from collections.abc import AsyncGenerator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any, BinaryIO, Literal, cast
 
@@ -20,7 +19,7 @@ from serve_app.api.auth import Keys
 from serve_app.api.sockets import Socket
 from serve_app.audio import AudioFile
 from serve_app.cues import CueRules, shape
-from serve_app.errors import AudioError, RequestError, SpeechError, UploadTooLarge
+from serve_app.errors import AudioError, RequestError, ShuttingDown, SpeechError, UploadTooLarge
 from serve_app.growing_file import GrowingFile
 from serve_app.media import is_media, needs_its_end
 from serve_app.pcm import Encoding, PcmDecoder, PcmFormat
@@ -93,22 +92,26 @@ class _Stream:
         self._authorization = authorization
         self._config = StreamConfig()
         self._began_s = time.monotonic()
+        self._has_ended = False
 
     async def talk(self) -> None:
         """Raises SpeechError or WebSocketDisconnect."""
         live = self._service.settings.live
         first = await self._socket.receive(live.config_s)
+        if first is None:
+            self._service.admission.check_open()
         if isinstance(first, str) and first.lstrip().startswith("{"):
             self._config = _parsed(first)
             first = b""
-        key = f"Bearer {self._config.api_key}" if self._config.api_key else self._authorization
-        with self._keys.stream(key), self._service.admission.stream():
+        with self._keys.stream(self._authorization, self._config.api_key), self._service.admission.stream():
             model = self._service.find_model(self._config.model)
             spoken = language.check(language.codes([self._config.language or ""]), model)
             options = JobOptions(None, keywords.keywords(self._config.keywords), spoken)
             async with aclosing(self._pieces(first)) as pieces:
                 head = await self._head(pieces)
                 if not head:
+                    if not self._has_ended:
+                        self._service.admission.check_open()
                     raise AudioError("No audio data received by server.")
                 if self._config.encoding is None and is_media(head):
                     await self._transcribe_file(head, pieces, model, options)
@@ -120,6 +123,7 @@ class _Stream:
         frame, total_bytes, most_bytes = first, 0, self._service.settings.limits.max_upload_bytes
         while frame is not None:
             if isinstance(frame, str) and frame.strip().upper() == END:
+                self._has_ended = True
                 return
             audio = self._audio_of(frame)
             total_bytes += len(audio)
@@ -135,7 +139,7 @@ class _Stream:
             raise RequestError("A text that is neither the configuration nor END came, and the format is not base64.")
         try:
             return base64.b64decode(frame, validate=True)
-        except binascii.Error:
+        except ValueError:
             raise RequestError("A frame is not base64.") from None
 
     async def _head(self, pieces: AsyncGenerator[bytes, None]) -> bytes:
@@ -150,40 +154,41 @@ class _Stream:
     async def _transcribe_file(
         self, head: bytes, pieces: AsyncGenerator[bytes, None], model: ModelSettings, options: JobOptions
     ) -> None:
-        if needs_its_end(head):
-            with tempfile.TemporaryFile() as stored:
-                await asyncio.to_thread(stored.write, head)
-                async for piece in pieces:
-                    await asyncio.to_thread(stored.write, piece)
-                await asyncio.to_thread(stored.seek, 0)
-                await self._report(AudioFile(stored), model, options)
-            return
-        growing = GrowingFile()
-
-        async def fill() -> None:
+        # A thread of its own, as it waits for bytes, and others would wait with it.
+        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="growing file")
+        with GrowingFile() as file:
+            filling = asyncio.ensure_future(self._fill(file, head, pieces))
+            reporting = asyncio.ensure_future(self._report(file, thread, model, options, is_wanted_whole=needs_its_end(head)))
             try:
-                await growing.write(head)
-                async for piece in pieces:
-                    await growing.write(piece)
+                await asyncio.wait([filling, reporting], return_when=asyncio.FIRST_COMPLETED)
+                if not reporting.done():
+                    # A sender that stopped half-way has sent no file, and one that has gone wants no text.
+                    filling.result()
+                # Whoever sends more than the file says it holds is not waited for.
+                await reporting
             finally:
-                growing.finish()
+                file.finish()
+                for task in (filling, reporting):
+                    task.cancel()
+                await asyncio.gather(filling, reporting, return_exceptions=True)
+                thread.shutdown(wait=False)
 
-        filling = asyncio.ensure_future(fill())
-        reporting = asyncio.ensure_future(self._report(AudioFile(cast(BinaryIO, growing)), model, options))
-        try:
-            await asyncio.wait([filling, reporting], return_when=asyncio.FIRST_COMPLETED)
-            if not reporting.done():
-                # A sender that stopped half-way has sent no file.
-                filling.result()
-            # Whoever sends more than the file says it holds is not waited for.
-            await reporting
-        finally:
-            growing.finish()
-            for task in (filling, reporting):
-                task.cancel()
-            await asyncio.gather(filling, reporting, return_exceptions=True)
+    async def _fill(self, file: GrowingFile, head: bytes, pieces: AsyncGenerator[bytes, None]) -> None:
+        """Store what comes, as fast as it comes; then raise WebSocketDisconnect when the client goes."""
+        await file.write(head)
+        async for piece in pieces:
+            await file.write(piece)
+        file.finish()
+        await self._socket.until_gone()
 
-    async def _report(self, audio: AudioFile, model: ModelSettings, options: JobOptions) -> None:
+    async def _report(
+        self, file: GrowingFile, thread: Executor, model: ModelSettings, options: JobOptions, *, is_wanted_whole: bool
+    ) -> None:
+        if is_wanted_whole:
+            await file.completed.wait()
+            if not self._has_ended:
+                raise ShuttingDown("The server was shut down before all of the file had come.")
+        audio = AudioFile(file.whole if is_wanted_whole else cast(BinaryIO, file), thread)
         async with aclosing(self._service.transcribe_events(audio, model, options)) as events:
             async for event in events:
                 await self._tell(event, audio.warnings, model, options)
@@ -194,9 +199,11 @@ class _Stream:
         decoder = PcmDecoder(self._config.pcm_format())
 
         async def samples() -> AsyncGenerator[Samples | EndUtterance, None]:
-            yield decoder.push(head)
+            for block in decoder.blocks(head):
+                yield block
             async for piece in pieces:
-                yield decoder.push(piece)
+                for block in decoder.blocks(piece):
+                    yield block
             yield decoder.finish()
 
         events = self._service.transcribe_stream(samples(), model, options, endpointing=self._config.ends())

@@ -55,7 +55,9 @@ async def listen(url: str, api_key: str | None, fields: Mapping[str, Any], speec
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     address = "ws" + url.removeprefix("http") + PATH
     try:
-        connection = websockets.connect(address, additional_headers=headers, max_size=None, open_timeout=CONNECT_S)
+        # Where a server lets a fast sender wait, its pongs wait too.
+        options: dict[str, Any] = {"max_size": None, "open_timeout": CONNECT_S, "ping_timeout": None}
+        connection = websockets.connect(address, additional_headers=headers, **options)
         async with connection as socket:
             await socket.send(json.dumps({**fields, **speech.form, "interim_results": True}))
             speaking = asyncio.create_task(_speak(socket, speech))

@@ -1,11 +1,13 @@
 """Where live speech comes from: a microphone, a file at the pace of speech, or standard input."""
 
 import asyncio
+import contextlib
 import os
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,17 +80,24 @@ async def _paced(path: Path) -> AsyncIterator[bytes]:
 
 
 async def _read() -> AsyncIterator[bytes]:
-    loop, came = asyncio.get_running_loop(), asyncio.Queue[bytes](maxsize=1)
+    loop, came = asyncio.get_running_loop(), asyncio.Queue[bytes | Exception](maxsize=1)
 
     def read() -> None:
-        data = b" "
-        while data:
-            data = os.read(sys.stdin.fileno(), PIECE_BYTES)
-            asyncio.run_coroutine_threadsafe(came.put(data), loop).result()
+        data: bytes | Exception = b" "
+        while data and isinstance(data, bytes):
+            try:
+                data = os.read(sys.stdin.fileno(), PIECE_BYTES)
+            except (OSError, ValueError, AttributeError) as error:
+                data = error
+            with contextlib.suppress(CancelledError, RuntimeError):
+                # Both when nobody listens any more.
+                asyncio.run_coroutine_threadsafe(came.put(data), loop).result()
 
     # A daemon, so that Ctrl-C need not wait for what is never said.
     threading.Thread(target=read, daemon=True).start()
     while data := await came.get():
+        if isinstance(data, Exception):
+            raise Failure(f"standard input cannot be read: {data}") from data
         yield data
 
 
