@@ -9,6 +9,9 @@ BUNDLED_MODEL := serve_app/bundled/digits.nemo
 # promise to keep; replica scheduling was measured on this Ray, and deploy/kuberay names it; torch has to suit both.
 HELD := nemo_toolkit==3.0.0 ray==2.60.0 torch==2.13.0
 
+# Judges whether the web page is accessible; its test is skipped where there is no npm.
+AXE := axe-core@4.14.1
+
 BIN := .venv/bin
 # Stamps, touched when an installation is complete. RUNTIME: what serving needs; DEV: tests, linters and tools on top.
 RUNTIME := .venv/.runtime
@@ -23,7 +26,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 .DEFAULT_GOAL := help
 # Two goals that install at the same time would write into one .venv.
 .NOTPARALLEL:
-.PHONY: help demo serve test soak check lint types unit format evaluate train constraints clean
+.PHONY: help demo serve test soak check lint types unit format evaluate screenshots train constraints clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +62,9 @@ format: $(DEV) ## Format the code and mend what ruff can mend
 
 evaluate: recordings $(DEV) ## Measure the bundled model on FSDD_RECORDINGS
 	$(BIN)/python -m tools.evaluate_bundled_model "$(FSDD_RECORDINGS)"
+
+screenshots: $(DEV) ## Take pictures of the web page in all its states, into build/screenshots (needs Chromium)
+	$(BIN)/python -m tools.screenshots build/screenshots
 
 train: recordings $(DEV) ## Train the bundled model anew from FSDD_RECORDINGS (needs espeak-ng and flite)
 	$(BIN)/python -m tools.train_bundled_model "$(FSDD_RECORDINGS)" $(BUNDLED_MODEL) $(TRAIN_ARGS)
@@ -102,4 +108,5 @@ $(RUNTIME): pyproject.toml constraints.txt | .venv/pyvenv.cfg
 $(DEV): pyproject.toml constraints.txt | .venv/pyvenv.cfg
 	@echo "Installing into .venv; the first time takes minutes and some GB."
 	@$(INSTALL) -e '.[dev]'
+	@if command -v npm >/dev/null; then npm install --silent --no-save --no-package-lock --no-audit --no-fund --prefix .venv/npm $(AXE); fi
 	@touch $(RUNTIME) $@

@@ -186,8 +186,8 @@ class AuthSettings(_Group):
 
     keys: tuple[SecretStr, ...] = Field(
         (),
-        description="API keys, of which every request but `/health` needs one; none leaves the server open. Better in the "
-        "environment (`API_KEY`, several with commas between): Ray's dashboard shows the file.",
+        description="API keys, of which every request but `/health` and the page needs one; none leaves the server open. "
+        "Better in the environment (`API_KEY`, several with commas between): Ray's dashboard shows the file.",
     )
     max_requests: int = Field(
         0, ge=0, description="Transcriptions that one key may have at work per ingress replica; 0 is no limit."

@@ -227,7 +227,7 @@ def silent_video() -> bytes:
 def _pictures(output: av.container.OutputContainer, picture: Picture, seconds: float) -> list[Packet]:
     if picture == "none":
         return []
-    codec = "mjpeg" if picture == "cover" else "mpeg4"
+    codec = "mjpeg" if picture == "cover" else "libvpx" if output.format.name == "webm" else "mpeg4"
     stream = output.add_stream(codec, rate=10)
     assert isinstance(stream, av.VideoStream)
     stream.width, stream.height, stream.pix_fmt = 64, 64, "yuvj420p" if picture == "cover" else "yuv420p"

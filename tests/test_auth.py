@@ -31,15 +31,20 @@ def test_without_keys_everything_is_open() -> None:
 class TestWithKeys:
     AUTH = AuthSettings(keys=KEYS)
 
-    @pytest.mark.parametrize("path", ["/v1/models", "/ready", "/docs", "/openapi.json", "/nowhere"])
+    @pytest.mark.parametrize("path", ["/v1/models", "/ready", "/nowhere", "/staticky"])
     @pytest.mark.parametrize("key", [None, "", "wrong", "first-key-and-more", "first"])
-    def test_all_but_health_is_closed(self, path: str, key: str | None) -> None:
+    def test_the_rest_is_closed(self, path: str, key: str | None) -> None:
         with client_with(self.AUTH, key) as client:
             assert_error(client.get(path), 401, "invalid_api_key")
             refused = post(client)
             assert_error(refused, 401, "invalid_api_key")
             assert refused.headers["www-authenticate"] == "Bearer"
             assert client.get("/health").status_code == 200
+
+    @pytest.mark.parametrize("path", ["/", "/static/app.js", "/docs", "/openapi.json"])
+    def test_what_is_the_same_for_everybody_is_open(self, path: str) -> None:
+        with client_with(self.AUTH) as client:
+            assert client.get(path).status_code == 200
 
     @pytest.mark.parametrize("key", KEYS)
     def test_every_key_opens(self, key: SecretStr) -> None:

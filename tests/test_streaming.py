@@ -100,6 +100,8 @@ def test_progress_goes_up_to_the_length_of_the_file(client: TestClient) -> None:
     assert done_s == sorted(done_s)
     assert done_s[-1] == 115
     assert {event["total_s"] for event in progress} == {115}
+    assert [event["windows_done"] for event in progress] == list(range(1, len(progress) + 1))
+    assert all(event["windows_done"] <= event["windows_planned"] <= len(progress) for event in progress)
     assert [event for event in events if event not in progress] == events_of(client)
 
 

@@ -4,7 +4,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from serve_app import __version__
-from serve_app.api import auth, description, errors, limits, realtime, rest, websocket
+from serve_app.api import auth, description, errors, exports, limits, page, realtime, rest, websocket
 from serve_app.service import SpeechService
 
 DESCRIPTION = "Speech to text with NVIDIA Parakeet models. The routes under `/v1` speak OpenAI's audio API."
@@ -26,7 +26,9 @@ def create_api(service: SpeechService) -> FastAPI:
         expose_headers=["*"],
     )
     api.include_router(rest.create_router(service))
+    api.include_router(exports.create_router(service))
     api.include_router(websocket.create_router(service, keys))
     api.include_router(realtime.create_router(service, keys))
+    page.install(api)
     description.install(api)
     return api

@@ -1,4 +1,4 @@
-"""Who may use the server: bearer keys on every route but `/health`, and what one key may ask for."""
+"""Who may use the server: bearer keys on every route but those that are the same for everybody, and what one key may ask for."""
 
 import hashlib
 import hmac
@@ -15,7 +15,8 @@ from serve_app.api.errors import answer
 from serve_app.errors import InvalidKey, RateLimited, SpeechError
 from serve_app.settings import AuthSettings
 
-OPEN_PATHS = frozenset({"/health"})
+OPEN_PATHS = frozenset({"/", "/health", "/docs", "/openapi.json"})
+OPEN_FOLDER = "/static/"
 MINUTE_S = 60.0
 
 
@@ -97,8 +98,7 @@ class RequireKey:
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_open = not self._keys.are_wanted or scope["type"] != "http" or scope["path"] in OPEN_PATHS
-        if is_open or scope["method"] == "OPTIONS":
+        if not self._keys.are_wanted or scope["type"] != "http" or _is_open(scope):
             await self._app(scope, receive, send)
             return
         try:
@@ -110,6 +110,10 @@ class RequireKey:
                 await self._app(scope, receive, _adding(headers, send))
         except SpeechError as error:
             await answer(error)(scope, receive, send)
+
+
+def _is_open(scope: Scope) -> bool:
+    return scope["method"] == "OPTIONS" or scope["path"] in OPEN_PATHS or scope["path"].startswith(OPEN_FOLDER)
 
 
 def _adding(headers: dict[str, str], send: Send) -> Send:

@@ -44,9 +44,9 @@ class Rendering:
     async def response(self, transcript: Transcript, defaults: SubtitleSettings, timing: Timing) -> Response:
         """The answer. `defaults` are the server's rules for cues."""
         # An hour of speech takes some tenths of a second, in which other requests go on.
-        return await asyncio.to_thread(self._response, transcript, defaults, timing)
+        return await asyncio.to_thread(self.respond, transcript, defaults, timing)
 
-    def _response(self, transcript: Transcript, defaults: SubtitleSettings, timing: Timing) -> Response:
+    def respond(self, transcript: Transcript, defaults: SubtitleSettings, timing: Timing) -> Response:
         content = self.content(transcript, defaults, timing)
         if isinstance(content, str):
             return PlainTextResponse(content, media_type=MEDIA_TYPES.get(self.response_format or ""))

@@ -13,6 +13,8 @@ from serve_app.api.errors import answer
 from serve_app.errors import DeadlineExceeded, RequestError, SpeechError, UploadTooLarge, UploadTooSlow
 from serve_app.settings import LimitSettings
 
+MOST_HELD_BYTES = 64 << 20
+
 LEAST_BYTES_PER_S = 250
 """An upload that is slower on average holds a place for nothing; live speech at a low rate is faster."""
 
@@ -46,6 +48,11 @@ class RequestLimits:
 
 def _check_headers(headers: Headers, max_upload_bytes: int) -> None:
     length = headers.get("content-length", "")
+    media_type = parse_options_header(headers.get("content-type"))[0].lower()
+    is_long = length.isdecimal() and int(length) > MOST_HELD_BYTES
+    if not media_type.startswith(b"multipart/") and (is_long or "transfer-encoding" in headers):
+        # Forms are stored on disk as they come; anything else is held in memory.
+        raise UploadTooLarge(f"A body that is no form may have {MOST_HELD_BYTES >> 20} MB, and must say how many.")
     if length.isdecimal() and int(length) > max_upload_bytes:
         raise UploadTooLarge.over(max_upload_bytes)
     # The form parser would decode with whatever codec is named, and some of Python's take minutes for a megabyte.

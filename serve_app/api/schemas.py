@@ -76,6 +76,8 @@ class TranscriptProgress(StreamEvent):
     type: Literal["transcript.progress"] = "transcript.progress"
     audio_s: float = Field(description="Seconds of audio transcribed so far.")
     total_s: float | None = Field(description="Length of the audio as its file announces it, seconds; null where it does not.")
+    windows_done: int = Field(description="Windows that were recognised.")
+    windows_planned: int = Field(description="Windows so far; more come as the file is decoded.")
 
 
 class TranscriptDone(StreamEvent):

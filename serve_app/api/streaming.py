@@ -59,7 +59,12 @@ async def _messages(events: AsyncGenerator[Event, None], extras: Extras) -> Asyn
                 text += delta
                 yield TranscriptDelta(delta=delta, logprobs=_logprobs(event.segment.tokens, extras))
             elif isinstance(event, Progress) and extras.length_s is not None:
-                yield TranscriptProgress(audio_s=round(event.done_s, 3), total_s=extras.length_s())
+                yield TranscriptProgress(
+                    audio_s=round(event.done_s, 3),
+                    total_s=extras.length_s(),
+                    windows_done=event.windows_done,
+                    windows_planned=event.windows_planned,
+                )
             elif isinstance(event, Done):
                 # Of hours of speech it takes long to make, in which other requests go on.
                 yield await asyncio.to_thread(_done, event, text, extras)

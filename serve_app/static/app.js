@@ -1,0 +1,279 @@
+// The page put together: what is chosen goes to the queue or the microphone, and what comes back to the transcript and its player.
+
+import * as debug from "./debug.js";
+import { clock } from "./format.js";
+import * as history from "./history.js";
+import { LiveSession } from "./live.js";
+import { Player } from "./player.js";
+import { Queue } from "./queue.js";
+import { ServerError, exported, models, useKey } from "./server.js";
+import { TranscriptView } from "./transcript.js";
+
+const FORMATS = { txt: "text", srt: "srt", vtt: "vtt", csv: "csv", tsv: "tsv", json: "verbose_json" };
+const CUES = ["max_line_chars", "max_lines"];
+const CHOICES = ["model", "language", "transport", "keywords"];
+
+const $ = (id) => document.getElementById(id);
+let shown = null; // { name, file, transcript, entry }
+let isLive = false;
+
+const view = new TranscriptView($("segments"), { play: (seconds) => player.play(seconds), changed: edited });
+const player = new Player($("player"), $("waveform"), (seconds) => {
+  const row = view.at(seconds);
+  if (row && !player.video.paused) row.scrollIntoView({ block: "nearest", behavior: calm() ? "auto" : "smooth" });
+});
+const queue = new Queue($("queue"), {
+  partial: (job) => job === shown?.job && showPartial(job),
+  shown: (job) => showJob(job),
+  finished: async (job) => {
+    const entry = { name: job.file.name, at: Date.now(), transcript: job.transcript };
+    entry.id = await history.keep(entry).catch(() => undefined);
+    job.entry = entry;
+    if (!shown || shown.job === job) showJob(job);
+    listHistory();
+  },
+  failed: (job, error) => error.code === "invalid_api_key" && askForKey(),
+});
+
+function calm() {
+  return matchMedia("(prefers-reduced-motion: reduce)").matches;
+}
+
+function options() {
+  const { model, language, transport, keywords } = Object.fromEntries(CHOICES.map((name) => [name, $(name).value.trim()]));
+  return { model, language, transport, keywords: keywords.split(",").map((word) => word.trim()).filter(Boolean) };
+}
+
+function add(files) {
+  const jobs = [...files].map((file) => queue.add(file, options()));
+  $("queue-section").hidden = false;
+  if (jobs.length && !isLive) showJob(jobs[0]);
+}
+
+function open(part) {
+  for (const name of ["welcome", "live", "transcript"]) $(name).hidden = name !== part;
+}
+
+function showJob(job) {
+  if (isLive) return;
+  if (job.transcript) return showTranscript({ name: job.file.name, file: job.file, transcript: job.transcript, entry: job.entry, job });
+  shown = { job };
+  open("transcript");
+  player.show(null, [], 0);
+  view.show([]);
+  $("warnings").hidden = $("tools").hidden = $("full").hidden = true;
+  showPartial(job);
+}
+
+function showPartial(job) {
+  $("facts").textContent = `${job.file.name}: not finished yet`;
+  if (job.segments.length) {
+    for (const segment of job.segments.slice(view.segments.length)) view.append(segment);
+  } else {
+    const text = document.createElement("li");
+    text.textContent = job.text;
+    $("segments").replaceChildren(text);
+  }
+}
+
+async function showTranscript(next) {
+  shown = next;
+  const { transcript, file, name } = next;
+  open("transcript");
+  const words = transcript.segments.reduce((sum, segment) => sum + (segment.words?.length ?? 0), 0);
+  const took = next.job ? [`first text after ${next.job.times.firstSegment?.toFixed(1) ?? "-"} s`, `all after ${next.job.times.total.toFixed(1)} s`] : [];
+  const facts = [name, clock(transcript.duration), `${transcript.segments.length} segments`, `${words} words`, transcript.language, ...took];
+  $("facts").textContent = facts.join(" · ");
+  $("tools").hidden = $("full").hidden = false;
+  $("full-text").textContent = transcript.text;
+  $("warnings").hidden = !transcript.warnings?.length;
+  $("warnings").textContent = transcript.warnings?.join(" ") ?? "";
+  $("search").value = $("found").textContent = "";
+  view.show(transcript.segments);
+  player.show(file, transcript.segments, transcript.duration);
+  if (file) await caption(next);
+}
+
+async function caption(of) {
+  const vtt = await exported(of.transcript, "vtt").catch(() => null);
+  if (vtt && shown === of) player.caption(vtt);
+}
+
+function edited() {
+  const { transcript, entry, file } = shown;
+  transcript.text = transcript.segments.map((segment) => segment.text).join(" ");
+  $("full-text").textContent = transcript.text;
+  if (entry?.id !== undefined) history.keep(entry).catch(() => {});
+  if (file) caption(shown);
+}
+
+async function attempt(action) {
+  try {
+    return await action();
+  } catch (error) {
+    debug.note(`failed: ${error.message}`);
+    if (error.code === "invalid_api_key") askForKey();
+    tell([error.message, error.advice].filter(Boolean).join(" "));
+  }
+}
+
+function tell(text) {
+  const line = document.createElement("p");
+  const close = document.createElement("button");
+  close.type = "button";
+  close.textContent = "Close";
+  close.onclick = () => line.remove();
+  line.append(text, close);
+  $("notice").replaceChildren(line);
+}
+
+async function download(extension) {
+  const { transcript, name } = shown;
+  const link = document.createElement("a");
+  const cues = Object.fromEntries(CUES.filter((name) => $(name).value && $(name).checkValidity()).map((name) => [name, +$(name).value]));
+  link.href = URL.createObjectURL(await exported(transcript, FORMATS[extension], cues));
+  link.download = `${name.replace(/\.[^.]*$/, "")}.${extension}`;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}
+
+function askForKey() {
+  if (!$("key-dialog").open) $("key-dialog").showModal();
+}
+
+async function connect() {
+  try {
+    const names = await models();
+    $("model").replaceChildren(...names.map((name) => new Option(name)));
+    if (names.includes(localStorage.getItem("model"))) $("model").value = localStorage.getItem("model");
+    $("server-state").textContent = "Ready";
+  } catch (error) {
+    $("server-state").textContent = error.code === "invalid_api_key" ? "Wants a key" : error.message;
+    if (error.code === "invalid_api_key") askForKey();
+    else setTimeout(connect, 5000);
+  }
+}
+
+async function listHistory() {
+  const entries = await history.all().catch(() => []);
+  $("history-section").hidden = !entries.length;
+  $("history").replaceChildren(...entries.reverse().map((entry) => {
+    const item = document.createElement("li");
+    const name = document.createElement("button"), remove = document.createElement("button");
+    name.type = remove.type = "button";
+    name.className = "name quiet";
+    remove.className = "quiet";
+    name.textContent = entry.name;
+    remove.textContent = "Delete";
+    remove.setAttribute("aria-label", `Delete ${entry.name}`);
+    name.onclick = () => !isLive && showTranscript({ ...entry, file: null, entry });
+    remove.onclick = () => history.forget(entry.id).then(listHistory);
+    const at = document.createElement("span");
+    at.className = "state";
+    at.textContent = `${new Date(entry.at).toLocaleString()} · ${clock(entry.transcript.duration)}`;
+    item.append(name, remove, at);
+    return item;
+  }));
+}
+
+async function live() {
+  const text = $("live-text"), partial = document.createElement("span");
+  let isFollowing = true;
+  partial.className = "partial";
+  const follow = () => isFollowing && (text.scrollTop = text.scrollHeight);
+  const session = new LiveSession(options(), {
+    segment: (segment) => {
+      text.querySelector(".final")?.remove();
+      partial.replaceChildren();
+      partial.before(`${segment.text} `);
+      follow();
+    },
+    partial: (words) => {
+      const final = document.createElement("span");
+      final.className = "final";
+      final.textContent = words.filter((word) => word.is_final).map((word) => `${word.word} `).join("");
+      partial.replaceChildren(words.filter((word) => !word.is_final).map((word) => word.word).join(" "));
+      text.querySelector(".final")?.remove();
+      partial.before(final);
+      follow();
+    },
+    level: (share) => ($("level").value = share),
+  });
+  text.onscroll = () => (isFollowing = text.scrollHeight - text.scrollTop - text.clientHeight < 30);
+  text.replaceChildren(partial);
+  isLive = $("record").disabled = true;
+  open("live");
+  const began = performance.now();
+  const timer = setInterval(() => ($("elapsed").textContent = clock((performance.now() - began) / 1000)), 250);
+  $("stop").onclick = () => session.stop();
+  $("stop").focus();
+  let transcript;
+  await attempt(async () => (transcript = await session.start()));
+  clearInterval(timer);
+  isLive = $("record").disabled = false;
+  transcript ??= session.segments.length ? soFar(session.segments) : null;
+  if (!transcript) return open("welcome");
+  const name = `Microphone, ${new Date().toLocaleString()}`, file = await session.recording;
+  const entry = { name, at: Date.now(), transcript };
+  entry.id = await history.keep(entry).catch(() => undefined);
+  await showTranscript({ name, file, transcript, entry });
+  listHistory();
+}
+
+function soFar(segments) {
+  const text = segments.map((segment) => segment.text).join(" ");
+  return { text, language: "unknown", duration: segments.at(-1).end, segments, warnings: ["The connection broke: the end is missing."] };
+}
+
+$("choose").onclick = () => $("files").click();
+$("files").onchange = () => {
+  add($("files").files);
+  $("files").value = "";
+};
+$("record").onclick = live;
+$("key-button").onclick = askForKey;
+$("key-dialog").onclose = () => {
+  const isGiven = $("key-dialog").returnValue === "ok";
+  useKey(isGiven ? $("key").value.trim() : "", $("keep-key").checked);
+  $("key").value = "";
+  if (isGiven) connect();
+};
+$("debug-toggle").onchange = () => debug.show($("debug-toggle").checked);
+$("model").onchange = () => localStorage.setItem("model", $("model").value);
+$("forget-all").onclick = () => history.forgetAll().then(listHistory);
+$("copy").onclick = () => attempt(async () => {
+  await navigator.clipboard.writeText(shown.transcript.text);
+  $("copy").textContent = "Copied";
+  setTimeout(() => ($("copy").textContent = "Copy"), 2000);
+});
+$("search").oninput = () => {
+  const found = view.search($("search").value);
+  $("found").textContent = $("search").value.trim() ? `${found.length} found` : "";
+};
+for (const extension of Object.keys(FORMATS)) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.textContent = extension;
+  button.setAttribute("aria-label", `Download as ${extension}`);
+  button.onclick = () => attempt(() => download(extension));
+  $("downloads").append(button);
+}
+
+addEventListener("dragover", (e) => {
+  e.preventDefault();
+  $("drop").classList.add("over");
+});
+addEventListener("dragleave", (e) => e.relatedTarget ?? $("drop").classList.remove("over"));
+addEventListener("drop", (e) => {
+  e.preventDefault();
+  $("drop").classList.remove("over");
+  add(e.dataTransfer.files);
+});
+addEventListener("paste", (e) => e.clipboardData.files.length && add(e.clipboardData.files));
+addEventListener("keydown", (e) => {
+  const isTaken = e.target.closest("input, select, textarea, button, summary, a, video, dialog, [tabindex='0']");
+  if (!isTaken && !e.ctrlKey && !e.metaKey && !e.altKey && player.key(e.key)) e.preventDefault();
+});
+
+connect();
+listHistory();

@@ -1,0 +1,12 @@
+// Times as people read them.
+
+export function clock(seconds) {
+  const whole = Math.max(0, Math.floor(seconds));
+  const parts = [Math.floor(whole / 60) % 60, whole % 60].map((part) => String(part).padStart(2, "0"));
+  const hours = Math.floor(whole / 3600);
+  return hours ? `${hours}:${parts.join(":")}` : parts.join(":").replace(/^0/, "");
+}
+
+export function speed(audioSeconds, seconds) {
+  return seconds > 0 ? `${(audioSeconds / seconds).toFixed(audioSeconds / seconds < 10 ? 1 : 0)} × real time` : "";
+}

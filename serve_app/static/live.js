@@ -1,0 +1,82 @@
+// Live speech: the microphone goes to the server, and words come back, first partial and then final.
+
+import { ServerError, closeError, openSocket } from "./server.js";
+
+const MOST_WAITING_BYTES = 4 << 20; // A connection so far behind is as good as lost.
+
+/** `watch` has segment(segment), partial(words) and level(share). Resolves with the transcript and the recording once stopped. */
+export class LiveSession {
+  constructor(options, watch) {
+    this.options = options;
+    this.watch = watch;
+    this.segments = [];
+  }
+
+  async start() {
+    try {
+      this.stream = await navigator.mediaDevices.getUserMedia({ audio: { channelCount: 1 } });
+    } catch (error) {
+      throw new ServerError(`The microphone cannot be used: ${error.message}.`, "microphone");
+    }
+    this.context = new AudioContext();
+    await this.context.audioWorklet.addModule(new URL("microphone-worklet.js", import.meta.url));
+    const { model, language, keywords } = this.options;
+    const { sampleRate: sample_rate } = this.context;
+    this.socket = openSocket({ encoding: "pcm_s16le", sample_rate, interim_results: true, model, language, keywords });
+    this.done = new Promise((resolve, reject) => {
+      this.socket.addEventListener("message", (e) => this.take(JSON.parse(e.data), resolve, reject));
+      this.socket.addEventListener("close", (e) => reject(closeError(e.code)));
+    }).finally(() => this.release());
+    const node = new AudioWorkletNode(this.context, "microphone");
+    node.port.onmessage = ({ data: { block, level } }) => this.send(block, level);
+    this.context.createMediaStreamSource(this.stream).connect(node);
+    this.record();
+    return this.done;
+  }
+
+  record() {
+    const pieces = [];
+    this.recorder = new MediaRecorder(this.stream);
+    this.recorder.ondataavailable = (e) => pieces.push(e.data);
+    this.recording = new Promise((resolve) => {
+      this.recorder.onstop = () => resolve(new File(pieces, "microphone.webm", { type: this.recorder.mimeType }));
+    });
+    this.recorder.start(1000);
+  }
+
+  send(block, level) {
+    this.watch.level(level);
+    if (this.isStopped || this.socket.readyState !== WebSocket.OPEN) return;
+    if (this.socket.bufferedAmount > MOST_WAITING_BYTES) this.socket.close();
+    else this.socket.send(block);
+  }
+
+  take(message, resolve, reject) {
+    if (message.type === "segment") {
+      const { type, ...segment } = message;
+      this.segments.push(segment);
+      this.watch.segment(segment);
+    } else if (message.type === "partial") {
+      this.watch.partial(message.words);
+    } else if (message.type === "error") {
+      reject(new ServerError(message.error, message.code));
+    } else if (message.type === "final_transcription") {
+      const { text, language, final_duration_processed_seconds: duration } = message;
+      resolve({ text, language, duration, segments: this.segments });
+    }
+  }
+
+  /** What was said until now is transcribed to its end. */
+  stop() {
+    if (this.isStopped || !this.recorder) return;
+    this.isStopped = true;
+    if (this.socket.readyState === WebSocket.OPEN) this.socket.send("END");
+    this.release();
+  }
+
+  release() {
+    if (this.recorder.state !== "inactive") this.recorder.stop();
+    for (const track of this.stream.getTracks()) track.stop();
+    if (this.context.state !== "closed") this.context.close();
+  }
+}

@@ -1,0 +1,116 @@
+// The recording: played, drawn as a waveform with its segments, and steered by keys.
+
+const STEP_S = 5;
+const LONGEST_DRAWN_S = 20 * 60; // Longer ones would be gigabytes once decoded: only their segments are drawn.
+const PEAKS_RATE = 8000;
+
+export class Player {
+  /** `at(seconds)` is called while it plays. */
+  constructor(video, canvas, at) {
+    this.video = video;
+    this.canvas = canvas;
+    this.at = at;
+    this.segments = [];
+    video.addEventListener("play", () => this.follow());
+    for (const event of ["seeked", "pause", "loadedmetadata"]) video.addEventListener(event, () => this.moved());
+    canvas.addEventListener("click", (e) => this.seek((e.offsetX / canvas.clientWidth) * this.duration));
+    new ResizeObserver(() => this.draw()).observe(canvas);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
+  }
+
+  /** `file` may be null: then there is nothing to play. */
+  async show(file, segments, duration) {
+    URL.revokeObjectURL(this.video.src);
+    this.peaks = null;
+    this.segments = segments;
+    this.length = duration;
+    this.video.hidden = this.canvas.hidden = !file;
+    this.video.replaceChildren();
+    if (!file) return this.video.removeAttribute("src");
+    this.video.classList.toggle("sound", !file.type.startsWith("video/"));
+    this.video.src = URL.createObjectURL(file);
+    this.draw();
+    if (duration > LONGEST_DRAWN_S) return;
+    const peaks = await peaksOf(file).catch(() => null);
+    if (this.segments !== segments) return;
+    this.peaks = peaks;
+    this.draw();
+  }
+
+  caption(vtt) {
+    const track = document.createElement("track");
+    Object.assign(track, { kind: "captions", label: "Transcript", src: URL.createObjectURL(vtt), default: true });
+    this.video.replaceChildren(track);
+  }
+
+  get duration() {
+    return Number.isFinite(this.video.duration) ? this.video.duration : this.length;
+  }
+
+  seek(seconds) {
+    this.video.currentTime = Math.min(Math.max(0, seconds), this.duration);
+  }
+
+  play(seconds) {
+    if (this.video.hidden) return;
+    this.seek(seconds);
+    this.start();
+  }
+
+  start() {
+    // A pause right behind makes it fail, as it should.
+    this.video.play().catch(() => {});
+  }
+
+  /** Take a key that no other element wants. */
+  key(name) {
+    if (this.video.hidden) return false;
+    if (name === " ") this.video.paused ? this.start() : this.video.pause();
+    else if (name === "ArrowLeft") this.seek(this.video.currentTime - STEP_S);
+    else if (name === "ArrowRight") this.seek(this.video.currentTime + STEP_S);
+    else return false;
+    return true;
+  }
+
+  follow() {
+    this.moved();
+    if (!this.video.paused) requestAnimationFrame(() => this.follow());
+  }
+
+  moved() {
+    this.at(this.video.currentTime);
+    this.draw();
+  }
+
+  draw() {
+    const { canvas } = this;
+    if (canvas.hidden || !canvas.clientWidth) return;
+    const scale = devicePixelRatio, width = canvas.clientWidth * scale, height = canvas.clientHeight * scale;
+    if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
+    const style = getComputedStyle(canvas), context = canvas.getContext("2d");
+    const [mark, wave, accent] = ["--mark", "--wave", "--accent"].map((name) => style.getPropertyValue(name));
+    const x = (seconds) => (seconds / this.duration) * width;
+    context.clearRect(0, 0, width, height);
+    context.fillStyle = mark;
+    for (const { start, end } of this.segments) context.fillRect(x(start), 0, Math.max(1, x(end) - x(start) - scale), height);
+    context.fillStyle = wave;
+    for (let column = 0; this.peaks && column < width; column += 2 * scale) {
+      const peak = this.peaks[Math.floor((column / width) * this.peaks.length)] * height;
+      context.fillRect(column, (height - peak) / 2, scale, Math.max(scale, peak));
+    }
+    context.fillStyle = accent;
+    context.fillRect(x(this.video.currentTime) - scale, 0, 2 * scale, height);
+  }
+}
+
+async function peaksOf(file) {
+  const context = new OfflineAudioContext(1, 1, PEAKS_RATE);
+  const samples = (await context.decodeAudioData(await file.arrayBuffer())).getChannelData(0);
+  const count = Math.min(4000, samples.length), step = samples.length / count;
+  const peaks = new Float32Array(count);
+  for (let i = 0; i < count; i += 1) {
+    for (let n = Math.floor(i * step); n < (i + 1) * step; n += 1) peaks[i] = Math.max(peaks[i], Math.abs(samples[n]));
+  }
+  const loudest = Math.max(...peaks) || 1;
+  return peaks.map((peak) => peak / loudest);
+}

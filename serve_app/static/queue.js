@@ -1,0 +1,124 @@
+// The files that are to be transcribed: two at a time, each with its state, in the order they came.
+
+import { Cancelled, curl, transcribe } from "./server.js";
+import { note, showCurl } from "./debug.js";
+import { clock, speed } from "./format.js";
+
+const AT_ONCE = 2;
+
+export class Queue {
+  /** `view` has partial(job) and finished(job). */
+  constructor(list, view) {
+    this.list = list;
+    this.view = view;
+    this.waiting = [];
+    this.atWork = 0;
+  }
+
+  add(file, options) {
+    const job = { file, options, abort: new AbortController(), text: "", segments: [], row: row(file.name) };
+    job.row.action.onclick = () => this.act(job);
+    job.row.name.onclick = () => this.view.shown(job);
+    this.list.append(job.row.item);
+    this.waiting.push(job);
+    this.tell(job, "waits");
+    this.next();
+    return job;
+  }
+
+  act(job) {
+    if (job.state === "works" || job.state === "waits") {
+      job.abort.abort();
+      this.waiting = this.waiting.filter((other) => other !== job);
+      if (job.state === "waits") this.tell(job, "cancelled");
+    } else if (job.state === "done") {
+      job.row.item.remove();
+    } else {
+      job.row.item.remove();
+      this.add(job.file, job.options);
+    }
+  }
+
+  tell(job, state, text = state) {
+    job.state = state;
+    job.row.item.className = state;
+    job.row.state.textContent = text;
+    job.row.progress.hidden = state !== "works";
+    job.row.action.textContent = { works: "Cancel", waits: "Cancel", done: "Remove" }[state] ?? "Try again";
+    job.row.action.setAttribute("aria-label", `${job.row.action.textContent}: ${job.file.name}`);
+  }
+
+  next() {
+    while (this.atWork < AT_ONCE && this.waiting.length) {
+      this.atWork += 1;
+      this.run(this.waiting.shift()).finally(() => {
+        this.atWork -= 1;
+        this.next();
+      });
+    }
+  }
+
+  async run(job) {
+    const began = performance.now();
+    const times = (job.times = {}); // Seconds since then.
+    const passed = () => (performance.now() - began) / 1000;
+    this.tell(job, "works", "sending");
+    showCurl(curl(job.file, job.options));
+    const watch = {
+      sent: (share) => {
+        if (share >= 1) times.upload ??= passed();
+        if (times.answered) return;
+        job.row.progress.value = share / 2;
+        job.row.state.textContent = share < 1 ? `sending, ${Math.floor(100 * share)} %` : "sent, waits for its turn";
+      },
+      progress: ({ audio_s: audio, total_s: total, windows_done: done, windows_planned: planned }) => {
+        times.answered ??= passed();
+        if (total) job.row.progress.value = 0.5 + audio / total / 2;
+        else job.row.progress.removeAttribute("value");
+        const seconds = passed() - Math.min(times.upload ?? 0, times.answered);
+        const windows = planned ? `, ${done} of ${planned} windows` : "";
+        job.row.state.textContent = `${clock(audio)}${total ? ` of ${clock(total)}` : ""}${windows}, ${speed(audio, seconds)}`;
+      },
+      text: (delta) => {
+        times.firstSegment ??= passed();
+        job.text += delta;
+        this.view.partial(job);
+      },
+      segment: (segment) => {
+        times.firstSegment ??= passed();
+        job.segments.push(segment);
+        job.text += ` ${segment.text}`;
+        this.view.partial(job);
+      },
+    };
+    try {
+      job.transcript = await transcribe(job.file, job.options, watch, job.abort.signal);
+      times.total = passed();
+      this.tell(job, "done", `${clock(job.transcript.duration)} in ${times.total.toFixed(1)} s, ${speed(job.transcript.duration, times.total)}`);
+      note(`timings of ${job.file.name} (s)`, Object.fromEntries(Object.entries(times).map(([name, value]) => [name, +value.toFixed(3)])));
+      this.view.finished(job);
+    } catch (error) {
+      if (error instanceof Cancelled) return this.tell(job, "cancelled");
+      note(`${job.file.name} failed: ${error.message}`);
+      this.tell(job, "failed", [error.message, error.advice].filter(Boolean).join(" "));
+      this.view.failed(job, error);
+    }
+  }
+}
+
+function row(name) {
+  const item = document.createElement("li");
+  const parts = {
+    name: document.createElement("button"), action: document.createElement("button"),
+    state: document.createElement("span"), progress: document.createElement("progress"),
+  };
+  parts.name.type = parts.action.type = "button";
+  parts.name.className = "name quiet";
+  parts.name.textContent = name;
+  parts.action.className = "quiet";
+  parts.state.className = "state";
+  parts.state.setAttribute("role", "status");
+  parts.progress.setAttribute("aria-label", `Progress of ${name}`);
+  item.append(parts.name, parts.action, parts.progress, parts.state);
+  return { item, ...parts };
+}
