@@ -271,6 +271,9 @@ def test_search_edit_copy_and_history(visit: Callable[..., Visit], recording: Pa
     here.page.get_by_role("button", name="Copy").click()
     expect(here.page.get_by_role("button", name="Copied")).to_be_visible()
     assert here.page.evaluate("navigator.clipboard.readText()").startswith("Quite other words.")
+    here.page.locator("#history .name").click()
+    expect(here.page.locator("#segments")).to_contain_text("Quite other words.")
+    expect(here.page.locator("#player")).to_be_hidden()
     here.page.reload()
     here.page.locator("#history .name").click()
     expect(here.page.locator("#segments")).to_contain_text("Quite other words.")
@@ -278,14 +281,16 @@ def test_search_edit_copy_and_history(visit: Callable[..., Visit], recording: Pa
     expect(here.page.locator("#history-section")).to_be_hidden()
 
 
-def test_a_lost_server(visit: Callable[..., Visit], recording: Path) -> None:
+def test_a_lost_server(visit: Callable[..., Visit], recording: Path, text: str) -> None:
     here = visit()
     here.page.context.set_offline(True)
     here.choose(recording)
     expect(here.page.locator("#queue li.failed")).to_contain_text("cannot be reached")
     here.page.context.set_offline(False)
+    expect(here.page.locator("#facts")).to_have_text("speech.wav: failed")
     here.page.get_by_role("button", name="Try again: speech.wav").click()
     here.wait_until_done()
+    assert here.said() == text
     here.forgive("ERR_INTERNET_DISCONNECTED")
 
 
@@ -295,6 +300,9 @@ def test_a_wanted_key(visit: Callable[..., Visit], engine: ParakeetEngine, recor
         here.page.get_by_role("textbox", name="Key").fill("secret")
         here.page.get_by_role("button", name="Use it").click()
         expect(here.page.locator("#server-state")).to_have_text("Ready")
+        here.page.locator("#key-button").click()
+        here.page.keyboard.press("Escape")
+        expect(here.page.locator("#key-dialog")).to_be_hidden()
         here.choose(recording)
         here.wait_until_done()
         assert here.said() == text

@@ -6,7 +6,7 @@ import * as history from "./history.js";
 import { LiveSession } from "./live.js";
 import { Player } from "./player.js";
 import { Queue } from "./queue.js";
-import { ServerError, exported, models, useKey } from "./server.js";
+import { Cancelled, exported, models, useKey } from "./server.js";
 import { TranscriptView } from "./transcript.js";
 
 const FORMATS = { txt: "text", srt: "srt", vtt: "vtt", csv: "csv", tsv: "tsv", json: "verbose_json" };
@@ -16,6 +16,7 @@ const CHOICES = ["model", "language", "transport", "keywords"];
 const $ = (id) => document.getElementById(id);
 let shown = null; // { name, file, transcript, entry }
 let isLive = false;
+const known = new Map(); // Kept transcripts by id: one object each, however it is reached.
 
 const view = new TranscriptView($("segments"), { play: (seconds) => player.play(seconds), changed: edited });
 const player = new Player($("player"), $("waveform"), (seconds) => {
@@ -25,12 +26,11 @@ const player = new Player($("player"), $("waveform"), (seconds) => {
 const queue = new Queue($("queue"), {
   partial: (job) => job === shown?.job && showPartial(job),
   shown: (job) => showJob(job),
-  finished: async (job) => {
-    const entry = { name: job.file.name, at: Date.now(), transcript: job.transcript };
-    entry.id = await history.keep(entry).catch(() => undefined);
-    job.entry = entry;
+  retried: (job, again) => job === shown?.job && showJob(again),
+  finished: (job) => {
+    job.entry = { name: job.file.name, at: Date.now(), transcript: job.transcript };
     if (!shown || shown.job === job) showJob(job);
-    listHistory();
+    keep(job.entry);
   },
   failed: (job, error) => error.code === "invalid_api_key" && askForKey(),
 });
@@ -66,7 +66,7 @@ function showJob(job) {
 }
 
 function showPartial(job) {
-  $("facts").textContent = `${job.file.name}: not finished yet`;
+  $("facts").textContent = `${job.file.name}: ${["works", "waits"].includes(job.state) ? "not finished yet" : job.state}`;
   if (job.segments.length) {
     for (const segment of job.segments.slice(view.segments.length)) view.append(segment);
   } else {
@@ -100,10 +100,11 @@ async function caption(of) {
 }
 
 function edited() {
+  if (!shown.transcript) return; // Of a file still at work; its segments keep the edit.
   const { transcript, entry, file } = shown;
   transcript.text = transcript.segments.map((segment) => segment.text).join(" ");
   $("full-text").textContent = transcript.text;
-  if (entry?.id !== undefined) history.keep(entry).catch(() => {});
+  if (entry.id !== undefined) keep(entry);
   if (file) caption(shown);
 }
 
@@ -111,6 +112,7 @@ async function attempt(action) {
   try {
     return await action();
   } catch (error) {
+    if (error instanceof Cancelled) return;
     debug.note(`failed: ${error.message}`);
     if (error.code === "invalid_api_key") askForKey();
     tell([error.message, error.advice].filter(Boolean).join(" "));
@@ -138,24 +140,49 @@ async function download(extension) {
 }
 
 function askForKey() {
-  if (!$("key-dialog").open) $("key-dialog").showModal();
+  const dialog = $("key-dialog");
+  if (dialog.open) return;
+  dialog.returnValue = "";
+  dialog.showModal();
 }
 
 async function connect() {
+  const mine = (connect.latest = {});
+  clearTimeout(connect.again);
   try {
     const names = await models();
+    if (connect.latest !== mine) return;
     $("model").replaceChildren(...names.map((name) => new Option(name)));
     if (names.includes(localStorage.getItem("model"))) $("model").value = localStorage.getItem("model");
     $("server-state").textContent = "Ready";
   } catch (error) {
+    if (connect.latest !== mine) return;
     $("server-state").textContent = error.code === "invalid_api_key" ? "Wants a key" : error.message;
     if (error.code === "invalid_api_key") askForKey();
-    else setTimeout(connect, 5000);
+    else connect.again = setTimeout(connect, 5000);
   }
 }
 
+async function keep(entry) {
+  try {
+    entry.id = await history.keep(entry);
+    known.set(entry.id, entry);
+  } catch {
+    tell("This transcript could not be kept in this browser.");
+  }
+  listHistory();
+}
+
+function forget(entry) {
+  const { id } = entry;
+  known.delete(id);
+  delete entry.id;
+  return history.forget(id).then(listHistory);
+}
+
 async function listHistory() {
-  const entries = await history.all().catch(() => []);
+  const entries = (await history.all().catch(() => [])).map((entry) => known.get(entry.id) ?? entry);
+  for (const entry of entries) known.set(entry.id, entry);
   $("history-section").hidden = !entries.length;
   $("history").replaceChildren(...entries.reverse().map((entry) => {
     const item = document.createElement("li");
@@ -167,7 +194,7 @@ async function listHistory() {
     remove.textContent = "Delete";
     remove.setAttribute("aria-label", `Delete ${entry.name}`);
     name.onclick = () => !isLive && showTranscript({ ...entry, file: null, entry });
-    remove.onclick = () => history.forget(entry.id).then(listHistory);
+    remove.onclick = () => forget(entry);
     const at = document.createElement("span");
     at.className = "state";
     at.textContent = `${new Date(entry.at).toLocaleString()} · ${clock(entry.transcript.duration)}`;
@@ -202,6 +229,7 @@ async function live() {
   text.onscroll = () => (isFollowing = text.scrollHeight - text.scrollTop - text.clientHeight < 30);
   text.replaceChildren(partial);
   isLive = $("record").disabled = true;
+  player.video.pause();
   open("live");
   const began = performance.now();
   const timer = setInterval(() => ($("elapsed").textContent = clock((performance.now() - began) / 1000)), 250);
@@ -210,14 +238,14 @@ async function live() {
   let transcript;
   await attempt(async () => (transcript = await session.start()));
   clearInterval(timer);
+  const file = await session.recording;
   isLive = $("record").disabled = false;
   transcript ??= session.segments.length ? soFar(session.segments) : null;
-  if (!transcript) return open("welcome");
-  const name = `Microphone, ${new Date().toLocaleString()}`, file = await session.recording;
+  if (!transcript) return open(shown ? "transcript" : "welcome");
+  const name = `Microphone, ${new Date().toLocaleString()}`;
   const entry = { name, at: Date.now(), transcript };
-  entry.id = await history.keep(entry).catch(() => undefined);
-  await showTranscript({ name, file, transcript, entry });
-  listHistory();
+  showTranscript({ name, file, transcript, entry });
+  keep(entry);
 }
 
 function soFar(segments) {
@@ -233,14 +261,15 @@ $("files").onchange = () => {
 $("record").onclick = live;
 $("key-button").onclick = askForKey;
 $("key-dialog").onclose = () => {
-  const isGiven = $("key-dialog").returnValue === "ok";
-  useKey(isGiven ? $("key").value.trim() : "", $("keep-key").checked);
+  const chosen = $("key-dialog").returnValue, value = $("key").value.trim();
   $("key").value = "";
-  if (isGiven) connect();
+  if (!chosen) return;
+  useKey(chosen === "ok" ? value : "", $("keep-key").checked);
+  if (chosen === "ok") connect();
 };
 $("debug-toggle").onchange = () => debug.show($("debug-toggle").checked);
 $("model").onchange = () => localStorage.setItem("model", $("model").value);
-$("forget-all").onclick = () => history.forgetAll().then(listHistory);
+$("forget-all").onclick = () => Promise.all([...known.values()].map(forget));
 $("copy").onclick = () => attempt(async () => {
   await navigator.clipboard.writeText(shown.transcript.text);
   $("copy").textContent = "Copied";

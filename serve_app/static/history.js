@@ -12,7 +12,11 @@ function run(mode, action) {
         opening.result.close();
         resolve(request.result);
       };
-      transaction.onerror = () => reject(transaction.error);
+      // Also what fails at the end, where the storage is full.
+      transaction.onabort = () => {
+        opening.result.close();
+        reject(transaction.error);
+      };
     };
   });
 }
@@ -20,4 +24,3 @@ function run(mode, action) {
 export const keep = (entry) => run("readwrite", (store) => store.put(entry));
 export const all = () => run("readonly", (store) => store.getAll());
 export const forget = (id) => run("readwrite", (store) => store.delete(id));
-export const forgetAll = () => run("readwrite", (store) => store.clear());

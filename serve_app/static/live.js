@@ -1,6 +1,6 @@
 // Live speech: the microphone goes to the server, and words come back, first partial and then final.
 
-import { ServerError, closeError, openSocket } from "./server.js";
+import { Cancelled, ServerError, closeError, openSocket } from "./server.js";
 
 const MOST_WAITING_BYTES = 4 << 20; // A connection so far behind is as good as lost.
 
@@ -10,9 +10,20 @@ export class LiveSession {
     this.options = options;
     this.watch = watch;
     this.segments = [];
+    this.early = []; // Heard before the connection stands.
+    this.isStopped = false;
   }
 
   async start() {
+    try {
+      return await this.run();
+    } finally {
+      this.release();
+      this.socket?.close();
+    }
+  }
+
+  async run() {
     try {
       this.stream = await navigator.mediaDevices.getUserMedia({ audio: { channelCount: 1 } });
     } catch (error) {
@@ -20,18 +31,22 @@ export class LiveSession {
     }
     this.context = new AudioContext();
     await this.context.audioWorklet.addModule(new URL("microphone-worklet.js", import.meta.url));
+    if (this.isStopped) throw new Cancelled();
     const { model, language, keywords } = this.options;
     const { sampleRate: sample_rate } = this.context;
     this.socket = openSocket({ encoding: "pcm_s16le", sample_rate, interim_results: true, model, language, keywords });
-    this.done = new Promise((resolve, reject) => {
+    this.socket.addEventListener("open", () => this.opened());
+    const done = new Promise((resolve, reject) => {
       this.socket.addEventListener("message", (e) => this.take(JSON.parse(e.data), resolve, reject));
       this.socket.addEventListener("close", (e) => reject(closeError(e.code)));
-    }).finally(() => this.release());
+    });
+    done.catch(() => {}); // What follows may fail before anybody waits for it.
+    this.stream.getTracks()[0].onended = () => this.stop();
     const node = new AudioWorkletNode(this.context, "microphone");
     node.port.onmessage = ({ data: { block, level } }) => this.send(block, level);
     this.context.createMediaStreamSource(this.stream).connect(node);
     this.record();
-    return this.done;
+    return done;
   }
 
   record() {
@@ -46,9 +61,15 @@ export class LiveSession {
 
   send(block, level) {
     this.watch.level(level);
-    if (this.isStopped || this.socket.readyState !== WebSocket.OPEN) return;
-    if (this.socket.bufferedAmount > MOST_WAITING_BYTES) this.socket.close();
-    else this.socket.send(block);
+    if (this.isStopped) return;
+    if (this.socket.readyState === WebSocket.CONNECTING) this.early.push(block);
+    else if (this.socket.bufferedAmount > MOST_WAITING_BYTES) this.socket.close();
+    else if (this.socket.readyState === WebSocket.OPEN) this.socket.send(block);
+  }
+
+  opened() {
+    for (const block of this.early.splice(0)) this.socket.send(block);
+    if (this.isStopped) this.socket.send("END");
   }
 
   take(message, resolve, reject) {
@@ -66,17 +87,17 @@ export class LiveSession {
     }
   }
 
-  /** What was said until now is transcribed to its end. */
+  /** What was said until now is transcribed to its end; a second time, that is not waited for. */
   stop() {
-    if (this.isStopped || !this.recorder) return;
+    if (this.isStopped) return this.socket?.close();
     this.isStopped = true;
-    if (this.socket.readyState === WebSocket.OPEN) this.socket.send("END");
+    if (this.socket?.readyState === WebSocket.OPEN) this.socket.send("END");
     this.release();
   }
 
   release() {
-    if (this.recorder.state !== "inactive") this.recorder.stop();
-    for (const track of this.stream.getTracks()) track.stop();
-    if (this.context.state !== "closed") this.context.close();
+    if (this.recorder && this.recorder.state !== "inactive") this.recorder.stop();
+    for (const track of this.stream?.getTracks() ?? []) track.stop();
+    if (this.context && this.context.state !== "closed") this.context.close();
   }
 }

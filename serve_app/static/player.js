@@ -2,6 +2,7 @@
 
 const STEP_S = 5;
 const LONGEST_DRAWN_S = 20 * 60; // Longer ones would be gigabytes once decoded: only their segments are drawn.
+const MOST_DRAWN_BYTES = 300e6;
 const PEAKS_RATE = 8000;
 
 export class Player {
@@ -11,6 +12,7 @@ export class Player {
     this.canvas = canvas;
     this.at = at;
     this.segments = [];
+    this.urls = []; // That of the recording, then that of its captions.
     video.addEventListener("play", () => this.follow());
     for (const event of ["seeked", "pause", "loadedmetadata"]) video.addEventListener(event, () => this.moved());
     canvas.addEventListener("click", (e) => this.seek((e.offsetX / canvas.clientWidth) * this.duration));
@@ -20,26 +22,35 @@ export class Player {
 
   /** `file` may be null: then there is nothing to play. */
   async show(file, segments, duration) {
-    URL.revokeObjectURL(this.video.src);
+    for (const url of this.urls.splice(0)) URL.revokeObjectURL(url);
     this.peaks = null;
     this.segments = segments;
     this.length = duration;
     this.video.hidden = this.canvas.hidden = !file;
     this.video.replaceChildren();
-    if (!file) return this.video.removeAttribute("src");
+    if (!file) {
+      this.video.removeAttribute("src");
+      return this.video.load();
+    }
     this.video.classList.toggle("sound", !file.type.startsWith("video/"));
-    this.video.src = URL.createObjectURL(file);
+    this.video.src = this.url(file);
     this.draw();
-    if (duration > LONGEST_DRAWN_S) return;
+    if (duration > LONGEST_DRAWN_S || file.size > MOST_DRAWN_BYTES) return;
     const peaks = await peaksOf(file).catch(() => null);
     if (this.segments !== segments) return;
     this.peaks = peaks;
     this.draw();
   }
 
+  url(blob) {
+    this.urls.push(URL.createObjectURL(blob));
+    return this.urls.at(-1);
+  }
+
   caption(vtt) {
     const track = document.createElement("track");
-    Object.assign(track, { kind: "captions", label: "Transcript", src: URL.createObjectURL(vtt), default: true });
+    for (const url of this.urls.splice(1)) URL.revokeObjectURL(url);
+    Object.assign(track, { kind: "captions", label: "Transcript", src: this.url(vtt), default: true });
     this.video.replaceChildren(track);
   }
 
@@ -64,7 +75,7 @@ export class Player {
 
   /** Take a key that no other element wants. */
   key(name) {
-    if (this.video.hidden) return false;
+    if (!this.video.checkVisibility()) return false;
     if (name === " ") this.video.paused ? this.start() : this.video.pause();
     else if (name === "ArrowLeft") this.seek(this.video.currentTime - STEP_S);
     else if (name === "ArrowRight") this.seek(this.video.currentTime + STEP_S);

@@ -7,7 +7,7 @@ import { clock, speed } from "./format.js";
 const AT_ONCE = 2;
 
 export class Queue {
-  /** `view` has partial(job) and finished(job). */
+  /** `view` has partial(job), shown(job), retried(job, again), finished(job) and failed(job, error). */
   constructor(list, view) {
     this.list = list;
     this.view = view;
@@ -30,12 +30,12 @@ export class Queue {
     if (job.state === "works" || job.state === "waits") {
       job.abort.abort();
       this.waiting = this.waiting.filter((other) => other !== job);
-      if (job.state === "waits") this.tell(job, "cancelled");
+      if (job.state === "waits") this.end(job, "cancelled");
     } else if (job.state === "done") {
       job.row.item.remove();
     } else {
       job.row.item.remove();
-      this.add(job.file, job.options);
+      this.view.retried(job, this.add(job.file, job.options));
     }
   }
 
@@ -46,6 +46,11 @@ export class Queue {
     job.row.progress.hidden = state !== "works";
     job.row.action.textContent = { works: "Cancel", waits: "Cancel", done: "Remove" }[state] ?? "Try again";
     job.row.action.setAttribute("aria-label", `${job.row.action.textContent}: ${job.file.name}`);
+  }
+
+  end(job, state, text) {
+    this.tell(job, state, text);
+    this.view.partial(job);
   }
 
   next() {
@@ -98,9 +103,9 @@ export class Queue {
       note(`timings of ${job.file.name} (s)`, Object.fromEntries(Object.entries(times).map(([name, value]) => [name, +value.toFixed(3)])));
       this.view.finished(job);
     } catch (error) {
-      if (error instanceof Cancelled) return this.tell(job, "cancelled");
+      if (error instanceof Cancelled) return this.end(job, "cancelled");
       note(`${job.file.name} failed: ${error.message}`);
-      this.tell(job, "failed", [error.message, error.advice].filter(Boolean).join(" "));
+      this.end(job, "failed", [error.message, error.advice].filter(Boolean).join(" "));
       this.view.failed(job, error);
     }
   }

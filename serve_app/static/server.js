@@ -160,7 +160,10 @@ function bySocket(file, options, watch, signal) {
     const { model, language, keywords } = options;
     const socket = openSocket({ model, language, keywords });
     const segments = [];
-    socket.addEventListener("open", () => send(socket, file, watch, signal).catch(reject));
+    socket.addEventListener("open", () => send(socket, file, watch, signal).catch((error) => {
+      reject(new ServerError(`The file cannot be read: ${error.message}`, "file"));
+      socket.close();
+    }));
     socket.addEventListener("message", (e) => {
       const message = JSON.parse(e.data);
       if (message.type === "error") reject(new ServerError(message.error, message.code));
@@ -171,7 +174,7 @@ function bySocket(file, options, watch, signal) {
         watch.progress({ audio_s: segment.end });
       } else if (message.type === "final_transcription") {
         const { text, language, final_duration_processed_seconds: duration, warnings } = message;
-        resolve({ text, language, duration, segments, warnings });
+        resolve({ text: segments.map((segment) => segment.text).join(" ") || text, language, duration, segments, warnings });
       }
     });
     socket.addEventListener("close", (e) => reject(closeError(e.code)));
@@ -185,8 +188,9 @@ function bySocket(file, options, watch, signal) {
 async function send(socket, file, watch, signal) {
   for (let start = 0; start < file.size; start += PIECE_BYTES) {
     const piece = await file.slice(start, start + PIECE_BYTES).arrayBuffer();
-    while (socket.bufferedAmount > BYTES_AHEAD) await new Promise((go) => setTimeout(go, 20));
-    if (signal.aborted || socket.readyState !== WebSocket.OPEN) return;
+    const isWanted = () => !signal.aborted && socket.readyState === WebSocket.OPEN;
+    while (isWanted() && socket.bufferedAmount > BYTES_AHEAD) await new Promise((go) => setTimeout(go, 20));
+    if (!isWanted()) return;
     socket.send(piece);
     watch.sent(Math.min(1, (start + PIECE_BYTES) / file.size));
   }

@@ -29,10 +29,10 @@ export class TranscriptView {
 
   /** One more at the end. */
   append(segment) {
+    if (!this.rows.length) this.list.replaceChildren();
     const row = this.row(segment, this.segments.push(segment) - 1);
     this.rows.push(row);
     this.list.append(row);
-    this.index();
   }
 
   fill() {
