@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from serve_app.api.exports import PATH
+from serve_app.api.exports import LONGEST_S, PATH
 from serve_app.engine import ParakeetEngine
 from serve_app.transcript import SAMPLE_RATE, Samples
 from tests import media
@@ -68,6 +68,12 @@ def test_an_edited_text(client: TestClient, verbose: dict[str, Any]) -> None:
     assert exported["words"][-1]["end"] == segment["end"]
 
 
+def test_the_latest_times(client: TestClient) -> None:
+    segments = [{"start": LONGEST_S, "end": LONGEST_S, "text": text} for text in ("One.", "Two.")]
+    for response_format in ("srt", "vtt"):
+        assert "99:00:0" in export(client, response_format, {"duration": LONGEST_S, "segments": segments}).text
+
+
 def test_start_end_and_text_are_enough(client: TestClient) -> None:
     given = {"duration": 4, "segments": [SEGMENT]}
     assert export(client, "csv", given).text == "Start (s),End (s),Text\r\n1.000,3.000,One two.\r\n"
@@ -80,7 +86,7 @@ def test_start_end_and_text_are_enough(client: TestClient) -> None:
     [
         {"start": 4},
         {"start": -1},
-        {"end": 1e9},
+        {"end": 360_000},
         {"text": None},
         {"words": [{"word": "One", "start": 2.5, "end": 2, "probability": 1}]},
     ],

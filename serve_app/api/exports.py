@@ -16,7 +16,8 @@ from serve_app.service import SpeechService
 from serve_app.transcript import Segment, Transcript, Word
 
 PATH = "/v1/audio/transcriptions/export"
-LONGEST_S = 1e7
+LONGEST_S = 356_400.0
+"""99 hours: subtitle files have two digits for them, and a cue may stand a little longer than what is said."""
 
 
 class GivenSegment(VerboseSegment):
