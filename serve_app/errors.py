@@ -21,6 +21,8 @@ SpeechError
     └── EngineBroken             503  the device is lost to this process; the replica will be replaced
 """
 
+UNFORESEEN = "The server failed; its log says how."
+
 
 class SpeechError(Exception):
     """Base. `message` is for people; `code` is for programs and never changes; `param` names the request field at fault."""
@@ -112,6 +114,11 @@ class StorageFull(SpeechError):
     status = 503
     code = "storage_full"
     retry_after_s = 60
+
+    def __init__(
+        self, message: str = "The server cannot store the upload; try again later.", *, param: str | None = None
+    ) -> None:
+        super().__init__(message, param=param)
 
 
 class ShuttingDown(SpeechError):

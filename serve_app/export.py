@@ -50,9 +50,7 @@ def to_verbose_json(
         "segments": [to_segment(segment, transcript.duration_s) for segment in transcript.segments],
     }
     if with_words:
-        verbose["words"] = [
-            {**_word(word, transcript.duration_s), "confidence": round(word.confidence, 4)} for word in transcript.words
-        ]
+        verbose["words"] = [to_word(word, transcript.duration_s) for word in transcript.words]
     if with_logprobs:
         verbose["logprobs"] = to_logprobs(transcript.tokens)
     verbose["usage"] = _usage(transcript)
@@ -77,6 +75,11 @@ def to_segment(segment: Segment, duration_s: float = math.inf) -> dict[str, Any]
         "no_speech_prob": 0.0,
         "words": [{**_word(word, duration_s), "probability": round(word.confidence, 4)} for word in segment.words],
     }
+
+
+def to_word(word: Word, duration_s: float = math.inf) -> dict[str, Any]:
+    """A word as `verbose_json` has it, of audio of that length."""
+    return {**_word(word, duration_s), "confidence": round(word.confidence, 4)}
 
 
 def _word(word: Word, duration_s: float) -> dict[str, Any]:

@@ -20,7 +20,6 @@ class GrowingFile:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115  # closed by __exit__
         self.completed = asyncio.Event()
         self._written = self._taken = 0
-        self._is_complete = False
         self._changed = threading.Condition()
 
     def __enter__(self) -> Self:
@@ -35,7 +34,7 @@ class GrowingFile:
         try:
             await asyncio.to_thread(self._append, data)
         except OSError as error:
-            raise StorageFull("The server cannot store the upload; try again later.") from error
+            raise StorageFull from error
         with self._changed:
             self._written += len(data)
             self._changed.notify()
@@ -47,9 +46,8 @@ class GrowingFile:
     def finish(self) -> None:
         """No more bytes come. Whoever reads gets what is there, then the end."""
         with self._changed:
-            self._is_complete = True
+            self.completed.set()
             self._changed.notify()
-        self.completed.set()
 
     @property
     def whole(self) -> BinaryIO:
@@ -63,7 +61,7 @@ class GrowingFile:
     def read(self, size: int) -> bytes:
         """As many bytes as are there, at least one, at most `size`; none at the end."""
         with self._changed:
-            while self._taken == self._written and not self._is_complete:
+            while self._taken == self._written and not self.completed.is_set():
                 self._changed.wait()
             size = min(size, self._written - self._taken)
         data = os.pread(self._file.fileno(), size, self._taken)

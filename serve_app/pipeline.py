@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -104,10 +105,6 @@ async def transcribe(
     segments: list[Segment] = []
     samples = planned = done = 0
 
-    def final(finished: list[Segment]) -> list[SegmentFinal]:
-        segments.extend(finished)
-        return [SegmentFinal(segment) for segment in finished]
-
     try:
         while True:
             if coming is None and not is_over and len(running) < max_in_flight():
@@ -127,17 +124,14 @@ async def transcribe(
                 window, tokens = running[0][0], running.popleft()[1].result()
                 done += 1
                 settled = merger.add(window.start_sample, window.end_sample, [t.moved(window.start_sample) for t in tokens])
-                for event in final(segmenter.add(settled)):
+                for event in _final(segmenter.add(settled), segments):
                     yield event
                 yield Progress(done, planned, window.end_sample / SAMPLE_RATE)
-        for event in final(segmenter.add(merger.finish()) + segmenter.finish()):
+        for event in _final(segmenter.add(merger.finish()) + segmenter.finish(), segments):
             yield event
         yield Done(tuple(segments), samples / SAMPLE_RATE)
     finally:
-        tasks = [task for _, task in running] + ([] if coming is None else [coming])
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await stop(coming, *(task for _, task in running))
         await windows.aclose()
 
 
@@ -170,15 +164,11 @@ async def transcribe_live(
         is_ending, ends_at = True, sample
         listener.end_utterance(sample)
 
-    def final(finished: list[Segment]) -> list[SegmentFinal]:
-        segments.extend(finished)
-        return [SegmentFinal(segment) for segment in finished]
-
     try:
         while True:
             if is_ending and listener.is_settled:
                 is_ending = False
-                for event in final(segmenter.finish()):
+                for event in _final(segmenter.finish(), segments):
                     yield event
                 yield UtteranceFinal(ends_at / SAMPLE_RATE)
             while turns and not is_ending:
@@ -209,7 +199,7 @@ async def transcribe_live(
             if step is not None and step[1].done():
                 (window, result), step = step, None
                 hearing = listener.add(window, [token.moved(window.start_sample) for token in result.result()])
-                for event in final(segmenter.add(hearing.final)):
+                for event in _final(segmenter.add(hearing.final), segments):
                     yield event
                 if (now := Heard(segmenter.unfinished, words_of(hearing.partial))) != heard:
                     heard = now
@@ -218,11 +208,22 @@ async def transcribe_live(
                     end_utterance(window.end_sample)
         yield Done(tuple(segments), listener.position / SAMPLE_RATE)
     finally:
-        tasks = [task for task in (reading, step[1] if step else None) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await stop(reading, step[1] if step else None)
         await audio.aclose()
+
+
+async def stop(*tasks: asyncio.Future[Any] | None) -> None:
+    """Cancel what still runs, and wait for its end."""
+    running = [task for task in tasks if task is not None]
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+
+
+def _final(finished: list[Segment], segments: list[Segment]) -> list[SegmentFinal]:
+    """What tells of segments that are finished now; they are put to `segments`."""
+    segments.extend(finished)
+    return [SegmentFinal(segment) for segment in finished]
 
 
 async def _windows(audio: AsyncGenerator[Samples, None], planner: Planner) -> AsyncGenerator[Window, None]:

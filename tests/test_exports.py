@@ -46,6 +46,18 @@ def test_every_format(client: TestClient, recording: bytes, verbose: dict[str, A
         assert exported.headers["content-type"] == answer.headers["content-type"]
 
 
+def test_what_ends_after_the_audio(client: TestClient, speech: Samples) -> None:
+    """The WebSocket tells of a segment before it knows where the audio ends."""
+    fields = {"response_format": "verbose_json", "timestamp_granularities[]": ["word", "segment"]}
+    answer = post(client, media.wav(speech[: 2 * SAMPLE_RATE + 777]), **fields)
+    given = answer.json()
+    assert given["segments"]
+    given["duration"] = round(given["segments"][-1]["end"] - 0.03, 3)
+    exported = export(client, "verbose_json", given).json()
+    for last in (exported["segments"][-1], exported["segments"][-1]["words"][-1], exported["words"][-1]):
+        assert last["end"] == given["duration"]
+
+
 def test_subtitles_of_ones_own(client: TestClient, recording: bytes, verbose: dict[str, Any]) -> None:
     changes = {"max_lines": 1, "max_line_chars": 12}
     answer = post(client, recording, response_format="srt", **changes)

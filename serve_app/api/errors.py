@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from serve_app.api.schemas import ErrorBody, ErrorObject
-from serve_app.errors import RequestError, SpeechError, StorageFull, UploadTooLarge
+from serve_app.errors import UNFORESEEN, RequestError, SpeechError, StorageFull, UploadTooLarge
 
 log = logging.getLogger("ray.serve")
 
@@ -53,7 +53,7 @@ def install(api: FastAPI, max_upload_bytes: int) -> None:
             return answer(error.__cause__)
         if isinstance(error.__cause__, OSError):
             log.error("an upload could not be stored: %s", error.__cause__)
-            return answer(StorageFull("The server cannot store the upload; try again later."))
+            return answer(StorageFull())
         if error.status_code == UploadTooLarge.status:
             return answer(UploadTooLarge.over(max_upload_bytes))
         message = f"Unknown route: {request.url.path}" if error.status_code == 404 else str(error.detail)
@@ -64,7 +64,7 @@ def install(api: FastAPI, max_upload_bytes: int) -> None:
 
     @api.exception_handler(Exception)
     async def unforeseen(request: Request, error: Exception) -> JSONResponse:
-        return _body(500, "The server failed; its log says how.", SpeechError.code)
+        return _body(500, UNFORESEEN, SpeechError.code)
 
 
 def answer(error: SpeechError) -> JSONResponse:

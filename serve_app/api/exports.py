@@ -9,9 +9,9 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field, model_validator
 
 from serve_app.api.errors import ERROR_RESPONSES
-from serve_app.api.formats import Rendering, Timing
-from serve_app.api.schemas import SegmentWord, TranscriptionVerboseJson, Usage, VerboseSegment, VerboseWord
-from serve_app.export import LANGUAGE_NAMES
+from serve_app.api.formats import MaxCueS, MaxLineChars, MaxLines, Rendering, Timing, cue_changes
+from serve_app.api.schemas import SegmentWord, VerboseSegment
+from serve_app.export import to_verbose_json
 from serve_app.service import SpeechService
 from serve_app.transcript import Segment, Transcript, Word
 
@@ -52,6 +52,11 @@ class GivenSegment(VerboseSegment):
             words = list(self._spread(texts))
         return self.model_copy(update={"words": words})
 
+    def within(self, duration_s: float) -> Self:
+        """The same with nothing after the end of the audio, which is not known yet when the WebSocket tells of a segment."""
+        words = [word.model_copy(update={"end": min(word.end, duration_s)}) for word in self.words]
+        return self.model_copy(update={"end": min(self.end, duration_s), "words": words})
+
     def _spread(self, texts: list[str]) -> Iterator[SegmentWord]:
         step = (self.end - self.start) / max(1, len(texts))
         for place, text in enumerate(texts):
@@ -67,15 +72,9 @@ class Export(BaseModel):
     duration: float = Field(ge=0, le=LONGEST_S, description="Length of the audio, seconds.")
     segments: list[GivenSegment]
     warnings: list[str] | None = None
-    max_lines: int | None = Field(None, ge=1, le=10, description="Subtitles: most lines of a cue.")
-    max_line_chars: int | None = Field(None, ge=8, le=500, description="Subtitles: most characters of a line.")
-    max_cue_s: float | None = Field(None, ge=1, le=60, description="Subtitles: longest a cue stays, seconds.")
-
-    @property
-    def cue_changes(self) -> tuple[tuple[str, float], ...]:
-        """Of the server's rules for cues."""
-        asked = {"max_lines": self.max_lines, "max_line_chars": self.max_line_chars, "max_cue_s": self.max_cue_s}
-        return tuple((name, value) for name, value in asked.items() if value is not None)
+    max_lines: MaxLines | None = None
+    max_line_chars: MaxLineChars | None = None
+    max_cue_s: MaxCueS | None = None
 
 
 def create_router(service: SpeechService) -> APIRouter:
@@ -90,13 +89,16 @@ def create_router(service: SpeechService) -> APIRouter:
     )
     def export(given: Export) -> Response:
         """A transcript in another format."""
-        segments = [segment.as_said() for segment in given.segments]
+        segments = [segment.as_said().within(given.duration) for segment in given.segments]
         transcript = Transcript(
             tuple(map(_segment, range(len(segments)), segments)), given.duration, "", given.language, tuple(given.warnings or ())
         )
         if given.response_format == "verbose_json":
-            return JSONResponse(_verbose(given, segments, transcript))
-        rendering = Rendering(given.response_format, cue_changes=given.cue_changes)
+            # Of what the model knew of a segment, the domain's have nothing: they stand as they were given.
+            verbose = to_verbose_json(transcript, with_words=True)
+            return JSONResponse(verbose | {"segments": [segment.model_dump() for segment in segments]})
+        changes = cue_changes(max_lines=given.max_lines, max_line_chars=given.max_line_chars, max_cue_s=given.max_cue_s)
+        rendering = Rendering(given.response_format, cue_changes=changes)
         return rendering.respond(transcript, service.settings.subtitles, Timing(0, 0))
 
     return router
@@ -105,22 +107,3 @@ def create_router(service: SpeechService) -> APIRouter:
 def _segment(index: int, given: GivenSegment) -> Segment:
     words = tuple(Word(word.word, word.start, word.end, word.probability) for word in given.words)
     return Segment(index, given.text, given.start, given.end, words, ())
-
-
-def _verbose(given: Export, segments: list[GivenSegment], transcript: Transcript) -> dict[str, object]:
-    words = [
-        VerboseWord(word=word.word, start=word.start, end=word.end, confidence=word.probability)
-        for segment in segments
-        for word in segment.words
-    ]
-    answer = TranscriptionVerboseJson(
-        task="transcribe",
-        language=LANGUAGE_NAMES.get(given.language, given.language),
-        duration=given.duration,
-        text=transcript.text,
-        segments=list[VerboseSegment](segments),
-        words=words,
-        usage=Usage(seconds=math.ceil(given.duration)),
-        warnings=given.warnings,
-    )
-    return answer.model_dump(exclude={name for name in ("logprobs", "warnings") if getattr(answer, name) is None})

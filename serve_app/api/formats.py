@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import Form
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from pydantic import Field
 
 from serve_app import export, subtitles
 from serve_app.cues import CueRules, shape
@@ -17,6 +18,10 @@ from serve_app.transcript import Transcript
 ResponseFormat = Literal["json", "text", "srt", "vtt", "verbose_json", "csv", "tsv", "diarized_json"]
 Granularity = Literal["word", "segment"]
 Inclusion = Literal["logprobs", "progress"]
+
+MaxLines = Annotated[int, Field(ge=1, le=10, description="Subtitles: most lines of a cue.")]
+MaxLineChars = Annotated[int, Field(ge=8, le=500, description="Subtitles: most characters of a line.")]
+MaxCueS = Annotated[float, Field(ge=1, le=60, description="Subtitles: longest a cue stays, seconds.")]
 
 MEDIA_TYPES = {"csv": "text/csv", "tsv": "text/tab-separated-values"}
 
@@ -47,6 +52,7 @@ class Rendering:
         return await asyncio.to_thread(self.respond, transcript, defaults, timing)
 
     def respond(self, transcript: Transcript, defaults: SubtitleSettings, timing: Timing) -> Response:
+        """The same, for a worker thread."""
         content = self.content(transcript, defaults, timing)
         if isinstance(content, str):
             return PlainTextResponse(content, media_type=MEDIA_TYPES.get(self.response_format or ""))
@@ -110,21 +116,25 @@ def rendering(
             "`progress` adds events to a stream that tell how far it is.",
         ),
     ] = None,
-    max_lines: Annotated[int | None, Form(ge=1, le=10, description="Subtitles: most lines of a cue.")] = None,
-    max_line_chars: Annotated[int | None, Form(ge=8, le=500, description="Subtitles: most characters of a line.")] = None,
-    max_cue_s: Annotated[float | None, Form(ge=1, le=60, description="Subtitles: longest a cue stays, seconds.")] = None,
+    max_lines: Annotated[MaxLines | None, Form()] = None,
+    max_line_chars: Annotated[MaxLineChars | None, Form()] = None,
+    max_cue_s: Annotated[MaxCueS | None, Form()] = None,
 ) -> Rendering:
     """FastAPI dependency: what the form's fields ask of the answer. Raises RequestError."""
     if response_format == "diarized_json":
         raise RequestError("`diarized_json` is not supported: speakers are not told apart.", param="response_format")
-    asked = (("max_lines", max_lines), ("max_line_chars", max_line_chars), ("max_cue_s", max_cue_s))
     return Rendering(
         response_format,
         with_words="word" in timestamp_granularities,
         with_logprobs="logprobs" in (include or []),
         with_progress="progress" in (include or []),
-        cue_changes=tuple((name, value) for name, value in asked if value is not None),
+        cue_changes=cue_changes(max_lines=max_lines, max_line_chars=max_line_chars, max_cue_s=max_cue_s),
     )
+
+
+def cue_changes(**asked: float | None) -> tuple[tuple[str, float], ...]:
+    """What a request changes of the server's rules for cues."""
+    return tuple((name, value) for name, value in asked.items() if value is not None)
 
 
 def _srt(transcript: Transcript, rules: CueRules) -> str:

@@ -10,7 +10,16 @@ from fastapi import WebSocket
 from starlette.websockets import WebSocketDisconnect
 
 from serve_app.admission import Admission
-from serve_app.errors import AudioError, EngineError, InvalidKey, SpeechError, StreamIdle, StreamTooLong, UploadTooLarge
+from serve_app.errors import (
+    UNFORESEEN,
+    AudioError,
+    EngineError,
+    InvalidKey,
+    SpeechError,
+    StreamIdle,
+    StreamTooLong,
+    UploadTooLarge,
+)
 from serve_app.settings import LiveSettings
 
 log = logging.getLogger("ray.serve")
@@ -55,8 +64,8 @@ class Socket:
         Raises WebSocketDisconnect when the client has gone, StreamIdle, StreamTooLong, or UploadTooLarge for a large frame.
         """
         deadline_s = time.monotonic() + within_s
-        self._receiving = self._receiving or asyncio.ensure_future(self._websocket.receive())
-        while not self._receiving.done():
+        receiving = self._next()
+        while not receiving.done():
             now_s = time.monotonic()
             if self._admission.is_closed:
                 return None
@@ -64,10 +73,8 @@ class Socket:
                 raise StreamTooLong(f"A stream may stay open for {self._limits.max_session_s:.0f} s.")
             if now_s >= deadline_s:
                 raise StreamIdle(f"Nothing came for {within_s:.0f} s.")
-            await asyncio.wait([self._receiving], timeout=min(DRAIN_POLL_S, deadline_s - now_s, self._until_s - now_s))
-        message, self._receiving = self._receiving.result(), None
-        if message["type"] == "websocket.disconnect":
-            raise WebSocketDisconnect(message.get("code", 1005))
+            await asyncio.wait([receiving], timeout=min(DRAIN_POLL_S, deadline_s - now_s, self._until_s - now_s))
+        message = self._taken(receiving)
         frame: str | bytes = message.get("bytes") if message.get("bytes") is not None else message.get("text", "")
         if len(frame) > self._limits.max_frame_bytes:
             raise UploadTooLarge(f"A frame may have {self._limits.max_frame_bytes} bytes.")
@@ -76,11 +83,22 @@ class Socket:
     async def until_gone(self) -> None:
         """Raises WebSocketDisconnect when the client goes; passes over what it still sends."""
         while True:
-            self._receiving = self._receiving or asyncio.ensure_future(self._websocket.receive())
-            await asyncio.wait([self._receiving])
-            message, self._receiving = self._receiving.result(), None
-            if message["type"] == "websocket.disconnect":
-                raise WebSocketDisconnect(message.get("code", 1005))
+            receiving = self._next()
+            await asyncio.wait([receiving])
+            self._taken(receiving)
+
+    def _next(self) -> asyncio.Future[Any]:
+        """The next message. Who stops waiting for it has lost nothing: it is there for the next who asks."""
+        self._receiving = self._receiving or asyncio.ensure_future(self._websocket.receive())
+        return self._receiving
+
+    def _taken(self, received: asyncio.Future[Any]) -> Any:
+        """A message that has come; raises WebSocketDisconnect."""
+        self._receiving = None
+        message = received.result()
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(message.get("code", 1005))
+        return message
 
     async def send(self, message: dict[str, Any]) -> None:
         await self._websocket.send_json(message)
@@ -101,7 +119,7 @@ class Socket:
             # So Starlette says that it cannot send because the client has gone.
             if "close message" not in str(error):
                 log.exception("a stream failed")
-                await self._end(EngineError("The server failed; its log says how."), describe)
+                await self._end(EngineError(UNFORESEEN), describe)
         finally:
             if self._receiving is not None:
                 self._receiving.cancel()

@@ -13,7 +13,7 @@ from fastapi.sse import EventSourceResponse, format_sse_event
 
 from serve_app.api.errors import describe
 from serve_app.api.schemas import ErrorBody, LogProbability, TokenUsage, TranscriptDelta, TranscriptDone, TranscriptProgress
-from serve_app.errors import EngineError, SpeechError
+from serve_app.errors import UNFORESEEN, EngineError, SpeechError
 from serve_app.export import to_logprobs
 from serve_app.pipeline import Done, Event, Progress, SegmentFinal
 from serve_app.transcript import FRAME_SAMPLES, SAMPLE_RATE, Token
@@ -116,7 +116,7 @@ async def _next(messages: AsyncGenerator[Message, None]) -> Message | None:
         return describe(error)
     except Exception:
         log.exception("a stream failed")
-        return describe(EngineError("The server failed; its log says how."))
+        return describe(EngineError(UNFORESEEN))
 
 
 def _event(message: Message) -> bytes:

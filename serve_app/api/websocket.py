@@ -23,10 +23,10 @@ from serve_app.errors import AudioError, RequestError, ShuttingDown, SpeechError
 from serve_app.growing_file import GrowingFile
 from serve_app.media import is_media, needs_its_end
 from serve_app.pcm import Encoding, PcmDecoder, PcmFormat
-from serve_app.pipeline import Done, EndUtterance, Event, Heard, LiveEvent, SegmentFinal
+from serve_app.pipeline import Done, EndUtterance, Event, Heard, LiveEvent, SegmentFinal, stop
 from serve_app.service import JobOptions, SpeechService
 from serve_app.settings import ModelSettings
-from serve_app.transcript import SAMPLE_RATE, Samples, Word
+from serve_app.transcript import SAMPLE_RATE, Samples
 from serve_app.voice import Endpointing
 
 PATH = "/v1/audio/transcriptions/ws"
@@ -168,9 +168,7 @@ class _Stream:
                 await reporting
             finally:
                 file.finish()
-                for task in (filling, reporting):
-                    task.cancel()
-                await asyncio.gather(filling, reporting, return_exceptions=True)
+                await stop(filling, reporting)
                 thread.shutdown(wait=False)
 
     async def _fill(self, file: GrowingFile, head: bytes, pieces: AsyncGenerator[bytes, None]) -> None:
@@ -215,7 +213,8 @@ class _Stream:
         if isinstance(event, SegmentFinal):
             await self._socket.send({"type": "segment", **export.to_segment(event.segment)})
         elif isinstance(event, Heard) and self._config.interim_results:
-            words = [*(_word(word, True) for word in event.final), *(_word(word, False) for word in event.partial)]
+            both = ((event.final, True), (event.partial, False))
+            words = [{**export.to_word(word), "is_final": is_final} for heard, is_final in both for word in heard]
             await self._socket.send({"type": "partial", "text": " ".join(word["word"] for word in words), "words": words})
         elif isinstance(event, Done):
             await self._socket.send(await asyncio.to_thread(self._summary, event, warnings, model, options))
@@ -245,8 +244,3 @@ def _parsed(text: str) -> StreamConfig:
             name = str(first["loc"][0]) if first["loc"] else "configuration"
             raise RequestError(f"The field `{name}` is wrong: {first['msg']}.", param=name) from None
         raise RequestError("The configuration is not JSON.") from None
-
-
-def _word(word: Word, is_final: bool) -> dict[str, Any]:
-    times = {"start": round(word.start_s, 3), "end": round(word.end_s, 3)}
-    return {"word": word.text, **times, "confidence": round(word.confidence, 4), "is_final": is_final}

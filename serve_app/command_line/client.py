@@ -141,8 +141,13 @@ def _refusal(response: httpx2.Response) -> Failure:
 
 
 def _message(body: Any) -> str:
-    """What OpenAI's error object says, in one line that a terminal may be shown."""
-    return " ".join("".join(sign if sign.isprintable() else " " for sign in str(body["error"]["message"])).split())
+    """What OpenAI's error object says."""
+    return one_line(body["error"]["message"])
+
+
+def one_line(text: object) -> str:
+    """In a form that a terminal may be shown."""
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in str(text)).split())
 
 
 def _reason(error: Exception) -> str:

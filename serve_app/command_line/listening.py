@@ -5,7 +5,7 @@ import json
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.text import Text
 from websockets.asyncio.client import ClientConnection
 
-from serve_app.command_line.client import CONNECT_S, Failure
+from serve_app.command_line.client import CONNECT_S, Failure, one_line
 from serve_app.command_line.speech import Speech
 
 PATH = "/v1/audio/transcriptions/ws"
@@ -107,14 +107,8 @@ async def _speak(socket: ClientConnection, speech: Speech) -> None:
     except websockets.ConnectionClosed:
         return
     finally:
-        await _end(socket)
-
-
-async def _end(socket: ClientConnection) -> None:
-    try:
-        await socket.send("END")
-    except websockets.ConnectionClosed:
-        return
+        with suppress(websockets.ConnectionClosed):
+            await socket.send("END")
 
 
 async def _hear(socket: ClientConnection, screen: Screen) -> None:
@@ -126,7 +120,7 @@ async def _hear(socket: ClientConnection, screen: Screen) -> None:
             case "segment":
                 screen.show_segment(message)
             case "error":
-                raise Failure(" ".join(str(message["error"]).split()))
+                raise Failure(one_line(message["error"]))
             case "final_transcription":
                 return
     raise Failure("the server broke off")

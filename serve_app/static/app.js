@@ -1,7 +1,8 @@
 // The page put together: what is chosen goes to the queue or the microphone, and what comes back to the transcript and its player.
 
 import * as debug from "./debug.js";
-import { clock } from "./format.js";
+import { button } from "./elements.js";
+import { clock, textOf } from "./format.js";
 import * as history from "./history.js";
 import { LiveSession } from "./live.js";
 import { Player } from "./player.js";
@@ -11,7 +12,6 @@ import { TranscriptView } from "./transcript.js";
 
 const FORMATS = { txt: "text", srt: "srt", vtt: "vtt", csv: "csv", tsv: "tsv", json: "verbose_json" };
 const CUES = ["max_line_chars", "max_lines"];
-const CHOICES = ["model", "language", "transport", "keywords"];
 
 const $ = (id) => document.getElementById(id);
 let shown = null; // { name, file, transcript, entry }
@@ -40,8 +40,9 @@ function calm() {
 }
 
 function options() {
-  const { model, language, transport, keywords } = Object.fromEntries(CHOICES.map((name) => [name, $(name).value.trim()]));
-  return { model, language, transport, keywords: keywords.split(",").map((word) => word.trim()).filter(Boolean) };
+  const value = (id) => $(id).value.trim();
+  const keywords = value("keywords").split(",").map((word) => word.trim()).filter(Boolean);
+  return { model: value("model"), language: value("language"), transport: value("transport"), keywords };
 }
 
 function add(files) {
@@ -102,7 +103,7 @@ async function caption(of) {
 function edited() {
   if (!shown.transcript) return; // Of a file still at work; its segments keep the edit.
   const { transcript, entry, file } = shown;
-  transcript.text = transcript.segments.map((segment) => segment.text).join(" ");
+  transcript.text = textOf(transcript.segments);
   $("full-text").textContent = transcript.text;
   if (entry.id !== undefined) keep(entry);
   if (file) caption(shown);
@@ -121,9 +122,7 @@ async function attempt(action) {
 
 function tell(text) {
   const line = document.createElement("p");
-  const close = document.createElement("button");
-  close.type = "button";
-  close.textContent = "Close";
+  const close = button("", "Close");
   close.onclick = () => line.remove();
   line.append(text, close);
   $("notice").replaceChildren(line);
@@ -186,13 +185,7 @@ async function listHistory() {
   $("history-section").hidden = !entries.length;
   $("history").replaceChildren(...entries.reverse().map((entry) => {
     const item = document.createElement("li");
-    const name = document.createElement("button"), remove = document.createElement("button");
-    name.type = remove.type = "button";
-    name.className = "name quiet";
-    remove.className = "quiet";
-    name.textContent = entry.name;
-    remove.textContent = "Delete";
-    remove.setAttribute("aria-label", `Delete ${entry.name}`);
+    const name = button("name quiet", entry.name), remove = button("quiet", "Delete", `Delete ${entry.name}`);
     name.onclick = () => !isLive && showTranscript({ ...entry, file: null, entry });
     remove.onclick = () => forget(entry);
     const at = document.createElement("span");
@@ -249,8 +242,7 @@ async function live() {
 }
 
 function soFar(segments) {
-  const text = segments.map((segment) => segment.text).join(" ");
-  return { text, language: "unknown", duration: segments.at(-1).end, segments, warnings: ["The connection broke: the end is missing."] };
+  return { text: textOf(segments), language: "unknown", duration: segments.at(-1).end, segments, warnings: ["The connection broke: the end is missing."] };
 }
 
 $("choose").onclick = () => $("files").click();
@@ -280,12 +272,9 @@ $("search").oninput = () => {
   $("found").textContent = $("search").value.trim() ? `${found.length} found` : "";
 };
 for (const extension of Object.keys(FORMATS)) {
-  const button = document.createElement("button");
-  button.type = "button";
-  button.textContent = extension;
-  button.setAttribute("aria-label", `Download as ${extension}`);
-  button.onclick = () => attempt(() => download(extension));
-  $("downloads").append(button);
+  const choice = button("", extension, `Download as ${extension}`);
+  choice.onclick = () => attempt(() => download(extension));
+  $("downloads").append(choice);
 }
 
 addEventListener("dragover", (e) => {

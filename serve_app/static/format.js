@@ -1,10 +1,14 @@
-// Times as people read them.
+// Times and texts as people read them.
 
 export function clock(seconds) {
   const whole = Math.max(0, Math.floor(seconds));
   const parts = [Math.floor(whole / 60) % 60, whole % 60].map((part) => String(part).padStart(2, "0"));
   const hours = Math.floor(whole / 3600);
   return hours ? `${hours}:${parts.join(":")}` : parts.join(":").replace(/^0/, "");
+}
+
+export function textOf(segments) {
+  return segments.map((segment) => segment.text).join(" ");
 }
 
 export function speed(audioSeconds, seconds) {

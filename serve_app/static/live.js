@@ -1,6 +1,6 @@
 // Live speech: the microphone goes to the server, and words come back, first partial and then final.
 
-import { Cancelled, ServerError, closeError, openSocket } from "./server.js";
+import { Cancelled, ServerError, openSocket, transcriptOf } from "./server.js";
 
 const MOST_WAITING_BYTES = 4 << 20; // A connection so far behind is as good as lost.
 
@@ -36,10 +36,11 @@ export class LiveSession {
     const { sampleRate: sample_rate } = this.context;
     this.socket = openSocket({ encoding: "pcm_s16le", sample_rate, interim_results: true, model, language, keywords });
     this.socket.addEventListener("open", () => this.opened());
-    const done = new Promise((resolve, reject) => {
-      this.socket.addEventListener("message", (e) => this.take(JSON.parse(e.data), resolve, reject));
-      this.socket.addEventListener("close", (e) => reject(closeError(e.code)));
-    });
+    const segment = (heard) => {
+      this.segments.push(heard);
+      this.watch.segment(heard);
+    };
+    const done = transcriptOf(this.socket, { segment, partial: this.watch.partial });
     done.catch(() => {}); // What follows may fail before anybody waits for it.
     this.stream.getTracks()[0].onended = () => this.stop();
     const node = new AudioWorkletNode(this.context, "microphone");
@@ -70,21 +71,6 @@ export class LiveSession {
   opened() {
     for (const block of this.early.splice(0)) this.socket.send(block);
     if (this.isStopped) this.socket.send("END");
-  }
-
-  take(message, resolve, reject) {
-    if (message.type === "segment") {
-      const { type, ...segment } = message;
-      this.segments.push(segment);
-      this.watch.segment(segment);
-    } else if (message.type === "partial") {
-      this.watch.partial(message.words);
-    } else if (message.type === "error") {
-      reject(new ServerError(message.error, message.code));
-    } else if (message.type === "final_transcription") {
-      const { text, language, final_duration_processed_seconds: duration } = message;
-      resolve({ text, language, duration, segments: this.segments });
-    }
   }
 
   /** What was said until now is transcribed to its end; a second time, that is not waited for. */

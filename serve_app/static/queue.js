@@ -2,6 +2,7 @@
 
 import { Cancelled, curl, transcribe } from "./server.js";
 import { note, showCurl } from "./debug.js";
+import { button } from "./elements.js";
 import { clock, speed } from "./format.js";
 
 const AT_ONCE = 2;
@@ -92,7 +93,6 @@ export class Queue {
       segment: (segment) => {
         times.firstSegment ??= passed();
         job.segments.push(segment);
-        job.text += ` ${segment.text}`;
         this.view.partial(job);
       },
     };
@@ -114,13 +114,9 @@ export class Queue {
 function row(name) {
   const item = document.createElement("li");
   const parts = {
-    name: document.createElement("button"), action: document.createElement("button"),
+    name: button("name quiet", name), action: button("quiet", ""),
     state: document.createElement("span"), progress: document.createElement("progress"),
   };
-  parts.name.type = parts.action.type = "button";
-  parts.name.className = "name quiet";
-  parts.name.textContent = name;
-  parts.action.className = "quiet";
   parts.state.className = "state";
   parts.state.setAttribute("role", "status");
   parts.progress.setAttribute("aria-label", `Progress of ${name}`);

@@ -1,6 +1,7 @@
 // What the page asks of the server: models, transcriptions over HTTP and WebSocket, and transcripts in other formats.
 
 import { note } from "./debug.js";
+import { textOf } from "./format.js";
 
 const BYTES_AHEAD = 1 << 20; // What a WebSocket may hold before more of a file is read.
 const PIECE_BYTES = 256 << 10;
@@ -151,7 +152,31 @@ export function openSocket(config) {
   return socket;
 }
 
-export function closeError(code) {
+/** What comes over a socket, to its end: the transcript. `watch` has segment(segment), and partial(words) where those come. */
+export function transcriptOf(socket, watch) {
+  const segments = [];
+  return new Promise((resolve, reject) => {
+    socket.addEventListener("message", (e) => {
+      const message = JSON.parse(e.data);
+      if (message.type === "segment") {
+        const { type, ...segment } = message;
+        segments.push(segment);
+        watch.segment(segment);
+      } else if (message.type === "partial") {
+        watch.partial(message.words);
+      } else if (message.type === "error") {
+        reject(new ServerError(message.error, message.code));
+      } else if (message.type === "final_transcription") {
+        const { language, final_duration_processed_seconds: duration, warnings } = message;
+        // Segments may have been edited meanwhile.
+        resolve({ text: textOf(segments), language, duration, segments, warnings });
+      }
+    });
+    socket.addEventListener("close", (e) => reject(closeError(e.code)));
+  });
+}
+
+function closeError(code) {
   return new ServerError(code === 1006 ? "The server cannot be reached, or the connection broke." : `The server closed the connection (${code}).`, "unreachable");
 }
 
@@ -159,25 +184,15 @@ function bySocket(file, options, watch, signal) {
   return new Promise((resolve, reject) => {
     const { model, language, keywords } = options;
     const socket = openSocket({ model, language, keywords });
-    const segments = [];
     socket.addEventListener("open", () => send(socket, file, watch, signal).catch((error) => {
       reject(new ServerError(`The file cannot be read: ${error.message}`, "file"));
       socket.close();
     }));
-    socket.addEventListener("message", (e) => {
-      const message = JSON.parse(e.data);
-      if (message.type === "error") reject(new ServerError(message.error, message.code));
-      else if (message.type === "segment") {
-        const { type, ...segment } = message;
-        segments[segment.id] = segment;
-        watch.segment(segment);
-        watch.progress({ audio_s: segment.end });
-      } else if (message.type === "final_transcription") {
-        const { text, language, final_duration_processed_seconds: duration, warnings } = message;
-        resolve({ text: segments.map((segment) => segment.text).join(" ") || text, language, duration, segments, warnings });
-      }
-    });
-    socket.addEventListener("close", (e) => reject(closeError(e.code)));
+    const segment = (heard) => {
+      watch.segment(heard);
+      watch.progress({ audio_s: heard.end });
+    };
+    transcriptOf(socket, { segment }).then(resolve, reject);
     signal.addEventListener("abort", () => {
       socket.close();
       reject(new Cancelled());

@@ -1,6 +1,7 @@
 // The transcript on the page: segments that can be played, searched and edited. Thousands of them stay smooth: they are put in a
 // few at a time, and the browser draws what is in sight (content-visibility).
 
+import { button } from "./elements.js";
 import { clock } from "./format.js";
 
 const AT_ONCE = 60;
@@ -153,13 +154,4 @@ function fillWords(element, segment) {
     span.textContent = word.word;
     return i ? [" ", span] : [span];
   }));
-}
-
-function button(className, text, label) {
-  const element = document.createElement("button");
-  element.type = "button";
-  element.className = className;
-  element.textContent = text;
-  element.setAttribute("aria-label", label);
-  return element;
 }
