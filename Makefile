@@ -87,7 +87,7 @@ constraints: ## Write constraints.txt anew from the newest releases
 
 clean: ## Remove everything that make and the tests leave behind, .venv too
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
-	find serve_app tools tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find serve_app testing tools tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 define check-python
 $(PYTHON) -c 'import sys; sys.exit(not (3, 11, 4) <= sys.version_info < (3, 14))' 2>/dev/null || { \

@@ -22,22 +22,22 @@ import httpx2
 import numpy as np
 from numpy.typing import NDArray
 
-from serve_app.deployments import batch_audio_s
-from serve_app.engine import ParakeetEngine
+from serve_app.engine.batch_policy import max_batch_audio_s
+from serve_app.engine.parakeet import ParakeetEngine
 from serve_app.settings import Settings, bundled_model_path
-from serve_app.transcript import SAMPLE_RATE
-from tests import media
-from tests.conftest import DIGITS
-from tests.server import ROOT, Server, serve_run
-from tools.digit_strings import Bank, DigitString, compose, load_bank
-from tools.evaluate_bundled_model import to_int16
+from serve_app.window import SAMPLE_RATE
+from testing import media
+from testing.accuracy import to_int16
+from testing.digit_strings import Bank, DigitString, compose, load_bank
+from testing.paths import DIGITS, ROOT
+from testing.server import Server, serve_run
 
 SHORT_S = 3.0
 SHORT_DIGITS = 4
 LONG_FILES = 2
 WARM_UP_REQUESTS = 10
 STEP_RUNS = 15
-LONGEST_PAUSE_S = 0.5
+MAX_PAUSE_S = 0.5
 """Requests start at random moments of the engine's steps."""
 
 
@@ -73,7 +73,7 @@ def engine_step_s(speech: DigitString, settings: Settings) -> tuple[int, float]:
     """Windows in a full batch of bulk work, and the median seconds that the engine takes for it on the idle machine."""
     engine = ParakeetEngine.load(bundled_model_path(), device="cpu")
     window_s = settings.windows.window_s
-    count = max(1, int(batch_audio_s(settings.batching, on_gpu=False) / window_s))
+    count = max(1, int(max_batch_audio_s(settings.batching, on_gpu=False) / window_s))
     samples = to_int16(speech.samples[: round(window_s * SAMPLE_RATE)])
     seconds = []
     for _ in range(STEP_RUNS):
@@ -128,7 +128,7 @@ def measure(server: Server, speech: DigitString, requests: int, rng: random.Rand
     """Seconds that each of so many requests took, sent one after the other."""
     data, seconds = media.wav(to_int16(speech.samples)), []
     for _ in range(requests):
-        time.sleep(rng.uniform(0, LONGEST_PAUSE_S))
+        time.sleep(rng.uniform(0, MAX_PAUSE_S))
         started = time.perf_counter()
         response = server.transcribe(data)
         seconds.append(time.perf_counter() - started)

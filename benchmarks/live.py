@@ -23,14 +23,15 @@ import numpy as np
 import websockets
 
 from serve_app.api.websocket import PATH
-from serve_app.transcript import SAMPLE_RATE, Samples
-from tests import media
-from tests.server import ROOT, Server, serve_run
-from tools.digit_strings import Bank, load_bank
-from tools.evaluate_bundled_model import HELD_OUT_INDEXES, held_out_strings, to_int16
+from serve_app.window import SAMPLE_RATE, Samples
+from testing import media
+from testing.accuracy import HELD_OUT_INDEXES, held_out_strings, to_int16
+from testing.digit_strings import Bank, load_bank
+from testing.paths import ROOT
+from testing.server import Server, serve_run
 
 FRAME_S = 0.1
-LONGEST_PAUSE_S = 2.0
+MAX_PAUSE_S = 2.0
 SAME_WORD_S = 0.3
 
 
@@ -59,7 +60,7 @@ def speech(bank: Bank, minutes: float, seed: int) -> Speech:
     for string in held_out_strings(bank, round(minutes * 60), seed):
         if samples >= minutes * 60 * SAMPLE_RATE:
             break
-        pause = np.zeros(round(rng.uniform(0.3, LONGEST_PAUSE_S) * SAMPLE_RATE), np.float32)
+        pause = np.zeros(round(rng.uniform(0.3, MAX_PAUSE_S) * SAMPLE_RATE), np.float32)
         parts += [string.samples, pause]
         samples += len(string.samples) + len(pause)
         words.append(string.text)

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from serve_app.buffer import AudioBuffer
-from serve_app.seams import group_words, merge, monotonic
-from serve_app.transcript import FRAME_SAMPLES, SAMPLE_RATE, Samples, Token, Window
+from serve_app.audio.buffer import AudioBuffer
+from serve_app.merging.seams import group_words, merge, monotonic
+from serve_app.transcript import Token
+from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE, Samples, Window
 
 _HALF_FRAME = FRAME_SAMPLES // 2
 _SEARCH_FRAMES = SAMPLE_RATE // FRAME_SAMPLES

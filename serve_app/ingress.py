@@ -1,4 +1,4 @@
-"""The ingress deployment: one process per replica that speaks HTTP and hands windows to the models."""
+"""The ingress deployment: HTTP and WebSocket, decoding, and the clients of the models. The routes are in `api/`."""
 
 import asyncio
 import logging
@@ -8,51 +8,55 @@ from functools import partial
 from fastapi import FastAPI
 from ray import serve
 
-from serve_app import backpressure
 from serve_app.api import create_api
-from serve_app.board import HEARTBEAT_S, News
-from serve_app.deployments import DeploymentHandle, ModelClient
-from serve_app.service import ReplicaStatus, SpeechService
+from serve_app.cluster import backpressure
+from serve_app.cluster.model_client import DeploymentHandle, ModelClient
+from serve_app.cluster.status import HEARTBEAT_S, ClusterStatus, ReplicaStatus
+from serve_app.live.vad import SileroModel
+from serve_app.service import SpeechService
 from serve_app.settings import Settings
-from serve_app.vad import SpeechDetector
 
 log = logging.getLogger("ray.serve")
 
 
 @serve.ingress()
 class Ingress:
-    """Builds the service of this process; the routes are in `api/`."""
+    """One process. It builds the service, and reports to the status registry by heartbeat."""
 
-    def __init__(self, settings: Settings, board: DeploymentHandle, models: dict[str, DeploymentHandle]) -> None:
-        self._board = board
+    def __init__(self, settings: Settings, status_registry: DeploymentHandle, models: dict[str, DeploymentHandle]) -> None:
+        self._status_registry = status_registry
         self._replica_id = serve.get_replica_context().replica_id.unique_id
-        self._heard: Mapping[str, tuple[ReplicaStatus, ...]] = {}
-        clients = {m.name: ModelClient(m, settings, models[m.name], partial(self._last_heard, m.name)) for m in settings.models}
-        self._service = SpeechService(settings, clients, self._statuses, SpeechDetector().follow)
+        self._models: Mapping[str, tuple[ReplicaStatus, ...]] = {}
+        clients = {
+            model.name: ModelClient(model, settings, models[model.name], partial(self._last_statuses, model.name))
+            for model in settings.models
+        }
+        self._service = SpeechService(settings, clients, self._statuses, SileroModel().detector)
         backpressure.bound_this_replica()
         loop = asyncio.get_running_loop()
-        # Kept: a loop holds its tasks only weakly.
-        self._tasks = [loop.create_task(self._listen()), loop.create_task(backpressure.bound_proxies())]
+        # Kept, as a loop holds its tasks only weakly.
+        self._tasks = [loop.create_task(self._report()), loop.create_task(backpressure.bound_proxies())]
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_api(self._service)
 
-    def _last_heard(self, model: str) -> tuple[ReplicaStatus, ...]:
-        return self._heard.get(model, ())
+    def _last_statuses(self, model: str) -> tuple[ReplicaStatus, ...]:
+        return self._models.get(model, ())
 
     async def _statuses(self) -> Mapping[str, tuple[ReplicaStatus, ...]]:
+        """Report this process, and return the replicas that the registry knows, by model name."""
         admission = self._service.admission
-        is_done = admission.is_closed and admission.requests == admission.streams == 0
-        news: News = await self._board.report_ingress.remote(self._replica_id, is_done=is_done)
-        if news.is_draining:
+        is_drained = admission.is_closed and admission.requests == admission.streams == 0
+        status: ClusterStatus = await self._status_registry.report_ingress.remote(self._replica_id, is_drained=is_drained)
+        if status.is_draining:
             admission.close()
-        self._heard = news.models
-        return self._heard
+        self._models = status.models
+        return self._models
 
-    async def _listen(self) -> None:
+    async def _report(self) -> None:
         while True:
             try:
                 await self._statuses()
             except Exception as error:
-                log.warning("the board cannot be reached: %s", error)
+                log.warning("the status registry is unreachable: %s", error)
             await asyncio.sleep(HEARTBEAT_S)

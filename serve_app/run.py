@@ -1,7 +1,7 @@
-"""`python -m serve_app.run CONFIG.yaml`: `serve run` that lets requests finish when it is told to end.
+"""`python -m serve_app.run CONFIG.yaml`: `serve run` that finishes the requests in progress when it is told to stop.
 
-On SIGTERM or SIGINT every ingress refuses new requests (503), and once those at work are done the server ends. A second signal
-ends it at once. `serve run` itself breaks requests off. Besides, the variable PORT takes the place of the file's port, and what a
+On SIGTERM or SIGINT every ingress refuses new requests (503), and the server stops once those in progress are done. A second
+signal stops it at once. `serve run` itself aborts them. In addition, the variable PORT overrides the file's port, and what a
 `.env` in the working directory sets (app.py reads it) holds for every process of the server.
 """
 
@@ -24,7 +24,10 @@ from ray.serve.scripts import run as serve_run
 from serve_app.app import DRAIN_S
 
 POLL_S = 0.5
-ANSWER_S = 5.0
+"""Interval between two questions whether all is drained, seconds."""
+
+REPLY_TIMEOUT_S = 5.0
+"""The status registry must reply within this time, seconds."""
 
 
 def main() -> None:
@@ -37,7 +40,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def with_port(config: Path, port: str) -> Iterator[str]:
-    """The path of a copy of a Serve config that has the server listen on that port."""
+    """The path of a temporary copy of a Serve config with that port."""
     if not (port.isdecimal() and 0 < int(port) < 65_536):
         sys.exit(f"PORT={port!r} is not a port.")
     content = yaml.safe_load(config.read_text())
@@ -49,31 +52,31 @@ def with_port(config: Path, port: str) -> Iterator[str]:
 
 
 def _run(arguments: Sequence[str]) -> None:
-    # Before `serve run` does it, whose handler for SIGTERM would stay.
+    # Before `serve run` initialises Ray, whose handler for SIGTERM would replace ours.
     ray.init(namespace=SERVE_NAMESPACE)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _end)
+        signal.signal(number, _stop)
     serve_run.main(arguments, prog_name="python -m serve_app.run")
 
 
 def drain() -> None:
-    """Refuse new requests and wait for those at work, DRAIN_S at most."""
-    boards = [serve.get_deployment_handle("board", name) for name in serve.status().applications]
+    """Refuse new requests and wait for those in progress, DRAIN_S at most."""
+    registries = [serve.get_deployment_handle("status", name) for name in serve.status().applications]
     until = time.monotonic() + DRAIN_S
-    # Told again each time: a board that was replaced meanwhile has forgotten it.
-    while time.monotonic() < until and not all(board.drain.remote().result(timeout_s=ANSWER_S) for board in boards):
+    # Repeated: a registry that was restarted meanwhile does not know that it drains.
+    while time.monotonic() < until and not all(r.drain.remote().result(timeout_s=REPLY_TIMEOUT_S) for r in registries):
         time.sleep(POLL_S)
 
 
-def _end(_number: int, _frame: FrameType | None) -> None:
+def _stop(_number: int, _frame: FrameType | None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
-    print("Waiting for the requests at work; a second signal ends them.", file=sys.stderr, flush=True)
+    print("Waiting for the requests in progress; a second signal aborts them.", file=sys.stderr, flush=True)
     try:
         drain()
     except Exception as error:
-        print(f"They cannot be waited for: {error!r}", file=sys.stderr, flush=True)
-    # What `serve run` waits for.
+        print(f"Cannot wait for the requests in progress: {error!r}", file=sys.stderr, flush=True)
+    # `serve run` waits for this exception.
     raise KeyboardInterrupt
 
 

@@ -41,10 +41,10 @@ class SeedVariables(PydanticBaseSettingsSource):
         if not all(isinstance(value, float | int) for value in given.values()):
             return {}
         if window_s is not None:
-            given["window_s"] = min(max(window_s, default.LEAST_WINDOW_S), default.MOST_WINDOW_S)
+            given["window_s"] = min(max(window_s, default.MIN_WINDOW_S), default.MAX_WINDOW_S)
         if overlap_s is not None:
             given["overlap_s"] = overlap_s
-        given["overlap_s"] = min(max(given["overlap_s"], default.LEAST_OVERLAP_S), given["window_s"] / 2)
+        given["overlap_s"] = min(max(given["overlap_s"], default.MIN_OVERLAP_S), given["window_s"] / 2)
         return {"windows": given}
 
     @staticmethod

@@ -10,10 +10,10 @@ from typing import ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from serve_app.cues import CueRules
-from serve_app.live import ROOM, LiveWindows
+from serve_app.live.windows import MIN_NEW_AUDIO, LiveWindows
+from serve_app.output.cues import CueRules
 from serve_app.seed_variables import SeedVariables
-from serve_app.transcript import SAMPLE_RATE
+from serve_app.window import SAMPLE_RATE
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -35,15 +35,13 @@ class SimulationSettings(_Group):
 class WindowSettings(_Group):
     """How recordings are cut."""
 
-    LEAST_WINDOW_S: ClassVar = 3.0
-    MOST_WINDOW_S: ClassVar = 600.0
-    LEAST_OVERLAP_S: ClassVar = 1.5
+    MIN_WINDOW_S: ClassVar = 3.0
+    MAX_WINDOW_S: ClassVar = 600.0
+    MIN_OVERLAP_S: ClassVar = 1.5
 
-    window_s: float = Field(
-        32.0, ge=LEAST_WINDOW_S, le=MOST_WINDOW_S, description="Longest window that goes to the model, seconds."
-    )
+    window_s: float = Field(32.0, ge=MIN_WINDOW_S, le=MAX_WINDOW_S, description="Longest window that goes to the model, seconds.")
     overlap_s: float = Field(
-        2.0, ge=LEAST_OVERLAP_S, description="Seconds that neighbouring windows share; shorter ones harm words."
+        2.0, ge=MIN_OVERLAP_S, description="Seconds that neighbouring windows share; shorter ones harm words."
     )
 
     @model_validator(mode="after")
@@ -160,8 +158,8 @@ class LiveSettings(_Group):
 
     @model_validator(mode="after")
     def _window_has_room(self) -> "LiveSettings":
-        if self.left_s + self.right_s + ROOM / SAMPLE_RATE > self.longest_window_s:
-            raise ValueError(f"longest_window_s must exceed left_s and right_s together by {ROOM / SAMPLE_RATE:.0f} s")
+        if self.left_s + self.right_s + MIN_NEW_AUDIO / SAMPLE_RATE > self.longest_window_s:
+            raise ValueError(f"longest_window_s must exceed left_s and right_s together by {MIN_NEW_AUDIO / SAMPLE_RATE:.0f} s")
         return self
 
 

@@ -1,46 +1,12 @@
-"""Domain types, all frozen. Inside, time is an integer count of samples at `SAMPLE_RATE`; a word or segment at the edge has
-seconds.
+"""What was said: tokens of a model, the words and segments that they make up, and the transcript of a recording. All frozen.
 
-`Window` is a piece of audio on its way to a model, `Token` what a model makes of it, `Word` and `Segment` what people read.
+A token has times in samples at 16 kHz; a word or segment, at the edge of the server, has seconds.
 """
 
 import math
 from dataclasses import dataclass, replace
-from enum import IntEnum
 
-import numpy as np
-from numpy.typing import NDArray
-
-SAMPLE_RATE = 16_000
-"""Samples per second of all audio inside the server, Hz."""
-
-FRAME_SAMPLES = 1280
-"""Samples per encoder frame: a hop of 10 ms, subsampled 8 times. Windows start on multiples of it."""
-
-LEAST_CONFIDENCE = 1e-10
-
-Samples = NDArray[np.int16]
-"""Mono audio at `SAMPLE_RATE`: int16 [samples]."""
-
-
-class Lane(IntEnum):
-    """Who goes first when work waits."""
-
-    LIVE = 0
-    INTERACTIVE = 1
-    BULK = 2
-
-
-Keywords = tuple[str, ...]
-"""Phrases that are likely in a recording; the decoder leans towards them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One recording on its way through the server, as the models know it."""
-
-    job_id: str
-    keywords: Keywords = ()
+MIN_CONFIDENCE = 1e-10
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,26 +24,11 @@ class Token:
     @property
     def log_probability(self) -> float:
         """Natural logarithm of the confidence, finite."""
-        return math.log(max(self.confidence, LEAST_CONFIDENCE))
+        return math.log(max(self.confidence, MIN_CONFIDENCE))
 
     def moved(self, samples: int) -> "Token":
         """The same token `samples` later."""
         return replace(self, start_sample=self.start_sample + samples, end_sample=self.end_sample + samples)
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """A stretch of one recording. `samples` starts at `start_sample` of the recording."""
-
-    index: int
-    start_sample: int
-    samples: Samples
-    is_urgent: bool = False
-    """Others wait for it: it is a second look at a window that was done."""
-
-    @property
-    def end_sample(self) -> int:
-        return self.start_sample + len(self.samples)
 
 
 @dataclass(frozen=True, slots=True)

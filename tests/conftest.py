@@ -10,19 +10,19 @@ import pytest
 from fastapi.testclient import TestClient
 
 from serve_app.api import create_api
-from serve_app.engine import ParakeetEngine
+from serve_app.engine.parakeet import ParakeetEngine
 from serve_app.settings import bundled_model_path
-from serve_app.transcript import SAMPLE_RATE, Samples
-from tests.stand_in import Server
-from tools.digit_strings import Bank, DigitString, compose, load_bank
-from tools.evaluate_bundled_model import add_noise, to_int16
+from serve_app.window import SAMPLE_RATE, Samples
+from testing.accuracy import add_noise, to_int16
+from testing.digit_strings import Bank, DigitString, compose, load_bank
+from testing.fake_service import FakeService
+from testing.paths import DIGITS
 
 SEED_VARIABLES = {
     *("TRANSCRIBE_CHUNK_LEN", "TRANSCRIBE_OVERLAP", "BATCH_SIZE", "LOG_LEVEL", "PORT", "MODELS_DIR"),
     *("CHUNK_MINITE", "IDLE_TIMEOUT_MINUTES", "ENABLE_LAZY_LOAD", "API_KEY"),
 }
 MISHEARD = 13
-DIGITS = Path(__file__).parent / "data" / "digits"
 
 
 @pytest.fixture(autouse=True)
@@ -48,13 +48,13 @@ def strings(bank: Bank) -> list[DigitString]:
 
 
 @pytest.fixture
-def server() -> Server:
+def server() -> FakeService:
     """The API's stand-in; modules that start a real server have one of that name themselves."""
-    return Server()
+    return FakeService()
 
 
 @pytest.fixture
-def client(server: Server) -> Iterator[TestClient]:
+def client(server: FakeService) -> Iterator[TestClient]:
     with TestClient(create_api(server.service), raise_server_exceptions=False) as client:
         yield client
 

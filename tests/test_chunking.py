@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serve_app.chunking import Merger, Planner
-from serve_app.seams import merge
-from serve_app.transcript import FRAME_SAMPLES, SAMPLE_RATE, Samples, Token, Window
+from serve_app.merging.seams import merge
+from serve_app.transcript import Token
+from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE, Samples, Window
 
 JITTER = FRAME_SAMPLES
 """How far one window's copy of a token may be from its true time, samples (80 ms)."""

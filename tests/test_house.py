@@ -1,93 +1,124 @@
-"""The rules that keep the code a house: who may import what, and how long a file may be."""
+"""The rules that keep the file list the architecture: who may import what, no circles, short files."""
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "serve_app"
-MODULES = sorted(PACKAGE.rglob("*.py"))
-MOST_LINES = 300
+from testing.paths import ROOT
 
-PURE = {
-    "transcript",
-    "errors",
-    "settings",
-    "audio",
-    "resampling",
-    "buffer",
-    "live",
-    "voice",
-    "pcm",
-    "chunking",
-    "seams",
-    "segments",
-    "export",
-    "batching",
-    "pipeline",
-    "service",
-    "admission",
-    "seed_variables",
-    "gaps",
-    "cues",
-    "subtitles",
-    "board",
+PACKAGE = ROOT / "serve_app"
+MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
+MAX_LINES = 300
+
+MAY_IMPORT = {
+    "ray": ["app", "run", "ingress", "deployments", "cluster.model_client", "cluster.backpressure"],
+    "torch": ["engine", "live.vad"],
+    "nemo": ["engine"],
+    "omegaconf": ["engine"],
+    "fastapi": ["api", "ingress"],
+    "starlette": ["api", "cluster.backpressure"],
+    "av": ["audio"],
+    "httpx2": ["command_line", "engine.model_files"],
 }
-RAY = {"deployments", "ingress", "app", "backpressure", "run"}
-ENGINE = {"engine", "boosting", "hardware", "vad"}
+"""By package: the folders and modules of serve_app that may import it, anywhere in them."""
+
+PURE = [
+    *("audio", "merging", "output", "live.session", "live.windows", "live.endpointing"),
+    *("engine.protocol", "engine.batch_queue", "engine.batch_policy", "cluster.status", "cluster.admission"),
+    *("chunking", "pipeline", "service", "settings", "seed_variables", "errors", "events", "transcript", "window"),
+]
+"""No ray, torch, nemo or fastapi, neither directly nor through other modules of serve_app (engine/__init__ aside)."""
+
+LAYERS = [
+    ["run"],
+    ["app"],
+    ["ingress", "deployments"],
+    ["api", "cluster.model_client", "cluster.backpressure", "engine"],
+    ["service"],
+    ["pipeline", "engine.protocol", "engine.batch_queue", "engine.batch_policy"],
+    ["chunking", "live", "cluster"],
+    ["settings"],
+    ["audio", "merging", "output", "live.windows", "seed_variables"],
+    ["events"],
+    ["transcript", "window", "errors"],
+]
+"""A module imports from layers below its own, and from its own folder."""
 
 
-def imported(path: Path) -> set[str]:
-    """Top-level packages that a module imports anywhere in it."""
+def is_in(module: str, places: list[str]) -> bool:
+    name = module.removeprefix("serve_app.")
+    return any(name == place or name.startswith(f"{place}.") for place in places)
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every module that a file imports anywhere in it; those of serve_app by their full name."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module.split(".")[0])
+            whole = [f"{node.module}.{alias.name}" for alias in node.names]
+            names |= {name if name in MODULES else node.module for name in whole}
     return names
 
 
-def imported_modules(path: Path) -> set[str]:
-    """Modules of this package that a module imports."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("serve_app"):
-            names.add(node.module)
-    return names
+OURS = {module: {name for name in imports_of(path) if name in MODULES} for module, path in MODULES.items()}
+OTHERS = {module: {name.split(".")[0] for name in imports_of(path)} - {"serve_app"} for module, path in MODULES.items()}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_only_who_may_imports_ray_nemo_torch_and_fastapi(path: Path) -> None:
-    names, stem = imported(path), path.stem
-    in_api = path.parent.name == "api"
-    if stem not in RAY or in_api:
-        assert "ray" not in names
-    if stem not in ENGINE or in_api:
-        assert not names & {"torch", "nemo", "omegaconf"}
-    if stem in PURE and not in_api:
-        assert not names & {"ray", "torch", "nemo", "fastapi", "starlette"}
+@pytest.mark.parametrize("module", MODULES)
+def test_packages_are_imported_where_they_may_be(module: str) -> None:
+    for package in OTHERS[module] & set(MAY_IMPORT):
+        assert is_in(module, MAY_IMPORT[package]), package
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_point_one_way(path: Path) -> None:
-    modules = imported_modules(path)
-    if path.stem in PURE and path.parent == PACKAGE:
-        assert {m.removeprefix("serve_app.") for m in modules} <= PURE
-    if path.parent.name == "api":
-        assert not {m.removeprefix("serve_app.") for m in modules} & (RAY | ENGINE)
+@pytest.mark.parametrize("module", [module for module in MODULES if is_in(module, PURE)])
+def test_pure_modules_import_only_pure_modules(module: str) -> None:
+    assert not OTHERS[module] & {"ray", "torch", "nemo", "omegaconf", "fastapi", "starlette"}
+    assert all(is_in(name, PURE) for name in OURS[module])
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_files_are_short(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= MOST_LINES
+def layer_of(module: str) -> int:
+    """Of the longest place that holds the module."""
+    name = module.removeprefix("serve_app.")
+    held = [(len(place), layer) for layer, places in enumerate(LAYERS) for place in places if is_in(name, [place])]
+    return max(held)[1]
+
+
+@pytest.mark.parametrize(
+    "module", [module for module in MODULES if not is_in(module, ["command_line"]) and module != "serve_app.__init__"]
+)
+def test_imports_point_down(module: str) -> None:
+    for name in OURS[module]:
+        is_neighbour = name.rpartition(".")[0] == module.rpartition(".")[0] != "serve_app"
+        assert is_neighbour or layer_of(name) > layer_of(module), name
+
+
+def test_there_is_no_circle() -> None:
+    try:
+        TopologicalSorter(OURS).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_the_command_line_needs_only_what_decodes_a_file() -> None:
+    for module in MODULES:
+        if is_in(module, ["command_line"]):
+            assert all(is_in(name, ["command_line", "audio", "errors", "window", "__init__"]) for name in OURS[module])
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_files_are_short(module: str) -> None:
+    assert len(MODULES[module].read_text().splitlines()) <= MAX_LINES
 
 
 def test_no_module_is_called_utils() -> None:
     assert not list(PACKAGE.rglob("util*.py"))
 
 
-@pytest.mark.parametrize("stem", sorted(RAY))
-def test_annotations_that_serve_reads_are_not_deferred(stem: str) -> None:
+@pytest.mark.parametrize("module", ["app", "run", "ingress", "deployments", "cluster.model_client", "cluster.backpressure"])
+def test_annotations_that_serve_reads_are_not_deferred(module: str) -> None:
     """With deferred annotations Serve passes `build_app` a raw dict and says nothing."""
-    assert "from __future__ import annotations" not in (PACKAGE / f"{stem}.py").read_text()
+    assert "__future__" not in imports_of(MODULES[f"serve_app.{module}"])

@@ -13,9 +13,8 @@ from serve_app import errors
 from serve_app.api import create_api
 from serve_app.run import with_port
 from serve_app.settings import Settings
-from tests.stand_in import Server, post
-
-ROOT = Path(__file__).parent.parent
+from testing.fake_service import FakeService, post
+from testing.paths import ROOT
 
 VARIABLES = {
     "A": {
@@ -52,7 +51,7 @@ def rows_of(kind: str) -> list[Any]:
 
 @pytest.fixture
 def client() -> Iterator[TestClient]:
-    with TestClient(create_api(Server().service), raise_server_exceptions=False) as client:
+    with TestClient(create_api(FakeService().service), raise_server_exceptions=False) as client:
         yield client
 
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from serve_app.errors import EngineError
-from serve_app.pipeline import Done, Event, Progress, Recognise, SegmentFinal, transcribe
-from serve_app.transcript import FRAME_SAMPLES, SAMPLE_RATE, Samples, Token, Window
+from serve_app.events import Done, Event, Progress, SegmentFinal
+from serve_app.pipeline import Recognise, transcribe
+from serve_app.transcript import Token
+from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE, Samples, Window
 
 WORD_EVERY_S = 0.8
 

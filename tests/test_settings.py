@@ -8,9 +8,9 @@ import yaml
 from pydantic import ValidationError
 
 from serve_app.settings import Settings, WindowSettings, bundled_model_path
+from testing.paths import ROOT
 from tools import settings_table
 
-ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 

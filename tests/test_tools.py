@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from serve_app.transcript import Word
-from tools.augmentation import cut_like_a_window, degrade
-from tools.digit_strings import DIGIT_NAMES, SAMPLE_RATE, SENTENCE_PAUSE_S, Bank, Pauses, compose
-from tools.evaluate_bundled_model import add_noise, judge
+from testing.accuracy import add_noise, judge
+from testing.augmentation import cut_like_a_window, degrade
+from testing.digit_strings import DIGIT_NAMES, SAMPLE_RATE, SENTENCE_PAUSE_S, Bank, Pauses, compose
 from tools.fastconformer_tdt import DURATIONS
 from tools.tdt_loss import Alignment, tdt_loss
 

@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 from playwright.sync_api import Browser, FloatRect, Page, ViewportSize, expect, sync_playwright
 
-from serve_app.transcript import SAMPLE_RATE
-from tests import media
-from tests.server import ROOT, Server, serve_run
-from tools.digit_strings import compose, load_bank
-from tools.evaluate_bundled_model import to_int16
+from serve_app.window import SAMPLE_RATE
+from testing import media
+from testing.accuracy import to_int16
+from testing.digit_strings import compose, load_bank
+from testing.paths import ROOT
+from testing.server import Server, serve_run
 
 WIDE: ViewportSize = {"width": 1280, "height": 800}
 PHONE: ViewportSize = {"width": 390, "height": 844}

@@ -25,8 +25,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
-from tools.augmentation import coloured_noise, cut_like_a_window, degrade
-from tools.digit_strings import DIGIT_NAMES, SAMPLE_RATE, Bank, DigitString, Pauses, compose, load_bank, synthesise_bank
+from testing.augmentation import coloured_noise, cut_like_a_window, degrade
+from testing.digit_strings import DIGIT_NAMES, SAMPLE_RATE, Bank, DigitString, Pauses, compose, load_bank, synthesise_bank
 from tools.fastconformer_tdt import DIGITS, DURATIONS, config
 from tools.tdt_loss import Alignment, tdt_loss
 

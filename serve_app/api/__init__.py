@@ -4,7 +4,8 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from serve_app import __version__
-from serve_app.api import auth, description, errors, exports, limits, page, realtime, rest, websocket
+from serve_app.api import auth, errors, exports, limits, page, realtime, rest, websocket
+from serve_app.api import openapi as description
 from serve_app.service import SpeechService
 
 DESCRIPTION = "Speech to text with NVIDIA Parakeet models. The routes under `/v1` speak OpenAI's audio API."

@@ -11,12 +11,12 @@ from pydantic import BaseModel, Field, model_validator
 from serve_app.api.errors import ERROR_RESPONSES
 from serve_app.api.formats import MaxCueS, MaxLineChars, MaxLines, Rendering, Timing, cue_changes
 from serve_app.api.schemas import SegmentWord, VerboseSegment
-from serve_app.export import to_verbose_json
+from serve_app.output.export import to_verbose_json
 from serve_app.service import SpeechService
 from serve_app.transcript import Segment, Transcript, Word
 
 PATH = "/v1/audio/transcriptions/export"
-LONGEST_S = 356_400.0
+MAX_S = 356_400.0
 """99 hours: subtitle files have two digits for them, and a cue may stand a little longer than what is said."""
 
 
@@ -25,8 +25,8 @@ class GivenSegment(VerboseSegment):
 
     id: int = 0
     seek: int = 0
-    start: float = Field(ge=0, le=LONGEST_S, description="Seconds.")
-    end: float = Field(ge=0, le=LONGEST_S, description="Seconds.")
+    start: float = Field(ge=0, le=MAX_S, description="Seconds.")
+    end: float = Field(ge=0, le=MAX_S, description="Seconds.")
     tokens: list[int] = Field([], description="Token ids of the model's vocabulary.")
     temperature: float = 0.0
     avg_logprob: float = 0.0
@@ -69,7 +69,7 @@ class Export(BaseModel):
 
     response_format: Literal["json", "verbose_json", "text", "srt", "vtt", "csv", "tsv"]
     language: str = Field("unknown", description="A code, or an English name.")
-    duration: float = Field(ge=0, le=LONGEST_S, description="Length of the audio, seconds.")
+    duration: float = Field(ge=0, le=MAX_S, description="Length of the audio, seconds.")
     segments: list[GivenSegment]
     warnings: list[str] | None = None
     max_lines: MaxLines | None = None

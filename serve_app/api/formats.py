@@ -9,9 +9,9 @@ from fastapi import Form
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import Field
 
-from serve_app import export, subtitles
-from serve_app.cues import CueRules, shape
 from serve_app.errors import RequestError
+from serve_app.output import export, subtitles
+from serve_app.output.cues import CueRules, shape
 from serve_app.settings import SubtitleSettings
 from serve_app.transcript import Transcript
 

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import Form
 
 from serve_app.errors import RequestError
-from serve_app.export import LANGUAGE_NAMES
+from serve_app.output.export import LANGUAGE_NAMES
 from serve_app.settings import ModelSettings
 
 CODES = {name: code for code, name in LANGUAGE_NAMES.items()}

@@ -8,14 +8,14 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.admission import Admission
 from serve_app.api.errors import answer
+from serve_app.cluster.admission import Admission
 from serve_app.errors import DeadlineExceeded, RequestError, SpeechError, UploadTooLarge, UploadTooSlow
 from serve_app.settings import LimitSettings
 
-MOST_HELD_BYTES = 64 << 20
+MAX_HELD_BYTES = 64 << 20
 
-LEAST_BYTES_PER_S = 250
+MIN_BYTES_PER_S = 250
 """An upload that is slower on average holds a place for nothing; live speech at a low rate is faster."""
 
 
@@ -49,10 +49,10 @@ class RequestLimits:
 def _check_headers(headers: Headers, max_upload_bytes: int) -> None:
     length = headers.get("content-length", "")
     media_type = parse_options_header(headers.get("content-type"))[0].lower()
-    is_long = length.isdecimal() and int(length) > MOST_HELD_BYTES
+    is_long = length.isdecimal() and int(length) > MAX_HELD_BYTES
     if not media_type.startswith(b"multipart/") and (is_long or "transfer-encoding" in headers):
         # Forms are stored on disk as they come; anything else is held in memory.
-        raise UploadTooLarge(f"A body that is no form may have {MOST_HELD_BYTES >> 20} MB, and must say how many.")
+        raise UploadTooLarge(f"A body that is no form may have {MAX_HELD_BYTES >> 20} MB, and must say how many.")
     if length.isdecimal() and int(length) > max_upload_bytes:
         raise UploadTooLarge.over(max_upload_bytes)
     # The form parser would decode with whatever codec is named, and some of Python's take minutes for a megabyte.
@@ -80,7 +80,7 @@ class _Request:
             async with asyncio.timeout(pause_s):
                 message = await self._receive()
         except TimeoutError:
-            limit = f"{self._limits.upload_pause_s:.0f} s, or with less than {LEAST_BYTES_PER_S} bytes a second"
+            limit = f"{self._limits.upload_pause_s:.0f} s, or with less than {MIN_BYTES_PER_S} bytes a second"
             error = UploadTooSlow(f"The upload came with a pause of {limit}.", param="file")
             # Whatever else is raised while a form is parsed, FastAPI takes for a broken form.
             raise HTTPException(error.status) from error
@@ -91,7 +91,7 @@ class _Request:
     def _patience_s(self) -> float:
         pause_s = self._limits.upload_pause_s
         passed_s = time.monotonic() - self.began_s
-        return max(0.0, min(pause_s, pause_s + self._received_bytes / LEAST_BYTES_PER_S - passed_s))
+        return max(0.0, min(pause_s, pause_s + self._received_bytes / MIN_BYTES_PER_S - passed_s))
 
     async def send(self, message: Message) -> None:
         self.is_answered = True

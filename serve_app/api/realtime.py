@@ -17,12 +17,14 @@ from serve_app.api.auth import Keys
 from serve_app.api.errors import describe
 from serve_app.api.realtime_session import Session
 from serve_app.api.sockets import Socket
+from serve_app.audio.pcm import PcmDecoder
 from serve_app.errors import RequestError, SpeechError
-from serve_app.export import to_logprobs
-from serve_app.pcm import PcmDecoder
-from serve_app.pipeline import EndUtterance, Heard, LiveEvent, SegmentFinal, SpeechTurn, UtteranceFinal
+from serve_app.events import Hypothesis, LiveEvent, SegmentFinal, SpeechStarted, SpeechStopped, UtteranceFinal
+from serve_app.output.export import to_logprobs
+from serve_app.pipeline import Commit
 from serve_app.service import SpeechService
-from serve_app.transcript import SAMPLE_RATE, Samples, Token
+from serve_app.transcript import Token
+from serve_app.window import SAMPLE_RATE, Samples
 
 PATH = "/v1/realtime"
 INTENT = "transcription"
@@ -30,7 +32,7 @@ PROTOCOL = "realtime"
 KEY_PROTOCOL = "openai-insecure-api-key."
 """Browsers cannot set headers: a key comes as a subprotocol of that beginning."""
 
-SHORTEST_COMMIT_S = 0.1
+MIN_COMMIT_S = 0.1
 TRANSCRIPTION = "conversation.item.input_audio_transcription"
 
 
@@ -121,7 +123,7 @@ class _Connection:
             model,
             self._session.options(model),
             endpointing=self._session.endpointing,
-            patience=self._session.patience,
+            right_context_scale=self._session.right_context_scale,
         )
         try:
             async with aclosing(flow):
@@ -140,7 +142,7 @@ class _Connection:
             async with aclosing(self._audio()) as audio:
                 try:
                     async for piece in audio:
-                        if isinstance(piece, EndUtterance):
+                        if isinstance(piece, Commit):
                             break
                 except _Discarded:
                     await self._send("input_audio_buffer.cleared")
@@ -158,9 +160,9 @@ class _Connection:
         """Nothing has come of the next utterance: a client with a button to press is as silent as it likes."""
         if self._has_turns:
             return not self._item.has_speech and not self._item.text
-        return self._position_s - self._item.start_s < SHORTEST_COMMIT_S
+        return self._position_s - self._item.start_s < MIN_COMMIT_S
 
-    async def _audio(self) -> AsyncGenerator[Samples | EndUtterance, None]:
+    async def _audio(self) -> AsyncGenerator[Samples | Commit, None]:
         """What the client sends, until it changes the settings or the server ends."""
         live = self._service.settings.live
         while True:
@@ -178,11 +180,11 @@ class _Connection:
                         for block in self._decoder.blocks(events.audio_of(event)):
                             yield self._heard(block)
                     case "input_audio_buffer.commit":
-                        if self._position_s - self._item.start_s < SHORTEST_COMMIT_S:
-                            raise events.EmptyBuffer(f"There is less than {1000 * SHORTEST_COMMIT_S:.0f} ms of audio to commit.")
+                        if self._position_s - self._item.start_s < MIN_COMMIT_S:
+                            raise events.EmptyBuffer(f"There is less than {1000 * MIN_COMMIT_S:.0f} ms of audio to commit.")
                         yield self._flushed()
                         await self._commit()
-                        yield EndUtterance()
+                        yield Commit()
                     case "input_audio_buffer.clear":
                         self._flushed()
                         raise _Discarded
@@ -220,15 +222,15 @@ class _Connection:
     async def _tell(self, event: LiveEvent) -> None:
         item = self._item
         match event:
-            case SpeechTurn() if not self._has_turns:
+            case SpeechStarted() | SpeechStopped() if not self._has_turns:
                 return
-            case SpeechTurn(is_speech=True):
+            case SpeechStarted():
                 item.has_speech = True
                 item.start_s = max(item.start_s, self._flow_start_s + event.at_s - self._session.padding_s)
                 await self._send(
                     "input_audio_buffer.speech_started", audio_start_ms=round(1000 * item.start_s), item_id=item.item_id
                 )
-            case SpeechTurn() if item.has_speech:
+            case SpeechStopped() if item.has_speech:
                 end_s = self._flow_start_s + event.at_s + self._session.endpointing.silence_s
                 await self._send("input_audio_buffer.speech_stopped", audio_end_ms=round(1000 * end_s), item_id=item.item_id)
                 await self._commit()
@@ -236,7 +238,7 @@ class _Connection:
                 item.tokens += event.segment.tokens
                 await self._tell_text(event.segment.text)
                 item.told = 0
-            case Heard():
+            case Hypothesis():
                 await self._tell_text(" ".join(word.text for word in event.final))
             case UtteranceFinal():
                 if item.is_committed or item.has_speech or item.text:

@@ -9,7 +9,7 @@ from typing import Any
 from serve_app.api.errors import describe
 from serve_app.errors import RequestError, SpeechError
 
-MOST_ECHOED = 512
+MAX_ECHOED = 512
 """Characters of what a client sent that it gets back."""
 
 
@@ -41,12 +41,12 @@ def audio_of(event: Mapping[str, Any]) -> bytes:
 
 
 def unknown(kind: Any) -> RequestError:
-    message = f"There is no event of the type {str(kind)[:MOST_ECHOED]!r} in a transcription session."
+    message = f"There is no event of the type {str(kind)[:MAX_ECHOED]!r} in a transcription session."
     return RequestError(message, param="type")
 
 
 def error(failure: SpeechError, client_event_id: Any = None) -> dict[str, Any]:
     """What tells of a failure, caused by the client's event of that id."""
-    is_fit = isinstance(client_event_id, str) and len(client_event_id) <= MOST_ECHOED and client_event_id.isprintable()
+    is_fit = isinstance(client_event_id, str) and len(client_event_id) <= MAX_ECHOED and client_event_id.isprintable()
     body = {**describe(failure).error.model_dump(), "event_id": client_event_id if is_fit else None}
     return {"type": "error", "event_id": new_id("event"), "error": body}

@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from serve_app.api import keywords, language
+from serve_app.audio.pcm import Encoding, PcmFormat
 from serve_app.errors import RequestError
-from serve_app.pcm import Encoding, PcmFormat
+from serve_app.live.endpointing import Endpointing
 from serve_app.service import JobOptions
 from serve_app.settings import ModelSettings
-from serve_app.voice import Endpointing
 
 PCM_RATE = 24_000
 TELEPHONE_RATE = 8_000
@@ -19,7 +19,7 @@ TELEPHONE_RATE = 8_000
 SILENCE_S = {"low": 2.0, "medium": 1.0, "auto": 1.0, "high": 0.5}
 """What the eagerness of `semantic_vad` means here: the silence that ends a turn, in seconds."""
 
-PATIENCE = {"minimal": 0.25, "low": 0.5, "medium": 1.0, "high": 2.0, "xhigh": 4.0}
+RIGHT_CONTEXT_SCALE = {"minimal": 0.25, "low": 0.5, "medium": 1.0, "high": 2.0, "xhigh": 4.0}
 """What `delay` means here: see SpeechService.transcribe_stream."""
 
 
@@ -116,14 +116,14 @@ class Session(BaseModel):
         return detection.prefix_padding_ms / 1000 if isinstance(detection, ServerVad) else 0.0
 
     @property
-    def patience(self) -> float:
-        return PATIENCE[self.audio.input.transcription.delay or "medium"]
+    def right_context_scale(self) -> float:
+        return RIGHT_CONTEXT_SCALE[self.audio.input.transcription.delay or "medium"]
 
     def options(self, model: ModelSettings) -> JobOptions:
         """Raises RequestError for what that model cannot do."""
         asked = self.audio.input.transcription
         spoken = language.check(language.codes([asked.language or "", *(asked.languages or [])]), model)
-        return JobOptions(None, keywords.keywords(asked.keywords, asked.prompt), spoken)
+        return JobOptions(keywords=keywords.keywords(asked.keywords, asked.prompt), language=spoken)
 
 
 def _merged(old: Any, new: Any) -> Any:

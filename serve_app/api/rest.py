@@ -8,9 +8,10 @@ from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
 from fastapi.responses import Response
 
 from serve_app.api import formats, keywords, language, streaming
-from serve_app.api.description import STREAM_ITEM
+from serve_app.api.chunking_strategy import ChunkingStrategy, chunking_strategy
 from serve_app.api.errors import ERROR_RESPONSES
 from serve_app.api.formats import Rendering, Timing
+from serve_app.api.openapi import STREAM_ITEM
 from serve_app.api.schemas import (
     Health,
     Model,
@@ -23,13 +24,13 @@ from serve_app.api.schemas import (
     TranscriptionVerboseJson,
 )
 from serve_app.api.streaming import Extras
-from serve_app.api.windows import ChunkingStrategy, chunking_strategy
-from serve_app.audio import AudioFile
+from serve_app.audio.decoding import AudioFile
+from serve_app.cluster.status import ModelStatus
 from serve_app.errors import RequestError
-from serve_app.pipeline import Done
-from serve_app.service import JobOptions, ModelStatus, SpeechService
+from serve_app.events import Done
+from serve_app.service import JobOptions, SpeechService
 from serve_app.settings import ModelSettings
-from serve_app.transcript import Keywords
+from serve_app.window import Keywords
 
 File_ = Annotated[UploadFile, File(description="An audio or video file of any common format.")]
 ModelName = Annotated[str | None, Form(description="Name of a model; none, or `whisper-1`, is the default model.")]
@@ -77,7 +78,9 @@ def create_router(service: SpeechService) -> APIRouter:
         timing = Timing(request.state.began_s, time.monotonic())
         found = service.find_model(model)
         options = JobOptions(
-            strategy.windows(service.settings.windows_for(found)), phrases, language.check(asked_languages, found)
+            windows=strategy.windows(service.settings.windows_for(found)),
+            keywords=phrases,
+            language=language.check(asked_languages, found),
         )
         audio = AudioFile(file.file)
 

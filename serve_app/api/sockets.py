@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import WebSocket
 from starlette.websockets import WebSocketDisconnect
 
-from serve_app.admission import Admission
+from serve_app.cluster.admission import Admission
 from serve_app.errors import (
     UNFORESEEN,
     AudioError,
@@ -26,7 +26,7 @@ log = logging.getLogger("ray.serve")
 
 RESTART = 1012
 DRAIN_POLL_S = 1.0
-MOST_REASON_BYTES = 120
+MAX_REASON_BYTES = 120
 """Of a close frame, which holds 123 (RFC 6455, 5.5)."""
 
 CLOSE_CODES: dict[str, int] = {
@@ -127,7 +127,7 @@ class Socket:
     async def _end(self, error: SpeechError, describe: Callable[[SpeechError], dict[str, Any]]) -> None:
         try:
             await self.send(describe(error))
-            await self._websocket.close(close_code(error), error.message.encode()[:MOST_REASON_BYTES].decode(errors="ignore"))
+            await self._websocket.close(close_code(error), error.message.encode()[:MAX_REASON_BYTES].decode(errors="ignore"))
         except (WebSocketDisconnect, RuntimeError):
             # The client has gone; nobody is left to be told.
             return

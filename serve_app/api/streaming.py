@@ -14,9 +14,10 @@ from fastapi.sse import EventSourceResponse, format_sse_event
 from serve_app.api.errors import describe
 from serve_app.api.schemas import ErrorBody, LogProbability, TokenUsage, TranscriptDelta, TranscriptDone, TranscriptProgress
 from serve_app.errors import UNFORESEEN, EngineError, SpeechError
-from serve_app.export import to_logprobs
-from serve_app.pipeline import Done, Event, Progress, SegmentFinal
-from serve_app.transcript import FRAME_SAMPLES, SAMPLE_RATE, Token
+from serve_app.events import Done, Event, Progress, SegmentFinal
+from serve_app.output.export import to_logprobs
+from serve_app.transcript import Token
+from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE
 
 log = logging.getLogger("ray.serve")
 

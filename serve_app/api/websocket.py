@@ -13,21 +13,22 @@ from typing import Any, BinaryIO, Literal, cast
 from fastapi import APIRouter, WebSocket
 from pydantic import BaseModel, Field, ValidationError
 
-from serve_app import export, subtitles
 from serve_app.api import keywords, language
 from serve_app.api.auth import Keys
 from serve_app.api.sockets import Socket
-from serve_app.audio import AudioFile
-from serve_app.cues import CueRules, shape
+from serve_app.audio.decoding import AudioFile
+from serve_app.audio.growing_file import GrowingFile
+from serve_app.audio.pcm import Encoding, PcmDecoder, PcmFormat
+from serve_app.audio.probing import is_media, needs_whole_file
 from serve_app.errors import AudioError, RequestError, ShuttingDown, SpeechError, UploadTooLarge
-from serve_app.growing_file import GrowingFile
-from serve_app.media import is_media, needs_its_end
-from serve_app.pcm import Encoding, PcmDecoder, PcmFormat
-from serve_app.pipeline import Done, EndUtterance, Event, Heard, LiveEvent, SegmentFinal, stop
+from serve_app.events import Done, Event, Hypothesis, LiveEvent, SegmentFinal
+from serve_app.live.endpointing import Endpointing
+from serve_app.output import export, subtitles
+from serve_app.output.cues import CueRules, shape
+from serve_app.pipeline import Commit, stop
 from serve_app.service import JobOptions, SpeechService
 from serve_app.settings import ModelSettings
-from serve_app.transcript import SAMPLE_RATE, Samples
-from serve_app.voice import Endpointing
+from serve_app.window import SAMPLE_RATE, Samples
 
 PATH = "/v1/audio/transcriptions/ws"
 END = "END"
@@ -106,7 +107,7 @@ class _Stream:
         with self._keys.stream(self._authorization, self._config.api_key), self._service.admission.stream():
             model = self._service.find_model(self._config.model)
             spoken = language.check(language.codes([self._config.language or ""]), model)
-            options = JobOptions(None, keywords.keywords(self._config.keywords), spoken)
+            options = JobOptions(keywords=keywords.keywords(self._config.keywords), language=spoken)
             async with aclosing(self._pieces(first)) as pieces:
                 head = await self._head(pieces)
                 if not head:
@@ -158,7 +159,7 @@ class _Stream:
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="growing file")
         with GrowingFile() as file:
             filling = asyncio.ensure_future(self._fill(file, head, pieces))
-            reporting = asyncio.ensure_future(self._report(file, thread, model, options, is_wanted_whole=needs_its_end(head)))
+            reporting = asyncio.ensure_future(self._report(file, thread, model, options, is_wanted_whole=needs_whole_file(head)))
             try:
                 await asyncio.wait([filling, reporting], return_when=asyncio.FIRST_COMPLETED)
                 if not reporting.done():
@@ -196,7 +197,7 @@ class _Stream:
     ) -> None:
         decoder = PcmDecoder(self._config.pcm_format())
 
-        async def samples() -> AsyncGenerator[Samples | EndUtterance, None]:
+        async def samples() -> AsyncGenerator[Samples | Commit, None]:
             for block in decoder.blocks(head):
                 yield block
             async for piece in pieces:
@@ -212,7 +213,7 @@ class _Stream:
     async def _tell(self, event: Event | LiveEvent, warnings: tuple[str, ...], model: ModelSettings, options: JobOptions) -> None:
         if isinstance(event, SegmentFinal):
             await self._socket.send({"type": "segment", **export.to_segment(event.segment)})
-        elif isinstance(event, Heard) and self._config.interim_results:
+        elif isinstance(event, Hypothesis) and self._config.interim_results:
             both = ((event.final, True), (event.partial, False))
             words = [{**export.to_word(word), "is_final": is_final} for heard, is_final in both for word in heard]
             await self._socket.send({"type": "partial", "text": " ".join(word["word"] for word in words), "words": words})

@@ -19,8 +19,8 @@ SILENCE_S = 600.0
 """A server that says nothing for so long is gone. Once it has begun to answer it sends something every 15 s; before, it may wait
 for a model."""
 
-MOST_TRIES = 20
-LONGEST_WAIT_S = 600
+MAX_ATTEMPTS = 20
+MAX_WAIT_S = 600
 UNKNOWN_WAIT_S = 10
 """Where `Retry-After` is not a number of seconds."""
 
@@ -73,8 +73,8 @@ class Client:
             try:
                 return self._ask(source, watcher)
             except Busy as busy:
-                if tries == MOST_TRIES:
-                    raise Failure(f"{busy} (asked {MOST_TRIES} times)") from None
+                if tries == MAX_ATTEMPTS:
+                    raise Failure(f"{busy} (asked {MAX_ATTEMPTS} times)") from None
                 tries += 1
                 watcher.refused(str(busy), busy.wait_s)
                 time.sleep(busy.wait_s)
@@ -136,7 +136,7 @@ def _refusal(response: httpx2.Response) -> Failure:
     except (ValueError, LookupError, TypeError):
         message = f"HTTP {status} {response.reason_phrase}".rstrip()
     if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE) and wait is not None:
-        return Busy(message, min(int(wait[:9]), LONGEST_WAIT_S) if wait.isdecimal() else UNKNOWN_WAIT_S)
+        return Busy(message, min(int(wait[:9]), MAX_WAIT_S) if wait.isdecimal() else UNKNOWN_WAIT_S)
     return Failure(message)
 
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from serve_app.audio import AudioFile
+from serve_app.audio.decoding import AudioFile
 from serve_app.command_line.client import Failure
 from serve_app.errors import SpeechError
-from serve_app.transcript import SAMPLE_RATE
+from serve_app.window import SAMPLE_RATE
 
 FRAME_S = 0.1
 PIECE_BYTES = 3_200

@@ -1,7 +1,7 @@
 // Debug mode: every message with its time, the request as a curl line.
 
-const MOST_LINES = 2000;
-const MOST_CHARACTERS = 2000;
+const MAX_LINES = 2000;
+const MAX_TOTAL_CHARS = 2000;
 const lines = [];
 const began = performance.now();
 let isShown = false;
@@ -9,8 +9,8 @@ let isDrawing = false;
 
 export function note(what, data) {
   const text = data === undefined ? "" : ` ${typeof data === "string" ? data : JSON.stringify(data)}`;
-  lines.push(`${((performance.now() - began) / 1000).toFixed(3).padStart(9)} ${what}${text}`.slice(0, MOST_CHARACTERS));
-  if (lines.length > MOST_LINES) lines.shift();
+  lines.push(`${((performance.now() - began) / 1000).toFixed(3).padStart(9)} ${what}${text}`.slice(0, MAX_TOTAL_CHARS));
+  if (lines.length > MAX_LINES) lines.shift();
   draw();
 }
 

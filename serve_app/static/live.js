@@ -2,7 +2,7 @@
 
 import { Cancelled, ServerError, openSocket, transcriptOf } from "./server.js";
 
-const MOST_WAITING_BYTES = 4 << 20; // A connection so far behind is as good as lost.
+const MAX_WAITING_BYTES = 4 << 20; // A connection so far behind is as good as lost.
 
 /** `watch` has segment(segment), partial(words) and level(share). Resolves with the transcript and the recording once stopped. */
 export class LiveSession {
@@ -64,7 +64,7 @@ export class LiveSession {
     this.watch.level(level);
     if (this.isStopped) return;
     if (this.socket.readyState === WebSocket.CONNECTING) this.early.push(block);
-    else if (this.socket.bufferedAmount > MOST_WAITING_BYTES) this.socket.close();
+    else if (this.socket.bufferedAmount > MAX_WAITING_BYTES) this.socket.close();
     else if (this.socket.readyState === WebSocket.OPEN) this.socket.send(block);
   }
 

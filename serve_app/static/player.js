@@ -1,8 +1,8 @@
 // The recording: played, drawn as a waveform with its segments, and steered by keys.
 
 const STEP_S = 5;
-const LONGEST_DRAWN_S = 20 * 60; // Longer ones would be gigabytes once decoded: only their segments are drawn.
-const MOST_DRAWN_BYTES = 300e6;
+const MAX_DRAWN_S = 20 * 60; // Longer ones would be gigabytes once decoded: only their segments are drawn.
+const MAX_DRAWN_BYTES = 300e6;
 const PEAKS_RATE = 8000;
 
 export class Player {
@@ -35,7 +35,7 @@ export class Player {
     this.video.classList.toggle("sound", !file.type.startsWith("video/"));
     this.video.src = this.url(file);
     this.draw();
-    if (duration > LONGEST_DRAWN_S || file.size > MOST_DRAWN_BYTES) return;
+    if (duration > MAX_DRAWN_S || file.size > MAX_DRAWN_BYTES) return;
     const peaks = await peaksOf(file).catch(() => null);
     if (this.segments !== segments) return;
     this.peaks = peaks;

@@ -1,0 +1,97 @@
+"""Raw audio in, int16 at 16 kHz out: what a microphone or a telephone sends, a bit at a time."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import av
+import numpy as np
+import soxr
+from av.audio.codeccontext import AudioCodecContext
+from numpy.typing import NDArray
+
+from serve_app.errors import AudioError
+from serve_app.window import SAMPLE_RATE, Samples
+
+Encoding = Literal["pcm_s16le", "pcm_f32le", "mulaw", "alaw"]
+
+SAMPLE_BYTES: dict[Encoding, int] = {"pcm_s16le": 2, "pcm_f32le": 4, "mulaw": 1, "alaw": 1}
+CODECS: dict[Encoding, str] = {"mulaw": "pcm_mulaw", "alaw": "pcm_alaw"}
+
+MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 192_000
+MAX_CHANNELS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class PcmFormat:
+    """What raw bytes mean; channels are interleaved. Raises AudioError for what cannot be."""
+
+    encoding: Encoding = "pcm_s16le"
+    sample_rate: int = SAMPLE_RATE
+    channels: int = 1
+
+    def __post_init__(self) -> None:
+        if self.encoding not in SAMPLE_BYTES:
+            raise AudioError(f"The encoding must be one of {', '.join(SAMPLE_BYTES)}.", param="encoding")
+        if not MIN_RATE_HZ <= self.sample_rate <= MAX_RATE_HZ:
+            raise AudioError(f"The sample rate must be {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz.", param="sample_rate")
+        if not 1 <= self.channels <= MAX_CHANNELS:
+            raise AudioError(f"There may be 1 to {MAX_CHANNELS} channels.", param="channels")
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of one sample of every channel."""
+        return SAMPLE_BYTES[self.encoding] * self.channels
+
+
+class PcmDecoder:
+    """One stream. Pieces may be of any length, and may split a sample."""
+
+    def __init__(self, audio_format: PcmFormat) -> None:
+        self._format = audio_format
+        self._rest = b""
+        codec = CODECS.get(audio_format.encoding)
+        self._table = None if codec is None else _table(codec)
+        is_same_rate = audio_format.sample_rate == SAMPLE_RATE
+        self._resampler = None if is_same_rate else soxr.ResampleStream(audio_format.sample_rate, SAMPLE_RATE, 1, "float32")
+
+    def blocks(self, data: bytes) -> Iterator[Samples]:
+        """The samples that are complete with the next bytes, a second or less at a time: nobody else waits for a long frame."""
+        most_bytes = self._format.frame_bytes * self._format.sample_rate
+        for start in range(0, len(data), most_bytes):
+            yield self.push(data[start : start + most_bytes])
+
+    def push(self, data: bytes) -> Samples:
+        """The samples that are complete with the next bytes; few or none at first, where the rate changes."""
+        data = self._rest + data
+        whole = len(data) // self._format.frame_bytes * self._format.frame_bytes
+        self._rest = data[whole:]
+        return self._converted(self._mono(data[:whole]), is_last=False)
+
+    def finish(self) -> Samples:
+        """What is left at the end. A sample that is cut off is not heard."""
+        return self._converted(np.zeros(0, np.float32), is_last=True)
+
+    def _mono(self, data: bytes) -> NDArray[np.float32]:
+        """Floats between -1 and 1 of all channels together."""
+        if self._table is not None:
+            samples = self._table[np.frombuffer(data, np.uint8)]
+        elif self._format.encoding == "pcm_f32le":
+            samples = np.nan_to_num(np.frombuffer(data, "<f4"), nan=0.0, posinf=0.0, neginf=0.0)
+        else:
+            samples = np.frombuffer(data, "<i2").astype(np.float32) / 32768.0
+        mono: NDArray[np.float32] = samples.reshape(-1, self._format.channels).mean(axis=1, dtype=np.float32)
+        return mono
+
+    def _converted(self, samples: NDArray[np.float32], *, is_last: bool) -> Samples:
+        if self._resampler is not None:
+            samples = self._resampler.resample_chunk(samples, last=is_last)
+        return np.round(np.clip(samples, -1.0, 32767 / 32768) * 32768.0).astype(np.int16)
+
+
+def _table(codec: str) -> NDArray[np.float32]:
+    """What each byte of a telephone's codec sounds like, from FFmpeg."""
+    decoder = cast(AudioCodecContext, AudioCodecContext.create(codec, "r"))
+    decoder.sample_rate, decoder.layout = 8_000, "mono"
+    frames = [frame for packet in (av.Packet(bytes(range(256))), None) for frame in decoder.decode(packet)]
+    return np.concatenate([frame.to_ndarray()[0] for frame in frames]).astype(np.float32) / 32768.0

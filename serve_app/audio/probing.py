@@ -1,0 +1,78 @@
+"""Media files by their first bytes, where raw samples may come instead. Pure."""
+
+MAGIC = (
+    b"fLaC",
+    b"OggS",
+    b"ID3",
+    b"\x1aE\xdf\xa3",  # Matroska, WebM
+    b"#!AMR",
+    b"caff",
+    b"FORM",
+    b".snd",
+    b"\x30\x26\xb2\x75\x8e\x66\xcf\x11",  # ASF, WMA
+    b"wvpk",
+    b"MThd",
+    b"FLV\x01",
+    b"\x00\x00\x01\xba",  # MPEG program stream
+)
+MAX_MAGIC = 8
+MAX_FRAME_HEADER = 7
+SNIFFED_BYTES = 4096
+
+MPEG_BITRATES = (
+    (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),  # version 1, layer 1
+    (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),  # version 2, layer 1
+    (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+)
+"""kbit/s by the index in a header."""
+
+MPEG_RATES_HZ = (44_100, 48_000, 32_000)
+
+
+def is_media(head: bytes) -> bool | None:
+    """Whether a file begins like that; None where more bytes may tell. SNIFFED_BYTES are always enough."""
+    if head.startswith((*MAGIC, b"RIFF", b"RF64")) or head[4:8] == b"ftyp":
+        return True
+    found = _is_frame_sequence(head) if head[:1] == b"\xff" else None if len(head) < MAX_MAGIC else False
+    return bool(found) if len(head) >= SNIFFED_BYTES else found
+
+
+def needs_whole_file(head: bytes) -> bool:
+    """Whether such a file can only be read once all of it is there: MP4 may have its index behind the audio."""
+    return head[4:8] == b"ftyp"
+
+
+def _is_frame_sequence(head: bytes) -> bool | None:
+    """MP3 and ADTS have no header of a file. Two frames in a row are hardly raw samples."""
+    if len(head) < MAX_FRAME_HEADER:
+        return None
+    length = _mpeg_frame_bytes(head) or _adts_frame_bytes(head)
+    following = head[length : length + 2]
+    if length and len(following) < 2:
+        return None
+    return length > 0 and following[0] == 0xFF and (following[1] ^ head[1]) & 0xFE == 0
+
+
+def _mpeg_frame_bytes(head: bytes) -> int:
+    """Length of the MPEG audio frame that begins there (ISO 11172-3, 2.4.3.1), 0 for none."""
+    header = int.from_bytes(head[:4], "big")
+    version, layer = header >> 19 & 3, 4 - (header >> 17 & 3)
+    bitrate_index, rate_index, padding = header >> 12 & 15, header >> 10 & 3, header >> 9 & 1
+    if header >> 21 != 0x7FF or version == 1 or layer == 4 or bitrate_index in (0, 15) or rate_index == 3:
+        return 0
+    is_first = version == 3
+    table = MPEG_BITRATES[layer - 1] if is_first else MPEG_BITRATES[3 if layer == 1 else 4]
+    rate_hz = MPEG_RATES_HZ[rate_index] // (1 if is_first else 2 if version == 2 else 4)
+    bits = 1000 * table[bitrate_index]
+    if layer == 1:
+        return (12 * bits // rate_hz + padding) * 4
+    return (72 if layer == 3 and not is_first else 144) * bits // rate_hz + padding
+
+
+def _adts_frame_bytes(head: bytes) -> int:
+    """Length of the ADTS frame that begins there (ISO 13818-7, 6.2), 0 for none."""
+    if head[1] & 0xF6 != 0xF0:
+        return 0
+    return (head[3] & 3) << 11 | head[4] << 3 | head[5] >> 5

@@ -1,0 +1,113 @@
+"""The ingress's client of a model's replicas: sends windows, retries those lost with a replica, explains failures."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
+from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle as _DeploymentHandle
+
+from serve_app.cluster.status import ReplicaStatus
+from serve_app.engine.batch_policy import max_batch_windows
+from serve_app.errors import EngineBroken, EngineError, ModelUnavailable, SpeechError
+from serve_app.settings import ModelSettings, Settings
+from serve_app.transcript import Token
+from serve_app.window import Job, Lane, Window
+
+log = logging.getLogger("ray.serve")
+
+MAX_ATTEMPTS = 4
+"""A window whose replicas are lost is sent at most this many times."""
+
+RETRY_DELAY_S = 0.5
+"""Delay before the second attempt, seconds; doubled before each further one."""
+
+REPLICA_LOST = (
+    RayActorError,
+    WorkerCrashedError,
+    NodeDiedError,
+    OutOfMemoryError,
+    ObjectLostError,
+    DeploymentUnavailableError,
+    EngineBroken,
+)
+"""How a call fails when its replica, or that replica's node, is gone. OutOfMemoryError is Ray's, for a process that it killed."""
+
+BATCHES_PER_REPLICA = 2
+"""Batches in flight per replica that keep it busy: one running, one waiting."""
+
+MIN_WINDOWS_IN_FLIGHT = 4
+"""Windows in flight per file, however few replicas are loaded."""
+
+DeploymentHandle: TypeAlias = _DeploymentHandle[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelClient:
+    """One per model and ingress. `statuses` returns the last known statuses of the model's replicas."""
+
+    model: ModelSettings
+    settings: Settings
+    replicas: DeploymentHandle
+    statuses: Callable[[], Sequence[ReplicaStatus]]
+
+    def target_windows_in_flight(self, window_s: float) -> int:
+        """Windows of `window_s` seconds that keep the loaded replicas busy."""
+        loaded = [replica for replica in self.statuses() if replica.state == "ready"]
+        per_batch = (max_batch_windows(self.settings.batching, window_s, on_gpu=replica.device != "cpu") for replica in loaded)
+        return max(MIN_WINDOWS_IN_FLIGHT, BATCHES_PER_REPLICA * sum(per_batch))
+
+    async def recognise(self, window: Window, lane: Lane, job: Job) -> list[Token]:
+        """Tokens of a window, retried when its replica is lost. Raises SpeechError."""
+        for attempt in range(MAX_ATTEMPTS):
+            try:
+                if attempt == 0:
+                    return await self._send(window, lane, job)
+                # A retry holds up the merge of all later windows, so it is urgent. It may also be what broke the replica: in a
+                # batch of its own it takes no other window with it.
+                return await self._send(window, min(lane, Lane.INTERACTIVE), job, is_isolated=True)
+            except REPLICA_LOST as error:
+                log.warning("window %d of %s was lost with its replica (%s)", window.index, self.model.name, type(error).__name__)
+            if attempt < MAX_ATTEMPTS - 1:
+                # Serve's router needs a moment to notice that the replica is gone.
+                await asyncio.sleep(RETRY_DELAY_S * 2**attempt)
+        raise EngineBroken("The model's replicas failed one after the other; try again later.")
+
+    async def _send(self, window: Window, lane: Lane, job: Job, *, is_isolated: bool = False) -> list[Token]:
+        answer = asyncio.ensure_future(self._call(window, lane, job, is_isolated))
+        try:
+            # Only the first window of a job waits for at most `model_wait_s`. Once the job has begun, a replica that has to be
+            # loaded again may take as long as the request.
+            if window.index == 0 and not is_isolated:
+                done, _ = await asyncio.wait([answer], timeout=self.settings.limits.model_wait_s)
+                if not done:
+                    self._require_loaded()
+            return await answer
+        finally:
+            answer.cancel()
+
+    async def _call(self, window: Window, lane: Lane, job: Job, is_isolated: bool) -> list[Token]:
+        response = self.replicas.transcribe.remote(window.samples, int(lane), job, is_isolated)
+        try:
+            tokens: list[Token] = await response
+        except asyncio.CancelledError:
+            # Cancelling the wait alone would leave the window in the replica's queue.
+            response.cancel()  # type: ignore[no-untyped-call]
+            raise
+        except RayTaskError as error:
+            if isinstance(error.cause, SpeechError):
+                raise error.cause from None
+            raise EngineError(f"Recognition failed: {type(error.cause).__name__}: {error.cause}") from error
+        return tokens
+
+    def _require_loaded(self) -> None:
+        """Raises ModelUnavailable with the progress unless a replica is ready."""
+        replicas = self.statuses()
+        if any(replica.state == "ready" for replica in replicas):
+            return
+        waiting_for = "it is still being loaded" if replicas else "waiting for a free CPU or GPU"
+        reason = next((replica.detail for replica in replicas if replica.detail), waiting_for)
+        raise ModelUnavailable(f"The model `{self.model.name}` is not loaded yet ({reason}). Try again later.", param="model")

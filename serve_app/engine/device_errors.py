@@ -1,0 +1,14 @@
+"""What an exception of torch or CUDA says about the device."""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """torch has a type of its own for this on GPUs only."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
+def is_device_failure(error: Exception) -> bool:
+    """Whether a GPU, and with it this process's use of it, is lost. The libraries on top of CUDA raise types of their own."""
+    text = f"{type(error).__name__}: {error}".lower()
+    return any(sign in text for sign in ("cuda error", "cuda runtime error", "cudnn error", "cublas error", "acceleratorerror"))

@@ -1,0 +1,203 @@
+"""From a model's `source` to a `.nemo` file on this machine, which may mean a download from the Hugging Face hub.
+
+The download is a process of its own: this module, run as a program. huggingface_hub waits and tries again as it sees fit, and
+hf-xet has been seen to hang; only a process can be ended whatever it is doing. It reads the HF_* variables afresh, tells what it
+does in lines of JSON, and ends when its standard input is closed, which also happens when its parent dies.
+"""
+
+import json
+import logging
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Self
+
+from serve_app.errors import ModelUnavailable
+from serve_app.settings import bundled_model_path
+
+log = logging.getLogger("ray.serve")
+BY_HAND = "download the .nemo file yourself and set the model's `source` to its path"
+MESSAGE = "\x1e"  # tells the messages of the download process from the lines that libraries print
+
+STALL_S = 120.0
+"""A transfer that has begun and then brings nothing for this long is given up."""
+
+GRACE_S = 5
+"""What the download process gets to remove its partial file before it is killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadProgress:
+    """How far a download is. `done_bytes` falls only where the hub makes it start over; `total_bytes` is None while unknown."""
+
+    done_bytes: int
+    total_bytes: int | None
+
+
+def find_model_file(source: str, *, timeout_s: float, on_progress: Callable[[DownloadProgress], None]) -> Path:
+    """The `.nemo` file that `source` means: `bundled`, the path of a file, or a hub name `owner/name` for `name.nemo` in there.
+
+    A `name.nemo` in the folder that MODELS_DIR names, or in `models` of the working directory, is taken as it is. So is a file in
+    huggingface_hub's cache, without asking the hub: replicas agree, and start while the hub is down. Otherwise blocks until it is
+    downloaded, at most `timeout_s` seconds and a few to clean up. `on_progress` is called in this thread, once a second or less
+    and at the end. Raises ModelUnavailable with the reason and what to do; a new call starts anew.
+    """
+    path = bundled_model_path() if source == "bundled" else Path(os.path.expanduser(source))
+    if os.path.isfile(path):
+        return path
+    if source == "bundled" or source.endswith(".nemo"):
+        raise ModelUnavailable(f"there is no model file {path.absolute()}: put it there, or correct the model's `source`")
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source, re.ASCII):
+        raise ModelUnavailable(f"`source: {source}` is neither a file nor the name of a model on the hub (`owner/name`)")
+    file_name = source.split("/")[1] + ".nemo"
+    for folder in (os.environ.get("MODELS_DIR"), "models"):
+        if folder and (local := Path(folder, file_name)).is_file():
+            return local
+    # Ray may have changed where this process imports from.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
+    command = [sys.executable, "-P", "-m", "serve_app.engine.model_files", source, file_name]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        try:
+            return _follow(child.stdout, source, timeout_s, on_progress)
+        finally:
+            child.stdin.close()
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(2 * GRACE_S)
+            child.kill()
+
+
+def _follow(stdout: IO[bytes], repository: str, timeout_s: float, on_progress: Callable[[DownloadProgress], None]) -> Path:
+    limit = deadline = time.monotonic() + timeout_s
+    rest, last_words, so_far = "", "no reason given", ""
+    poll = select.poll()
+    poll.register(stdout, select.POLLIN)
+    while poll.poll(min(max(0.0, limit - time.monotonic()), 1e6) * 1000):
+        received = os.read(stdout.fileno(), 1 << 16).decode(errors="replace")
+        if not received:
+            raise ModelUnavailable(f"the download of {repository} ended unexpectedly: {last_words}{so_far}")
+        *lines, rest = (rest + received).split("\n")
+        for line in lines:
+            if not line.startswith(MESSAGE):
+                last_words = line.strip() or last_words
+                log.warning("download of %s: %s", repository, line)
+                continue
+            message = json.loads(line[1:])
+            if "error" in message:
+                raise ModelUnavailable(message["error"] + so_far)
+            if "path" in message:
+                size = os.path.getsize(message["path"])
+                if so_far:
+                    on_progress(DownloadProgress(size, size))
+                return Path(message["path"])
+            on_progress(DownloadProgress(message["done"], message["total"]))
+            so_far = f" (had {message['done'] / 1e6:.1f} of {(message['total'] or 0) / 1e6:.1f} MB)"
+            limit = min(deadline, time.monotonic() + STALL_S)
+    late = f"was not finished within {timeout_s:g} s: raise the model's `load_timeout_s`"
+    stalled = f"brought nothing for {STALL_S:g} s: check the network, try HF_HUB_DISABLE_XET=1"
+    raise ModelUnavailable(f"the download of {repository} {late if limit == deadline else stalled}, or {BY_HAND}{so_far}")
+
+
+class _Bar:
+    """What huggingface_hub needs of tqdm, in the download process as is all that follows; tells the parent instead of drawing."""
+
+    def __init__(self, *, total: int | None = None, initial: int = 0, **_: object) -> None:
+        self.total, self.done, self.told_at = total, initial, float("-inf")
+        self.update(0)
+
+    def update(self, n: int) -> None:
+        self.done += n
+        if time.monotonic() >= self.told_at + 1:
+            self.told_at = time.monotonic()
+            _tell(done=self.done, total=self.total)
+
+    def update_transfer(self, n: int) -> None:
+        self.update(0)  # hf-xet: not in the file yet, but a sign of life
+
+    def ignore(self, *_: object, **__: object) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    __exit__ = set_postfix_str = set_transfer_postfix_str = ignore
+
+
+def _tell(**message: object) -> None:
+    # One write, because a pipe keeps it whole when several threads tell.
+    sys.stdout.write(MESSAGE + json.dumps(message) + "\n")
+    sys.stdout.flush()
+
+
+def _fetch(repository: str, name: str) -> str:
+    from huggingface_hub import constants, get_hf_file_metadata, get_session, hf_hub_download, hf_hub_url, try_to_load_from_cache
+
+    if isinstance(cached := try_to_load_from_cache(repository, name), str):
+        return cached
+    # A short question first: where nobody answers, hf_hub_download goes on asking for minutes.
+    get_hf_file_metadata(hf_hub_url(repository, name), timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    get_session().event_hooks["response"].append(_make_resumable)
+    constants.DOWNLOAD_CHUNK_SIZE = 1 << 20  # what a broken connection costs, and the steps of the progress; was 10 MiB
+    return hf_hub_download(repository, name, tqdm_class=_Bar)
+
+
+def _make_resumable(response: Any) -> None:
+    """huggingface_hub goes on after a connection that was closed too early, but not after one that was reset: make them alike."""
+    import httpx2
+
+    def iter_raw(chunk_size: int | None = None, inner: Any = response.iter_raw) -> Iterator[bytes]:
+        try:
+            yield from inner(chunk_size)
+        except httpx2.ReadError as error:
+            raise httpx2.RemoteProtocolError(str(error)) from error
+
+    response.iter_raw = iter_raw
+
+
+def _reason(error: BaseException, repository: str, name: str) -> str:
+    from huggingface_hub import constants, errors
+
+    hub, cache = constants.ENDPOINT, constants.HF_HUB_CACHE
+    what = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    match error:
+        case errors.GatedRepoError():
+            return f"{repository} is gated: accept its terms on {hub} and set HF_TOKEN to a token of that account"
+        case errors.RepositoryNotFoundError():
+            return f"{hub} has no model {repository}, or a private one: correct the model's `source`, or set HF_TOKEN"
+        case errors.RemoteEntryNotFoundError():
+            return f"{repository} on {hub} is not a NeMo model: it has no file {name}"
+        case OSError(errno=int()):
+            return f"{repository} cannot be stored: {what}. Make room in {cache}, or set HF_HOME to another folder"
+    return f"{repository} is not in {cache} nor to be had from {hub}: {what}. Check network, HF_ENDPOINT, HF_TOKEN, or {BY_HAND}"
+
+
+def _end_with_parent() -> None:
+    os.read(0, 1)
+    signal.alarm(GRACE_S)  # kills, should the interrupt not be heard
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
+def _main(repository: str, name: str) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        answer = {"path": _fetch(repository, name)}
+    except BaseException as error:
+        answer = {"error": _reason(error, repository, name)}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _tell(**answer)
+    os._exit(0)  # without the clean-up of the interpreter, which was once seen to hang
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

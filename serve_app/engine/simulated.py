@@ -1,0 +1,36 @@
+"""An engine without a model, for capacity tests: many "GPUs" on one machine, and tests of everything around an engine."""
+
+import time
+import zlib
+from collections.abc import Sequence
+
+from serve_app.engine.protocol import EngineInfo
+from serve_app.settings import SimulationSettings
+from serve_app.transcript import Token
+from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE, Keywords, Samples
+
+
+class SimulatedEngine:
+    """Takes the time a GPU would and says words that depend only on the audio, whatever window they are heard in."""
+
+    info = EngineInfo(device="simulated", precision="none", decoder="simulated")
+
+    def __init__(self, costs: SimulationSettings) -> None:
+        self._costs = costs
+        time.sleep(costs.load_s)
+
+    def transcribe(self, windows: Sequence[Samples], keywords: Sequence[Keywords] = ()) -> list[list[Token]]:
+        """See Engine.transcribe. About one frame in six says a word: its own checksum."""
+        padded_s = max(len(w) for w in windows) * len(windows) / SAMPLE_RATE
+        time.sleep(self._costs.step_s + self._costs.seconds_per_audio_s * padded_s)
+        return [self._words(window) for window in windows]
+
+    @staticmethod
+    def _words(window: Samples) -> list[Token]:
+        tokens = []
+        for start in range(0, len(window) - FRAME_SAMPLES + 1, FRAME_SAMPLES):
+            frame = window[start : start + FRAME_SAMPLES]
+            checksum = zlib.crc32(frame.tobytes())
+            if frame.any() and checksum % 6 == 0:
+                tokens.append(Token(f"▁w{checksum % 9973}", checksum % 9973, start, start + FRAME_SAMPLES, 1.0))
+        return tokens

@@ -1,0 +1,120 @@
+"""Voice activity detection with Silero's model, on the CPU of the ingress: one thread, in which the streams share batches."""
+
+import asyncio
+import functools
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from serve_app.live.endpointing import VAD_FRAME_SAMPLES, Endpointer, Endpointing, VadEvent
+from serve_app.window import Samples
+
+CONTEXT_SAMPLES = 64
+"""Samples before a frame that are part of the model's input."""
+
+MAX_STREAMS = 256
+"""Streams per batch."""
+
+
+@dataclass(slots=True)
+class _Stream:
+    """The model's state for one stream, and the samples that do not fill a frame yet."""
+
+    state: Any = None
+    context: Samples = field(default_factory=lambda: np.zeros(CONTEXT_SAMPLES, np.int16))
+    rest: Samples = field(default_factory=lambda: np.zeros(0, np.int16))
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    stream: _Stream
+    frames: Samples
+    """int16 [frames, VAD_FRAME_SAMPLES]"""
+    result: "asyncio.Future[list[float]]"
+
+
+class SileroModel:
+    """One per process, used from one event loop. It is loaded with the first frame."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vad")
+        self._waiting: list[_Request] = []
+        self._worker: asyncio.Task[None] | None = None
+
+    def detector(self, endpointing: Endpointing) -> "SileroDetector":
+        """The detector of a new stream."""
+        return SileroDetector(self, endpointing)
+
+    async def probabilities(self, stream: _Stream, block: Samples) -> list[float]:
+        """Speech probabilities of the frames that int16 `block` completes."""
+        samples = np.concatenate([stream.rest, block])
+        whole = len(samples) // VAD_FRAME_SAMPLES * VAD_FRAME_SAMPLES
+        stream.rest = samples[whole:]
+        if not whole:
+            return []
+        frames = samples[:whole].reshape(-1, VAD_FRAME_SAMPLES)
+        request = _Request(stream, frames, asyncio.get_running_loop().create_future())
+        self._waiting.append(request)
+        if self._worker is None:
+            self._worker = asyncio.create_task(self._work())
+        return await request.result
+
+    async def _work(self) -> None:
+        """Run everything that waits as one batch, again and again, until nothing does."""
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting[:MAX_STREAMS], self._waiting[MAX_STREAMS:]
+                run = asyncio.get_running_loop().run_in_executor(self._thread, _run, batch)
+                await asyncio.wait([run])
+                for place, request in enumerate(batch):
+                    if request.result.done():
+                        continue
+                    if (error := run.exception()) is not None:
+                        request.result.set_exception(error)
+                    else:
+                        request.result.set_result(run.result()[place])
+        finally:
+            self._worker = None
+
+
+class SileroDetector:
+    """The VoiceActivityDetector of one stream."""
+
+    def __init__(self, model: SileroModel, endpointing: Endpointing) -> None:
+        self._model = model
+        self._stream = _Stream()
+        self._endpointer = Endpointer(endpointing)
+
+    async def push(self, block: Samples) -> list[VadEvent]:
+        """See VoiceActivityDetector.push."""
+        return self._endpointer.push(await self._model.probabilities(self._stream, block))
+
+
+def _run(batch: Sequence[_Request]) -> list[list[float]]:
+    """Speech probabilities of each request's frames. Frame by frame, as the model is recurrent, for all streams at once."""
+    import torch
+
+    model = _model()
+    found: list[list[float]] = [[] for _ in batch]
+    with torch.inference_mode():
+        for step in range(max(len(request.frames) for request in batch)):
+            active = [i for i, request in enumerate(batch) if step < len(request.frames)]
+            streams = [batch[i].stream for i in active]
+            inputs = [np.concatenate([batch[i].stream.context, batch[i].frames[step]]) for i in active]
+            states = [torch.zeros(2, 128) if stream.state is None else stream.state for stream in streams]
+            out, after = model(torch.from_numpy(np.stack(inputs)).float() / 32768.0, torch.stack(states, dim=1))
+            for place, (i, stream) in enumerate(zip(active, streams, strict=True)):
+                found[i].append(float(out[place]))
+                stream.state, stream.context = after[:, place].clone(), inputs[place][-CONTEXT_SAMPLES:]
+    return found
+
+
+@functools.cache
+def _model() -> Any:
+    """Silero's network for 16 kHz, without its wrapper, which keeps the state of a single stream."""
+    from silero_vad import load_silero_vad
+
+    return load_silero_vad()._model

@@ -1,0 +1,95 @@
+"""A transcript as the formats people download. Pure: text and plain objects, no I/O."""
+
+import math
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+from serve_app.output.segments import WORD_MARK
+from serve_app.transcript import Segment, Token, Transcript, Word
+
+LANGUAGE_NAMES = {
+    "bg": "bulgarian", "cs": "czech", "da": "danish", "de": "german", "el": "greek", "en": "english", "es": "spanish", "et":
+    "estonian", "fi": "finnish", "fr": "french", "hr": "croatian", "hu": "hungarian", "it": "italian", "ja": "japanese", "lt":
+    "lithuanian", "lv": "latvian", "mt": "maltese", "nl": "dutch", "pl": "polish", "pt": "portuguese", "ro": "romanian", "ru":
+    "russian", "sk": "slovak", "sl": "slovenian", "sv": "swedish", "uk": "ukrainian",
+}  # fmt: skip
+"""OpenAI answers with the English name of a language, not its code."""
+
+
+def to_text(transcript: Transcript) -> str:
+    """The words alone, one line."""
+    return transcript.text + "\n"
+
+
+def to_json(transcript: Transcript, *, with_logprobs: bool = False) -> dict[str, Any]:
+    """OpenAI's `json`."""
+    logprobs = {"logprobs": to_logprobs(transcript.tokens)} if with_logprobs else {}
+    return {"text": transcript.text, **logprobs, "usage": _usage(transcript)}
+
+
+def to_logprobs(tokens: Sequence[Token]) -> list[dict[str, Any]]:
+    """OpenAI's `logprobs`."""
+    texts = [token.piece.replace(WORD_MARK, " ") for token in tokens]
+    return [
+        {"token": text, "bytes": list(text.encode()), "logprob": round(token.log_probability, 4)}
+        for text, token in zip(texts, tokens, strict=True)
+    ]
+
+
+def to_verbose_json(
+    transcript: Transcript, *, with_words: bool, with_logprobs: bool = False, task: str = "transcribe"
+) -> dict[str, Any]:
+    """OpenAI's `verbose_json`. Beyond its fields, words carry a `confidence` and segments have `words`, as Whisper's own have;
+    `warnings` stands only where there are any."""
+    verbose: dict[str, Any] = {
+        "task": task,
+        "language": LANGUAGE_NAMES.get(transcript.language, transcript.language),
+        "duration": _seconds(transcript.duration_s),
+        "text": transcript.text,
+        "segments": [to_segment(segment, transcript.duration_s) for segment in transcript.segments],
+    }
+    if with_words:
+        verbose["words"] = [to_word(word, transcript.duration_s) for word in transcript.words]
+    if with_logprobs:
+        verbose["logprobs"] = to_logprobs(transcript.tokens)
+    verbose["usage"] = _usage(transcript)
+    if transcript.warnings:
+        verbose["warnings"] = list(transcript.warnings)
+    return verbose
+
+
+def to_segment(segment: Segment, duration_s: float = math.inf) -> dict[str, Any]:
+    """A segment as `verbose_json` has it, of audio of that length."""
+    text = segment.text.encode()
+    return {
+        "id": segment.index,
+        "seek": round(segment.start_s * 100),
+        "start": _seconds(segment.start_s),
+        "end": _seconds(min(segment.end_s, duration_s)),
+        "text": segment.text,
+        "tokens": [token.token_id for token in segment.tokens],
+        "temperature": 0.0,
+        "avg_logprob": round(segment.mean_log_probability, 4),
+        "compression_ratio": round(len(text) / len(zlib.compress(text)), 4),
+        "no_speech_prob": 0.0,
+        "words": [{**_word(word, duration_s), "probability": round(word.confidence, 4)} for word in segment.words],
+    }
+
+
+def to_word(word: Word, duration_s: float = math.inf) -> dict[str, Any]:
+    """A word as `verbose_json` has it, of audio of that length."""
+    return {**_word(word, duration_s), "confidence": round(word.confidence, 4)}
+
+
+def _word(word: Word, duration_s: float) -> dict[str, Any]:
+    return {"word": word.text, "start": _seconds(word.start_s), "end": _seconds(min(word.end_s, duration_s))}
+
+
+def _usage(transcript: Transcript) -> dict[str, Any]:
+    # Whole seconds, as OpenAI counts and LiteLLM requires; what has begun counts.
+    return {"type": "duration", "seconds": math.ceil(transcript.duration_s)}
+
+
+def _seconds(value: float) -> float:
+    return round(value, 3)

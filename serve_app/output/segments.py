@@ -1,0 +1,92 @@
+"""Tokens in, words and segments out, as soon as nothing that follows can change them.
+
+A word begins at a token whose piece starts with `▁` (SentencePiece) and takes the punctuation behind it. A segment ends at the
+end of a sentence, or at a long pause where the model wrote none.
+"""
+
+from collections.abc import Sequence
+
+from serve_app.transcript import Segment, Token, Word
+from serve_app.window import SAMPLE_RATE
+
+WORD_MARK = "▁"
+SENTENCE_ENDS = (".", "?", "!", "…", "。", "？", "！")
+CLOSING_MARKS = "\"'”’)]»"
+MAX_PAUSE_S = 2.0
+"""A pause of this length between words ends a segment even without a full stop."""
+
+
+class Segmenter:
+    """Groups the final tokens of one recording, in order, into segments. The tokens may come in any number of portions."""
+
+    def __init__(self) -> None:
+        self._tokens: list[Token] = []
+        self._words: list[list[Token]] = []
+        self._next_index = 0
+
+    def add(self, tokens: Sequence[Token]) -> list[Segment]:
+        """The segments that are complete now. A word is complete when the next one begins."""
+        segments: list[Segment] = []
+        for token in tokens:
+            if token.piece.startswith(WORD_MARK) and self._tokens:
+                segments += self._end_word(next_start_sample=token.start_sample)
+            self._tokens.append(token)
+        return segments
+
+    @property
+    def unfinished(self) -> tuple[Word, ...]:
+        """The words of the segment that is not complete."""
+        return tuple(_word(tokens) for tokens in [*self._words, self._tokens] if tokens)
+
+    def finish(self) -> list[Segment]:
+        """What is left once no more tokens come."""
+        segments = self._end_word(next_start_sample=None) if self._tokens else []
+        return segments + self._end_segment()
+
+    def _end_word(self, next_start_sample: int | None) -> list[Segment]:
+        self._words.append(self._tokens)
+        text, end_sample = _text(self._tokens), self._tokens[-1].end_sample
+        self._tokens = []
+        pause_samples = 0 if next_start_sample is None else next_start_sample - end_sample
+        if text.rstrip(CLOSING_MARKS).endswith(SENTENCE_ENDS) or pause_samples >= MAX_PAUSE_S * SAMPLE_RATE:
+            return self._end_segment()
+        return []
+
+    def _end_segment(self) -> list[Segment]:
+        if not self._words:
+            return []
+        segment = _segment(self._next_index, self._words)
+        self._words = []
+        self._next_index += 1
+        return [segment]
+
+
+def words_of(tokens: Sequence[Token]) -> tuple[Word, ...]:
+    """The words that tokens make up."""
+    segmenter = Segmenter()
+    return tuple(word for segment in segmenter.add(tokens) + segmenter.finish() for word in segment.words)
+
+
+def _segment(index: int, word_tokens: Sequence[Sequence[Token]]) -> Segment:
+    words = tuple(_word(tokens) for tokens in word_tokens)
+    return Segment(
+        index=index,
+        text=" ".join(word.text for word in words),
+        start_s=words[0].start_s,
+        end_s=words[-1].end_s,
+        words=words,
+        tokens=tuple(token for group in word_tokens for token in group),
+    )
+
+
+def _word(tokens: Sequence[Token]) -> Word:
+    return Word(
+        text=_text(tokens),
+        start_s=tokens[0].start_sample / SAMPLE_RATE,
+        end_s=max(token.end_sample for token in tokens) / SAMPLE_RATE,
+        confidence=min(token.confidence for token in tokens),
+    )
+
+
+def _text(tokens: Sequence[Token]) -> str:
+    return "".join(token.piece for token in tokens).replace(WORD_MARK, "")

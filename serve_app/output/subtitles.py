@@ -1,0 +1,60 @@
+"""Subtitles and tables as files: SubRip and WebVTT of cues, CSV and TSV of segments. Pure: text, no I/O."""
+
+import csv
+import html
+import io
+from collections.abc import Callable, Sequence
+
+from pysubs2 import SSAEvent, SSAFile
+
+from serve_app.output.cues import Cue
+from serve_app.transcript import Transcript
+
+STAND_IN = "\0"
+"""Takes the place of a backslash while pysubs2 writes: to it a backslash begins a command, even in SubRip, which has none."""
+
+
+def to_srt(cues: Sequence[Cue]) -> str:
+    """SubRip. It has no way to escape, so the text stands as it is."""
+    return _written(cues, "srt", str)
+
+
+def to_vtt(cues: Sequence[Cue]) -> str:
+    """WebVTT."""
+    return _written(cues, "vtt", lambda text: html.escape(text, quote=False))
+
+
+def to_csv(transcript: Transcript) -> str:
+    """Seed A's table of segments, times in seconds, as RFC 4180 has it: lines end in CRLF."""
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerow(("Start (s)", "End (s)", "Text"))
+    for start_s, end_s, text in _rows(transcript):
+        writer.writerow((f"{start_s:.3f}", f"{end_s:.3f}", text))
+    return table.getvalue()
+
+
+def to_tsv(transcript: Transcript) -> str:
+    """Whisper's table of segments, times in milliseconds. Nothing is quoted."""
+    rows = (f"{round(start_s * 1000)}\t{round(end_s * 1000)}\t{text}\n" for start_s, end_s, text in _rows(transcript))
+    return "start\tend\ttext\n" + "".join(rows)
+
+
+def _rows(transcript: Transcript) -> list[tuple[float, float, str]]:
+    """Start and end in seconds, and the text in one line."""
+    return [
+        (segment.start_s, min(segment.end_s, transcript.duration_s), _one_line(segment.text)) for segment in transcript.segments
+    ]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _written(cues: Sequence[Cue], file_format: str, escape: Callable[[str], str]) -> str:
+    file = SSAFile()
+    for cue in cues:
+        lines = (_one_line(line).replace(STAND_IN, "\N{REPLACEMENT CHARACTER}") for line in cue.lines)
+        text = escape("\n".join(lines)).replace("\\", STAND_IN)
+        file.append(SSAEvent(start=round(cue.start_s * 1000), end=round(cue.end_s * 1000), text=text))
+    return file.to_string(file_format, keep_ssa_tags=True).replace(STAND_IN, "\\")

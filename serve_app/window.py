@@ -1,0 +1,54 @@
+"""What goes to a model: a window of 16 kHz audio, the lane that it waits in, and the job that it belongs to. All frozen.
+
+Inside the server, time is an integer count of samples at `SAMPLE_RATE`.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+SAMPLE_RATE = 16_000
+"""Samples per second of all audio inside the server, Hz."""
+
+FRAME_SAMPLES = 1280
+"""Samples per encoder frame: a hop of 10 ms, subsampled 8 times. Windows start on multiples of it."""
+
+Samples = NDArray[np.int16]
+"""Mono audio at `SAMPLE_RATE`: int16 [samples]."""
+
+
+class Lane(IntEnum):
+    """Who goes first when work waits."""
+
+    LIVE = 0
+    INTERACTIVE = 1
+    BULK = 2
+
+
+Keywords = tuple[str, ...]
+"""Phrases that are likely in a recording; the decoder leans towards them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One recording on its way through the server, as the models know it."""
+
+    job_id: str
+    keywords: Keywords = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A stretch of one recording. `samples` starts at `start_sample` of the recording."""
+
+    index: int
+    start_sample: int
+    samples: Samples
+    is_retry: bool = False
+    """Others wait for it: it is a second look at a window that was done."""
+
+    @property
+    def end_sample(self) -> int:
+        return self.start_sample + len(self.samples)

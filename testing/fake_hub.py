@@ -1,0 +1,191 @@
+"""A stand-in for the Hugging Face hub on 127.0.0.1: one file of one repository, and the ways in which a hub fails.
+
+Give a process `HF_ENDPOINT=hub.endpoint` and a fresh `HF_HOME`, and its huggingface_hub talks to this instead.
+"""
+
+import hashlib
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Literal, Self, cast
+
+Mode = Literal["whole", "slow", "breaking", "resetting", "stalling", "silent", "no repository", "no file", "gated", "down"]
+
+REFUSALS: dict[Mode, tuple[int, str]] = {
+    "no repository": (404, "RepoNotFound"),
+    "no file": (404, "EntryNotFound"),
+    "gated": (401, "GatedRepo"),
+}
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+PIECE_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request that the hub saw."""
+
+    method: str
+    path: str
+    first_byte: int
+    """Where the asked range begins; 0 without a Range header."""
+    token: str | None
+
+
+class FakeHub:
+    """The hub, up while the context lasts. `mode` may be set at any time and holds for the requests that follow:
+
+    - `whole`: the file, as fast as it goes
+    - `slow`: the file at `bytes_per_s`
+    - `breaking`, `resetting`: each GET ends after `limit_bytes`, by an orderly close or by a reset; with `breaks` set, only that
+      many more GETs do
+    - `stalling`: each GET sends `limit_bytes` and then nothing more, with the connection open
+    - `silent`: requests are taken and never answered
+    - `no repository`, `no file`, `gated`: refused as the hub refuses
+    - `down`: connections are refused; to be given at the start
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        mode: Mode = "whole",
+        *,
+        repository: str = "nvidia/parakeet-tdt-0.6b-v2",
+        bytes_per_s: int = 1_000_000,
+        limit_bytes: int = 1_000_000,
+        breaks: int | None = None,
+    ) -> None:
+        self.mode = mode
+        self.bytes_per_s = bytes_per_s
+        self.limit_bytes = limit_bytes
+        self.breaks = breaks
+        self.requests: list[Request] = []
+        """Every request so far, oldest first."""
+        self.content = file.read_bytes()
+        self.etag = hashlib.sha256(self.content).hexdigest()
+        self.location = f"/{repository}/resolve/main/{repository.split('/')[1]}.nemo"
+        self.closing = threading.Event()
+        self._server = _Server(self)
+        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+        """What HF_ENDPOINT has to be."""
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+
+    def __enter__(self) -> Self:
+        if self.mode == "down":
+            self._server.server_close()
+        else:
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.closing.set()
+        if self._thread.is_alive():
+            self._server.shutdown()
+            self._thread.join()
+        self._server.server_close()
+
+    @property
+    def gets(self) -> list[Request]:
+        """The downloads of the file among the requests; huggingface_hub also asks for other things on the way."""
+        return [request for request in self.requests if request.method == "GET" and request.path == self.location]
+
+    def takes_a_break(self) -> bool:
+        """Whether the GET that asks is one to break off; counts down `breaks`."""
+        if self.mode not in ("breaking", "resetting") or self.breaks == 0:
+            return False
+        if self.breaks is not None:
+            self.breaks -= 1
+        return True
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, hub: FakeHub) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.hub = hub
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that go away are part of the tests, and no news."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout: ClassVar[float] = 60.0
+
+    @property
+    def hub(self) -> FakeHub:
+        return cast(_Server, self.server).hub
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """The log is `FakeHub.requests`."""
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        hub = self.hub
+        asked = self.headers.get("Range")
+        first = int(asked.removeprefix("bytes=").split("-")[0]) if asked else 0
+        hub.requests.append(Request(self.command, self.path, first, self.headers.get("Authorization")))
+        if hub.mode == "silent":
+            hub.closing.wait()
+            self.close_connection = True
+        elif hub.mode in REFUSALS:
+            self._refuse(*REFUSALS[hub.mode])
+        elif self.path != hub.location:
+            known = self.path.startswith(hub.location.split("/resolve/")[0] + "/")
+            self._refuse(404, "EntryNotFound" if known else "RepoNotFound")
+        else:
+            self.send_response(206 if asked else 200)
+            self.send_header("ETag", f'"{hub.etag}"')
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("Accept-Ranges", "bytes")
+            self.send_header("Content-Length", str(len(hub.content) - first))
+            if asked:
+                self.send_header("Content-Range", f"bytes {first}-{len(hub.content) - 1}/{len(hub.content)}")
+            self.end_headers()
+            if self.command == "GET":
+                self._send(memoryview(hub.content)[first:])
+
+    def _refuse(self, status: int, code: str) -> None:
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def _send(self, content: memoryview) -> None:
+        hub = self.hub
+        if hub.takes_a_break():
+            self._send_pieces(content[: hub.limit_bytes])
+            self.close_connection = True
+            if hub.mode == "resetting":
+                # Let the client read first: a reset throws away what it has not read yet.
+                time.sleep(0.2)
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()
+        elif hub.mode == "stalling":
+            self._send_pieces(content[: hub.limit_bytes])
+            hub.closing.wait()
+            self.close_connection = True
+        else:
+            self._send_pieces(content)
+
+    def _send_pieces(self, content: memoryview) -> None:
+        for piece in _pieces(content):
+            if self.hub.mode == "slow" and self.hub.closing.wait(len(piece) / self.hub.bytes_per_s):
+                return
+            self.wfile.write(piece)
+
+
+def _pieces(content: memoryview) -> Iterator[memoryview]:
+    for start in range(0, len(content), PIECE_BYTES):
+        yield content[start : start + PIECE_BYTES]

@@ -1,0 +1,150 @@
+"""Starts the real thing, `serve run`, on a free port of this machine, for tests that drive it as its users do."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+import yaml
+
+from testing.paths import ROOT
+
+START_S = 180.0
+STOP_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server and a client for it. `log` is everything it has printed so far."""
+
+    url: str
+    client: httpx2.Client
+    log_path: Path
+    process_id: int
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def processes(self, name: str) -> list[psutil.Process]:
+        """Its processes of that name: `ProxyActor`, `ingress`, `board`, `model NAME`."""
+        found = []
+        for process in psutil.Process(self.process_id).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                # Ray writes a title in place of the arguments; a method's name may follow.
+                title = " ".join(process.cmdline()).rpartition(":")[2].strip()
+                if title == name or title.startswith(f"{name}."):
+                    found.append(process)
+        return found
+
+    def transcribe(self, data: bytes, **fields: Any) -> httpx2.Response:
+        return self.client.post("/v1/audio/transcriptions", files={"file": ("audio.wav", data)}, data=fields)
+
+    def model(self, name: str) -> dict[str, Any]:
+        """What /ready tells of a model."""
+        models: list[dict[str, Any]] = self.client.get("/ready").json()["models"]
+        return next(model for model in models if model["id"] == name)
+
+    def wait_for_state(self, name: str, state: str, within_s: float = START_S) -> dict[str, Any]:
+        """Wait until a model has that state; says what it was instead when it does not come to it."""
+        until = time.monotonic() + within_s
+        while (model := self.model(name))["state"] != state:
+            assert time.monotonic() < until, f"{name} never became {state}: {model}"
+            time.sleep(0.2)
+        return model
+
+
+@contextlib.contextmanager
+def serve_run(
+    config: Path,
+    folder: Path,
+    *,
+    args: Mapping[str, Any] = {},
+    env: Mapping[str, str] = {},
+    dot_env: Mapping[str, str] = {},
+    drains: bool = False,
+) -> Iterator[Server]:
+    """`serve run` on that config, listening on 127.0.0.1, until the block ends. `args` override the application's.
+
+    With `drains` it is `python -m serve_app.run` instead. With `dot_env` it starts in `folder`, where a `.env` has that and a
+    PORT that is not the config's.
+    """
+    port = _free_port()
+    if dot_env:
+        (folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in {**dot_env, "PORT": str(port)}.items()))
+    content = yaml.safe_load(config.read_text())
+    content["http_options"] = {"host": "127.0.0.1", "port": _free_port() if dot_env else port}
+    content["applications"][0]["args"] |= args
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(content))
+    log_path = folder / "serve.log"
+    program = ["-m", "serve_app.run"] if drains else [str(Path(sys.executable).parent / "serve"), "run"]
+    command = [sys.executable, *program, str(path)]
+    # A cluster of its own, with a dashboard port and folder that no other cluster of this machine uses.
+    own = {"RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
+    with log_path.open("w") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=folder if dot_env else ROOT,
+            env={**os.environ, **own, **env},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as client:
+            server = Server(f"http://127.0.0.1:{port}", client, log_path, process.pid)
+            _wait_until_up(server, process)
+            yield server
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def open_files(process: psutil.Process) -> set[str]:
+    """What a process has open on disk, files without a name included."""
+    folder = f"/proc/{process.pid}/fd"
+    links = set()
+    for number in os.listdir(folder):
+        try:
+            links.add(os.readlink(f"{folder}/{number}"))
+        except FileNotFoundError:
+            continue
+    return {link for link in links if link.startswith("/") and not link.startswith(("/dev/", "/proc/"))}
+
+
+def held_bytes(process: psutil.Process) -> int:
+    """Memory of a process's own. Pages of files are not: Linux takes those of idle processes away and brings them back when they
+    are used, which looks like growth. Nor are those of Ray's object store, which a process has once it has read there."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
+    return 1024 * int(status["RssAnon"].split()[0])
+
+
+def _wait_until_up(server: Server, process: "subprocess.Popen[bytes]") -> None:
+    until = time.monotonic() + START_S
+    while True:
+        with contextlib.suppress(httpx2.TransportError):
+            if server.client.get("/health").status_code == 200:
+                return
+        if process.poll() is not None or time.monotonic() > until:
+            raise RuntimeError(f"the server did not start:\n{server.log}")
+        time.sleep(0.2)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

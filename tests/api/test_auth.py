@@ -1,0 +1,140 @@
+"""Keys: who gets in, how often, and that nobody else learns anything."""
+
+import logging
+from contextlib import ExitStack
+
+import pytest
+from fastapi.testclient import TestClient
+from pydantic import SecretStr
+
+from serve_app.api import create_api
+from serve_app.api.auth import Keys
+from serve_app.errors import InvalidKey, RateLimited
+from serve_app.settings import AuthSettings, Settings
+from testing.fake_service import NOISE, FakeService, assert_error, post
+
+KEYS = (SecretStr("first-key"), SecretStr("second-key-é"))
+
+
+def client_with(auth: AuthSettings, key: str | None = None) -> TestClient:
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    return TestClient(create_api(FakeService(auth=auth).service), raise_server_exceptions=False, headers=headers)
+
+
+def test_without_keys_everything_is_open() -> None:
+    with client_with(AuthSettings()) as client:
+        assert post(client).status_code == 200
+    with client_with(AuthSettings(), "any") as client:
+        assert post(client).status_code == 200
+
+
+class TestWithKeys:
+    AUTH = AuthSettings(keys=KEYS)
+
+    @pytest.mark.parametrize("path", ["/v1/models", "/ready", "/nowhere", "/staticky"])
+    @pytest.mark.parametrize("key", [None, "", "wrong", "first-key-and-more", "first"])
+    def test_the_rest_is_closed(self, path: str, key: str | None) -> None:
+        with client_with(self.AUTH, key) as client:
+            assert_error(client.get(path), 401, "invalid_api_key")
+            refused = post(client)
+            assert_error(refused, 401, "invalid_api_key")
+            assert refused.headers["www-authenticate"] == "Bearer"
+            assert client.get("/health").status_code == 200
+
+    @pytest.mark.parametrize("path", ["/", "/static/app.js", "/docs", "/openapi.json"])
+    def test_what_is_the_same_for_everybody_is_open(self, path: str) -> None:
+        with client_with(self.AUTH) as client:
+            assert client.get(path).status_code == 200
+
+    @pytest.mark.parametrize("key", KEYS)
+    def test_every_key_opens(self, key: SecretStr) -> None:
+        with client_with(self.AUTH) as client:
+            bearer = b"Bearer " + key.get_secret_value().encode()
+            answer = client.post("/v1/audio/transcriptions", files={"file": NOISE}, headers={b"Authorization": bearer})
+            assert answer.status_code == 200
+            assert client.get("/v1/models", headers={b"authorization": bearer.replace(b"Bearer", b"bearer ")}).status_code == 200
+
+    @pytest.mark.parametrize("header", ["first-key", "Basic first-key", "Bearer", "Bearer first-key second-key"])
+    def test_another_scheme_does_not(self, header: str) -> None:
+        with client_with(self.AUTH) as client:
+            assert_error(client.get("/v1/models", headers={"Authorization": header}), 401, "invalid_api_key")
+
+    def test_a_web_page_may_ask_and_read_why_it_was_refused(self) -> None:
+        origin = {"Origin": "http://page.example", "Access-Control-Request-Method": "POST"}
+        with client_with(self.AUTH) as client:
+            asked = client.options(
+                "/v1/audio/transcriptions", headers=origin | {"Access-Control-Request-Headers": "authorization"}
+            )
+            assert asked.status_code == 200
+            assert asked.headers["access-control-allow-origin"] == "*"
+            assert "authorization" in asked.headers["access-control-allow-headers"].lower()
+            assert client.get("/v1/models", headers=origin).headers["access-control-allow-origin"] == "*"
+
+    def test_keys_are_in_no_text(self, caplog: pytest.LogCaptureFixture) -> None:
+        settings = Settings(auth=self.AUTH)
+        with caplog.at_level(logging.DEBUG), client_with(self.AUTH, "first-key") as client:
+            post(client)
+        for text in (repr(settings), str(settings), settings.model_dump_json(), caplog.text):
+            assert "first-key" not in text
+
+
+def test_seed_bs_variable_sets_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_KEY", "one, two,")
+    assert [key.get_secret_value() for key in Settings().auth.keys] == ["one", "two"]
+    monkeypatch.setenv("API_KEY", "")
+    assert Settings().auth.keys == ()
+
+
+class TestUse:
+    """What one key may ask for, in a time of our own."""
+
+    @staticmethod
+    def keys(now: list[float], **limits: int) -> tuple[Keys, bytes, bytes]:
+        keys = Keys(AuthSettings(keys=KEYS, **limits), lambda: now[0])
+        return keys, keys.find("Bearer first-key"), keys.find("Bearer second-key-é".encode().decode("latin-1"))
+
+    def test_requests_a_minute(self) -> None:
+        now = [0.0]
+        keys, first, second = self.keys(now, max_requests_per_minute=2)
+        for at_s, left in ((0.0, "1"), (20.0, "0")):
+            now[0] = at_s
+            with keys.request(first) as headers:
+                assert headers["x-ratelimit-limit-requests"] == "2"
+                assert headers["x-ratelimit-remaining-requests"] == left
+        now[0] = 30.0
+        with pytest.raises(RateLimited) as caught, keys.request(first):
+            pass
+        assert caught.value.retry_after_s == 30
+        with keys.request(second):
+            pass
+        now[0] = 60.0
+        with keys.request(first) as headers:
+            assert headers["x-ratelimit-remaining-requests"] == "0"
+
+    def test_requests_at_once(self) -> None:
+        keys, first, second = self.keys([0.0], max_requests=2)
+        with ExitStack() as at_work:
+            for _ in range(2):
+                at_work.enter_context(keys.request(first))
+            with pytest.raises(RateLimited), keys.request(first):
+                pass
+            with keys.request(second):
+                pass
+        with keys.request(first):
+            pass
+
+    def test_an_unknown_key(self) -> None:
+        keys, _, _ = self.keys([0.0])
+        for header in (None, "", "Bearer x", "Bearer ÿ"):
+            with pytest.raises(InvalidKey):
+                keys.find(header)
+
+    def test_over_http(self) -> None:
+        with client_with(AuthSettings(keys=KEYS, max_requests_per_minute=1), "first-key") as client:
+            good = post(client)
+            assert good.headers["x-ratelimit-remaining-requests"] == "0"
+            assert int(good.headers["openai-processing-ms"]) >= 0
+            refused = post(client)
+            assert_error(refused, 429, "rate_limit_exceeded")
+            assert 0 < int(refused.headers["retry-after"]) <= 61
+            assert client.get("/v1/models").status_code == 200

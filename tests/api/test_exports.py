@@ -1,0 +1,114 @@
+"""A transcript that was answered in one format is exported in every other, byte for byte as the API would have answered."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from serve_app.api.exports import MAX_S, PATH
+from serve_app.engine.parakeet import ParakeetEngine
+from serve_app.window import SAMPLE_RATE, Samples
+from testing import media
+from testing.fake_service import EngineService, assert_error, post
+
+FORMATS = ["text", "srt", "vtt", "csv", "tsv", "json", "verbose_json"]
+SEGMENT = {"start": 1, "end": 3, "text": "One two."}
+
+
+@pytest.fixture
+def server(engine: ParakeetEngine) -> EngineService:
+    return EngineService(engine)
+
+
+@pytest.fixture(scope="module")
+def recording(speech: Samples) -> bytes:
+    """Long enough for several windows."""
+    return media.wav(np.tile(speech, 3)[: 80 * SAMPLE_RATE + 17])
+
+
+@pytest.fixture
+def verbose(client: TestClient, recording: bytes) -> dict[str, Any]:
+    fields = {"response_format": "verbose_json", "timestamp_granularities[]": ["word", "segment"]}
+    answer: dict[str, Any] = post(client, recording, **fields).json()
+    return answer
+
+
+def export(client: TestClient, response_format: str, transcript: dict[str, Any]) -> Any:
+    return client.post(PATH, json={**transcript, "response_format": response_format})
+
+
+def test_every_format(client: TestClient, recording: bytes, verbose: dict[str, Any]) -> None:
+    for response_format in FORMATS:
+        fields = {"response_format": response_format, "timestamp_granularities[]": ["word", "segment"]}
+        answer, exported = post(client, recording, **fields), export(client, response_format, verbose)
+        assert exported.content == answer.content
+        assert exported.headers["content-type"] == answer.headers["content-type"]
+
+
+def test_what_ends_after_the_audio(client: TestClient, speech: Samples) -> None:
+    """The WebSocket tells of a segment before it knows where the audio ends."""
+    fields = {"response_format": "verbose_json", "timestamp_granularities[]": ["word", "segment"]}
+    answer = post(client, media.wav(speech[: 2 * SAMPLE_RATE + 777]), **fields)
+    given = answer.json()
+    assert given["segments"]
+    given["duration"] = round(given["segments"][-1]["end"] - 0.03, 3)
+    exported = export(client, "verbose_json", given).json()
+    for last in (exported["segments"][-1], exported["segments"][-1]["words"][-1], exported["words"][-1]):
+        assert last["end"] == given["duration"]
+
+
+def test_subtitles_of_ones_own(client: TestClient, recording: bytes, verbose: dict[str, Any]) -> None:
+    changes = {"max_lines": 1, "max_line_chars": 12}
+    answer = post(client, recording, response_format="srt", **changes)
+    assert export(client, "srt", {**verbose, **changes}).content == answer.content
+    assert answer.content != export(client, "srt", verbose).content
+
+
+def test_an_edited_text(client: TestClient, verbose: dict[str, Any]) -> None:
+    segment = verbose["segments"][1]
+    segment["text"] = " ".join("uno" for _ in segment["words"])
+    exported = export(client, "verbose_json", verbose).json()
+    assert [word["word"] for word in exported["segments"][1]["words"]] == ["uno"] * len(segment["words"])
+    assert [word["start"] for word in exported["segments"][1]["words"]] == [word["start"] for word in segment["words"]]
+    assert segment["text"] in exported["text"]
+    assert "uno" in export(client, "srt", verbose).text
+    segment["text"] = "More words than there were when the model heard it."
+    exported = export(client, "verbose_json", verbose).json()["segments"][1]
+    assert " ".join(word["word"] for word in exported["words"]) == segment["text"]
+    assert exported["words"][0]["start"] == segment["start"]
+    assert exported["words"][-1]["end"] == segment["end"]
+
+
+def test_the_latest_times(client: TestClient) -> None:
+    segments = [{"start": MAX_S, "end": MAX_S, "text": text} for text in ("One.", "Two.")]
+    for response_format in ("srt", "vtt"):
+        assert "99:00:0" in export(client, response_format, {"duration": MAX_S, "segments": segments}).text
+
+
+def test_start_end_and_text_are_enough(client: TestClient) -> None:
+    given = {"duration": 4, "segments": [SEGMENT]}
+    assert export(client, "csv", given).text == "Start (s),End (s),Text\r\n1.000,3.000,One two.\r\n"
+    assert "00:00:01,000 --> 00:00:03" in export(client, "srt", given).text
+    assert export(client, "text", {"duration": 0, "segments": []}).text == "\n"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"start": 4},
+        {"start": -1},
+        {"end": 360_000},
+        {"text": None},
+        {"words": [{"word": "One", "start": 2.5, "end": 2, "probability": 1}]},
+    ],
+)
+def test_what_cannot_be(client: TestClient, change: dict[str, Any]) -> None:
+    assert_error(export(client, "srt", {"duration": 4, "segments": [{**SEGMENT, **change}]}), 400, "invalid_value", "segments")
+
+
+def test_a_body_that_would_fill_the_memory(client: TestClient) -> None:
+    headers = {"content-type": "application/json"}
+    announced = client.post(PATH, content=b"{}", headers={**headers, "content-length": "100000000"})
+    assert_error(announced, 413, "upload_too_large", None)
+    assert_error(client.post(PATH, content=iter([b"{}"]), headers=headers), 413, "upload_too_large", None)

@@ -1,0 +1,53 @@
+"""`keywords[]` and `prompt`: from the form to the model."""
+
+import pytest
+from fastapi.testclient import TestClient
+
+from serve_app.api.keywords import MAX_KEYWORD_CHARS, MAX_KEYWORDS, MAX_TOTAL_CHARS, keywords
+from testing.fake_service import FakeService, assert_error, post
+
+
+def test_they_reach_the_model_with_every_window(client: TestClient, server: FakeService) -> None:
+    assert post(client, **{"keywords[]": [" Ray  Serve", "NeMo", "NeMo", ""], "prompt": "Parakeet, NeMo"}).status_code == 200
+    assert {job.keywords for job in server.jobs} == {("Ray Serve", "NeMo", "Parakeet")}
+
+
+def test_none(client: TestClient, server: FakeService) -> None:
+    post(client)
+    assert {job.keywords for job in server.jobs} == {()}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "phrases"),
+    [
+        ("Parakeet, Ray Serve, NeMo", ("Parakeet", "Ray Serve", "NeMo")),
+        ("Parakeet;NeMo", ("Parakeet", "NeMo")),
+        ("Parakeet\n- NeMo\n", ("Parakeet", "NeMo")),
+        ("en", ()),
+        ("", ()),
+        ("Hello, this is a talk about parakeets", ()),
+        ("Node.js, Kubernetes", ("Node.js", "Kubernetes")),
+        ("Hello, Bob. Welcome", ()),
+        ("Names: Bob, Alice", ()),
+    ],
+)
+def test_a_prompt_counts_where_it_is_a_plain_list(prompt: str, phrases: tuple[str, ...]) -> None:
+    assert keywords(None, prompt) == phrases
+
+
+def test_too_many_or_too_long(client: TestClient) -> None:
+    too_many = [f"phrase {n}" for n in range(MAX_KEYWORDS + 1)]
+    assert str(len(too_many)) in assert_error(post(client, **{"keywords[]": too_many}), 400, "invalid_request", "keywords[]")
+    too_long = "x" * (MAX_KEYWORD_CHARS + 1)
+    assert_error(post(client, **{"keywords[]": [too_long]}), 400, "invalid_request", "keywords[]")
+    too_much = [f"{n:03}".rjust(MAX_KEYWORD_CHARS, "x") for n in range(MAX_TOTAL_CHARS // MAX_KEYWORD_CHARS + 1)]
+    assert_error(post(client, **{"keywords[]": too_much}), 400, "invalid_request", "keywords[]")
+    assert post(client, **{"keywords[]": too_much[1:]}).status_code == 200
+    assert post(client, **{"keywords[]": too_many[1:]}).status_code == 200
+
+
+def test_a_prompt_is_never_refused_and_fills_what_is_left() -> None:
+    given = [f"phrase {n}" for n in range(MAX_KEYWORDS - 1)]
+    assert keywords(given, "one, two") == (*given, "one")
+    assert keywords(None, f"one, {'x' * (MAX_KEYWORD_CHARS + 1)}, two") == ("one", "two")
+    assert sum(map(len, keywords(None, ",".join(f"{n:050}" for n in range(90))))) == MAX_TOTAL_CHARS

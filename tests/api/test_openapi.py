@@ -1,0 +1,87 @@
+"""The OpenAPI description, and requests that are made up from it: no crash, no status or answer that it does not tell of."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import schemathesis
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from schemathesis import Case
+from schemathesis.checks import load_all_checks
+from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
+
+from serve_app.api import create_api
+from serve_app.cluster.status import ReplicaStatus
+from testing import media
+from testing.fake_service import FakeService
+
+load_all_checks()
+
+FILES = (
+    media.wav(np.random.default_rng(0).normal(0, 0.1, 8_000)),
+    media.wav(np.zeros(8_000)),
+    b"no media",
+    b"",
+)
+TEXTS = {
+    "model": ["", "whisper-1", "first", "second", "none"],
+    "language": ["", "en", "German", "fr"],
+    "prompt": ["", "Bob, Alice", "Some prose."],
+    "chunking_strategy": ["auto", '{"type": "server_vad"}', '{"window_s": 10}', "{"],
+    "chunking_strategy[type]": ["server_vad", "x"],
+}
+"""What a made-up text would hardly ever be."""
+
+server = FakeService()
+server.replicas["first"] = (ReplicaStatus("replica", "ready"),)
+api = create_api(server.service)
+schema = schemathesis.openapi.from_asgi("/openapi.json", api)
+
+
+@schema.hook
+def flatmap_body(context: Any, body: Any) -> st.SearchStrategy[Any]:
+    """Files that are audio, texts that mean something, now and then."""
+    if not isinstance(body, dict):
+        return st.just(body)
+    likely = {name: st.sampled_from(values) for name, values in TEXTS.items() if name in body}
+    if "file" in body:
+        likely["file"] = st.sampled_from(FILES)
+    return st.fixed_dictionaries({}, optional=likely).map(lambda found: body | found)
+
+
+# Not every form that is well made can be honoured: there are files that are not audio. And some that are not well made cannot be
+# told from others once they are a form: an empty list and no field are the same.
+@schema.parametrize()
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+def test_made_up_requests(case: Case[Any]) -> None:
+    case.call_and_validate(excluded_checks=[positive_data_acceptance, negative_data_rejection])
+
+
+def test_every_field_and_every_status_is_described() -> None:
+    with TestClient(api) as client:
+        described = client.get("/openapi.json").json()
+    operations = [operation for path in described["paths"].values() for operation in path.values()]
+    for operation in operations:
+        assert operation["description"]
+        assert all(response["description"] for response in operation["responses"].values())
+        assert "422" not in operation["responses"]
+    forms = [form for name, form in described["components"]["schemas"].items() if name.startswith("Body_")]
+    assert len(forms) == 2
+    for form in forms:
+        for name, field in form["properties"].items():
+            assert field["description"], name
+            assert "null" not in str(field)
+
+
+def test_no_other_names_are_left_over() -> None:
+    assert "ValidationError" not in str(api.openapi())
+
+
+@pytest.mark.parametrize("method", ["DELETE", "GET"])
+def test_a_wrong_method_is_told_the_right_one(method: str) -> None:
+    with TestClient(api) as client:
+        answer = client.request(method, "/v1/audio/transcriptions")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert answer.json()["error"]["type"] == "invalid_request_error"

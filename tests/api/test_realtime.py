@@ -1,0 +1,382 @@
+"""OpenAI's Realtime protocol on the bundled model: every event is judged by the types of OpenAI's client."""
+
+import base64
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import soxr
+from fastapi.testclient import TestClient
+from openai.types.realtime import RealtimeServerEvent
+from pydantic import SecretStr, TypeAdapter
+from starlette.testclient import WebSocketTestSession
+from starlette.websockets import WebSocketDisconnect
+
+from serve_app.api import create_api
+from serve_app.api.realtime import PATH, TRANSCRIPTION
+from serve_app.api.realtime_session import Session
+from serve_app.engine.parakeet import ParakeetEngine
+from serve_app.errors import EngineError
+from serve_app.live.endpointing import Endpointing
+from serve_app.settings import AuthSettings, LiveSettings
+from serve_app.window import SAMPLE_RATE, Samples
+from testing.accuracy import to_int16
+from testing.digit_strings import DigitString
+from testing.fake_service import EngineService
+from tests.audio.test_pcm import encoded
+
+URL = f"{PATH}?intent=transcription"
+EVENTS: TypeAdapter[Any] = TypeAdapter(RealtimeServerEvent)
+PAUSE = np.zeros(SAMPLE_RATE, np.int16)
+
+
+@pytest.fixture
+def server(engine: ParakeetEngine) -> EngineService:
+    return EngineService(engine)
+
+
+@pytest.fixture
+def session(client: TestClient) -> Iterator["Talk"]:
+    with client.websocket_connect(URL) as socket:
+        yield Talk(socket)
+
+
+class Talk:
+    """A session that was opened; sends and receives what OpenAI's client would."""
+
+    def __init__(self, socket: WebSocketTestSession) -> None:
+        self.socket = socket
+        self.created = self.until("session.created")[-1]["session"]
+
+    def send(self, kind: str, **fields: Any) -> None:
+        self.socket.send_json({"type": kind, **fields})
+
+    def update(self, **audio_input: Any) -> dict[str, Any]:
+        self.socket.send_json(update(**audio_input))
+        return dict(self.until("session.updated")[-1]["session"])
+
+    def speak(self, samples: Samples, rate: int = 24_000, encoding: Any = "pcm_s16le", frame_bytes: int = 9_601) -> None:
+        """The samples, which are at 16 kHz, in frames that may split a sample."""
+        data = encoded(soxr.resample(samples / 32768, SAMPLE_RATE, rate).astype(np.float32), encoding)
+        for start in range(0, len(data), frame_bytes):
+            self.send("input_audio_buffer.append", audio=base64.b64encode(data[start : start + frame_bytes]).decode())
+
+    def until(self, kind: str) -> list[dict[str, Any]]:
+        """Events up to and with the next of that type."""
+        events: list[dict[str, Any]] = []
+        while not events or events[-1]["type"] != kind:
+            events.append(self.socket.receive_json())
+            if not is_of_another_rate(events[-1]):
+                EVENTS.validate_python(events[-1])
+            if events[-1]["type"] == "error" != kind:
+                pytest.fail(str(events[-1]))
+        return events
+
+    def error(self) -> dict[str, Any]:
+        return dict(self.until("error")[-1]["error"])
+
+    def commit(self) -> list[dict[str, Any]]:
+        self.send("input_audio_buffer.commit")
+        return self.until(f"{TRANSCRIPTION}.completed")
+
+
+def update(**audio_input: Any) -> dict[str, Any]:
+    return {"type": "session.update", "session": {"type": "transcription", "audio": {"input": audio_input}}}
+
+
+def is_of_another_rate(event: dict[str, Any]) -> bool:
+    """OpenAI has PCM of 24 kHz only."""
+    return bool(event["type"] == "session.updated" and event["session"]["audio"]["input"]["format"].get("rate", 24_000) != 24_000)
+
+
+def kinds(events: list[dict[str, Any]]) -> list[str]:
+    """The types in order, deltas once."""
+    names = [event["type"].rpartition(".")[2] for event in events]
+    return [name for name, before in zip(names, ["", *names], strict=False) if (name, before) != ("delta", "delta")]
+
+
+class TestServerVad:
+    def test_turns_become_items(self, session: Talk, spoken: list[DigitString], speech: Samples) -> None:
+        session.speak(speech)
+        text, said, last = "", [word for string in spoken for word in string.words], ""
+        while len(text.split()) < len(said):
+            events = session.until(f"{TRANSCRIPTION}.completed")
+            assert [kind for kind in kinds(events) if kind != "delta"] == [
+                *("speech_started", "speech_stopped", "committed", "completed")
+            ]
+            (item_id,) = {event["item_id"] for event in events}
+            completed = events[-1]
+            assert "".join(event["delta"] for event in events if "delta" in event) == completed["transcript"]
+            assert completed["usage"]["type"] == "duration"
+            committed = next(event for event in events if "previous_item_id" in event)
+            assert committed["previous_item_id"] == (last or None)
+            last, text = item_id, f"{text} {completed['transcript']}".strip()
+        assert text == " ".join(string.text for string in spoken)
+
+    def test_times(self, session: Talk, strings: list[DigitString]) -> None:
+        words = strings[0].words
+        session.speak(np.concatenate([PAUSE, to_int16(strings[0].samples), PAUSE]))
+        events = session.until(f"{TRANSCRIPTION}.completed")
+        started, stopped = (next(e[name] for e in events if name in e) for name in ("audio_start_ms", "audio_end_ms"))
+        assert started == pytest.approx(1000 + words[0].start_sample / 16 - 300, abs=200)
+        assert stopped == pytest.approx(1000 + words[-1].end_sample / 16 + 500, abs=300)
+
+    def test_silence_of_ones_own(self, session: Talk, spoken: list[DigitString], speech: Samples) -> None:
+        session.update(turn_detection={"type": "server_vad", "silence_duration_ms": 30_000})
+        session.speak(speech)
+        session.send("input_audio_buffer.commit")
+        events = session.until(f"{TRANSCRIPTION}.completed")
+        assert events[-1]["transcript"] == " ".join(string.text for string in spoken)
+        assert kinds(events).count("speech_started") == 1
+
+    def test_semantic_turns_end_by_silence_too(self, session: Talk, spoken: list[DigitString], speech: Samples) -> None:
+        updated = session.update(turn_detection={"type": "semantic_vad", "eagerness": "high"})
+        assert updated["audio"]["input"]["turn_detection"] == {"type": "semantic_vad", "eagerness": "high"}
+        session.speak(speech)
+        assert spoken[0].text.startswith(session.until(f"{TRANSCRIPTION}.completed")[-1]["transcript"])
+
+    def test_all_in_one_append(self, session: Talk, spoken: list[DigitString], speech: Samples) -> None:
+        session.speak(speech, frame_bytes=10_000_000)
+        text, ends = "", [0]
+        while len(text.split()) < sum(len(string.words) for string in spoken):
+            events = session.until(f"{TRANSCRIPTION}.completed")
+            started, stopped = (next(e[name] for e in events if name in e) for name in ("audio_start_ms", "audio_end_ms"))
+            assert ends[-1] <= started < stopped
+            assert events[-1]["usage"]["seconds"] == pytest.approx((stopped - started) / 1000, abs=0.2)
+            text, ends = f"{text} {events[-1]['transcript']}".strip(), [*ends, stopped]
+        assert text == " ".join(string.text for string in spoken)
+
+    def test_a_commit_while_somebody_speaks(self, session: Talk, spoken: list[DigitString]) -> None:
+        samples = to_int16(spoken[0].samples)
+        middle = (spoken[0].words[0].end_sample + spoken[0].words[1].start_sample) // 2
+        session.speak(samples[:middle])
+        events = session.commit()
+        session.speak(np.concatenate([samples[middle:], PAUSE, PAUSE]))
+        session.send("input_audio_buffer.commit")
+        events += session.until(f"{TRANSCRIPTION}.completed")
+        assert kinds(events).count("committed") == kinds(events).count("completed") == 2
+        assert "speech_stopped" not in kinds(events)
+        heard = " ".join(event["transcript"] for event in events if "transcript" in event)
+        assert heard.lower().replace(".", "") == spoken[0].text.lower().replace(".", "")
+
+
+class TestManual:
+    @pytest.fixture
+    def session(self, session: Talk) -> Talk:
+        assert session.update(turn_detection=None)["audio"]["input"]["turn_detection"] is None
+        return session
+
+    def test_commits_become_items(self, session: Talk, strings: list[DigitString]) -> None:
+        for string in strings[4:7]:
+            session.speak(to_int16(string.samples))
+            events = session.commit()
+            assert set(kinds(events)) == {"committed", "delta", "completed"}
+            assert len({event["item_id"] for event in events}) == 1
+            assert events[-1]["transcript"] == string.text
+            assert events[-1]["usage"]["seconds"] == pytest.approx(len(string.samples) / SAMPLE_RATE, abs=0.01)
+
+    def test_all_sent_ahead(self, session: Talk, strings: list[DigitString]) -> None:
+        for string in strings[4:7]:
+            session.speak(to_int16(string.samples))
+            session.send("input_audio_buffer.commit")
+        for string in strings[4:7]:
+            assert session.until(f"{TRANSCRIPTION}.completed")[-1]["transcript"] == string.text
+
+    def test_clear(self, session: Talk, strings: list[DigitString]) -> None:
+        session.speak(to_int16(strings[5].samples))
+        session.send("input_audio_buffer.clear")
+        session.until("input_audio_buffer.cleared")
+        session.send("input_audio_buffer.commit")
+        assert session.error()["code"] == "input_audio_buffer_commit_empty"
+        session.speak(to_int16(strings[4].samples))
+        assert session.commit()[-1]["transcript"] == strings[4].text
+
+    def test_nothing_is_said(self, session: Talk) -> None:
+        session.speak(PAUSE)
+        assert session.commit()[-1]["transcript"] == ""
+
+    @pytest.mark.parametrize("rate", [8_000, 16_000, 24_000, 48_000])
+    def test_rates(self, session: Talk, strings: list[DigitString], rate: int) -> None:
+        audio = session.update(format={"type": "audio/pcm", "rate": rate})["audio"]["input"]["format"]
+        assert audio == {"type": "audio/pcm", "rate": rate}
+        session.speak(to_int16(strings[5].samples), rate)
+        assert session.commit()[-1]["transcript"] == strings[5].text
+
+    @pytest.mark.parametrize(("kind", "encoding"), [("audio/pcmu", "mulaw"), ("audio/pcma", "alaw")])
+    def test_telephones(self, session: Talk, strings: list[DigitString], kind: str, encoding: str) -> None:
+        assert session.update(format={"type": kind})["audio"]["input"]["format"] == {"type": kind}
+        session.speak(to_int16(strings[5].samples), 8_000, encoding)
+        assert session.commit()[-1]["transcript"] == strings[5].text
+
+    def test_what_was_said_before_an_update_is_not_lost(self, session: Talk, strings: list[DigitString]) -> None:
+        session.speak(to_int16(strings[5].samples))
+        session.send("session.update", session={"audio": {"input": {"transcription": {"language": "en"}}}})
+        events = session.until("session.updated")
+        assert kinds(events) == ["delta", "committed", "completed", "updated"]
+        assert events[-2]["transcript"] == strings[5].text
+
+    def test_log_probabilities(self, session: Talk, strings: list[DigitString]) -> None:
+        session.send("session.update", session={"include": ["item.input_audio_transcription.logprobs"]})
+        session.until("session.updated")
+        session.speak(to_int16(strings[5].samples))
+        completed = session.commit()[-1]
+        assert "".join(entry["token"] for entry in completed["logprobs"]).strip() == completed["transcript"]
+
+
+def test_the_session_says_what_it_is_set_to(session: Talk) -> None:
+    assert session.created["type"] == "transcription"
+    assert session.created["object"] == "realtime.transcription_session"
+    before = session.created["audio"]["input"]
+    assert before["format"] == {"type": "audio/pcm", "rate": 24_000}
+    assert before["transcription"]["model"] == "first"
+    assert before["turn_detection"]["silence_duration_ms"] == 500
+    after = session.update(turn_detection={"type": "server_vad", "threshold": 0.7}, transcription={"delay": "minimal"})
+    assert after["id"] == session.created["id"]
+    assert after["audio"]["input"]["turn_detection"] == {**before["turn_detection"], "threshold": 0.7}
+    assert after["audio"]["input"]["transcription"] == {**before["transcription"], "delay": "minimal"}
+    after = session.update(transcription=None, noise_reduction={"type": "near_field"})
+    assert after["audio"]["input"]["noise_reduction"] is None
+
+
+@pytest.mark.parametrize(
+    ("audio_input", "silence_s", "threshold", "patience"),
+    [
+        ({}, 0.5, 0.5, 1.0),
+        ({"turn_detection": None}, math.inf, 0.5, 1.0),
+        ({"turn_detection": {"type": "server_vad", "silence_duration_ms": 250, "threshold": 0.8}}, 0.25, 0.8, 1.0),
+        ({"turn_detection": {"type": "semantic_vad"}, "transcription": {"delay": "minimal"}}, 1.0, 0.5, 0.25),
+        ({"turn_detection": {"type": "semantic_vad", "eagerness": "low"}, "transcription": {"delay": "xhigh"}}, 2.0, 0.5, 4.0),
+    ],
+)
+def test_what_settings_mean(audio_input: dict[str, Any], silence_s: float, threshold: float, patience: float) -> None:
+    session = Session().updated({"audio": {"input": audio_input}})
+    assert session.endpointing == Endpointing(silence_s, threshold)
+    assert session.right_context_scale == patience
+
+
+def test_keywords_reach_the_model(server: EngineService, session: Talk, spoken: list[DigitString]) -> None:
+    session.update(turn_detection=None, transcription={"keywords": ["seven"], "prompt": "eight, nine"})
+    session.speak(to_int16(spoken[0].samples))
+    session.commit()
+    assert server.jobs[-1].keywords == ("seven", "eight", "nine")
+
+
+class TestWrong:
+    @pytest.mark.parametrize(
+        ("event", "param"),
+        [
+            ("not JSON", None),
+            ("[1]", None),
+            ("[" * 100_000, None),
+            ({}, "type"),
+            ({"type": "response.create"}, "type"),
+            ({"type": "input_audio_buffer.append"}, "audio"),
+            ({"type": "input_audio_buffer.append", "audio": "%%%"}, "audio"),
+            ({"type": "input_audio_buffer.append", "audio": 7}, "audio"),
+            ({"type": "input_audio_buffer.commit"}, None),
+            ({"type": "session.update"}, "session"),
+            ({"type": "session.update", "session": {"type": "realtime"}}, "session.type"),
+            ({"type": "session.update", "session": {"include": ["more"]}}, "session.include.0"),
+            (update(transcription={"model": "none"}), "model"),
+            (update(transcription={"language": "xx"}), "language"),
+            (
+                update(turn_detection={"type": "server_vad", "threshold": 2}),
+                "session.audio.input.turn_detection.threshold",
+            ),
+            (update(format={"type": "mp3"}), "session.audio.input.format"),
+            (update(format={"type": "audio/pcm", "rate": 1}), "sample_rate"),
+        ],
+    )
+    def test_an_event_is_refused_and_the_session_goes_on(
+        self, session: Talk, strings: list[DigitString], event: Any, param: str | None
+    ) -> None:
+        if isinstance(event, dict):
+            event["event_id"] = "mine"
+        session.socket.send_text(event if isinstance(event, str) else json.dumps(event))
+        error = session.error()
+        assert (error["type"], error["param"]) == ("invalid_request_error", param)
+        assert error["event_id"] == ("mine" if isinstance(event, dict) else None)
+        session.speak(np.concatenate([to_int16(strings[5].samples), PAUSE]))
+        assert session.until(f"{TRANSCRIPTION}.completed")[-1]["transcript"] == strings[5].text
+
+    def test_recognition_fails_and_comes_back(self, server: EngineService, session: Talk, strings: list[DigitString]) -> None:
+        session.update(turn_detection=None)
+        server.failure = EngineError("It broke.")
+        session.speak(to_int16(strings[5].samples))
+        session.send("input_audio_buffer.commit")
+        failed = session.until(f"{TRANSCRIPTION}.failed")
+        assert kinds(failed) == ["committed", "failed"]
+        assert failed[-1]["error"]["message"] == "It broke."
+        server.failure = None
+        session.speak(to_int16(strings[4].samples))
+        assert session.commit()[-1]["transcript"] == strings[4].text
+
+    @pytest.mark.parametrize(("url", "param"), [(f"{PATH}?intent=conversation", "intent"), (f"{URL}&model=none", "model")])
+    def test_the_address(self, client: TestClient, url: str, param: str) -> None:
+        with client.websocket_connect(url) as socket:
+            error = socket.receive_json()
+            assert (error["type"], error["error"]["param"]) == ("error", param)
+            with pytest.raises(WebSocketDisconnect):
+                socket.receive_json()
+
+    def test_a_turn_fails_and_the_next_one_does_not(
+        self, server: EngineService, session: Talk, strings: list[DigitString]
+    ) -> None:
+        server.failure = EngineError("It broke.")
+        session.speak(np.concatenate([to_int16(strings[5].samples), PAUSE]))
+        session.until(f"{TRANSCRIPTION}.failed")
+        server.failure = None
+        session.speak(np.concatenate([PAUSE, to_int16(strings[2].samples), PAUSE]))
+        while (event := session.until(f"{TRANSCRIPTION}.completed")[-1])["transcript"] != strings[2].text:
+            assert event["transcript"] in strings[5].text
+
+    @pytest.mark.parametrize("event", [{"type": "x" * 10_000}, {"type": "x", "event_id": "y" * 10_000}, {"type": "\ud800"}])
+    def test_little_is_sent_back(self, session: Talk, event: dict[str, str]) -> None:
+        session.socket.send_text(json.dumps(event))
+        assert len(json.dumps(session.error())) < 2_000
+
+    def test_a_client_that_never_speaks_is_closed(self, engine: ParakeetEngine) -> None:
+        server = EngineService(engine, live=LiveSettings(idle_s=0.2))
+        with TestClient(create_api(server.service)) as client, client.websocket_connect(URL) as socket:
+            session = Talk(socket)
+            assert session.error()["code"] == "stream_idle"
+            with pytest.raises(WebSocketDisconnect) as closed:
+                socket.receive_json()
+            assert closed.value.code == 1008
+
+
+class TestKeys:
+    @pytest.fixture
+    def server(self, engine: ParakeetEngine) -> EngineService:
+        return EngineService(engine, auth=AuthSettings(keys=(SecretStr("secret"),)))
+
+    def test_none(self, client: TestClient) -> None:
+        with client.websocket_connect(URL) as socket:
+            assert socket.receive_json()["error"]["code"] == "invalid_api_key"
+            with pytest.raises(WebSocketDisconnect) as closed:
+                socket.receive_json()
+            assert closed.value.code == 1008
+
+    def test_as_a_header(self, client: TestClient) -> None:
+        with client.websocket_connect(URL, headers={"Authorization": "Bearer secret"}) as socket:
+            Talk(socket)
+
+    def test_as_a_subprotocol(self, client: TestClient) -> None:
+        with client.websocket_connect(URL, subprotocols=["realtime", "openai-insecure-api-key.secret"]) as socket:
+            assert socket.accepted_subprotocol == "realtime"
+            Talk(socket)
+
+
+def test_a_server_that_ends_finishes_what_it_has(server: EngineService, session: Talk, strings: list[DigitString]) -> None:
+    session.update(turn_detection=None)
+    # One event: what the server had not read yet when it was told to end would not be transcribed.
+    session.speak(np.concatenate([to_int16(strings[5].samples), PAUSE]), frame_bytes=10**6)
+    session.until(f"{TRANSCRIPTION}.delta")
+    server.service.admission.close()
+    assert session.until(f"{TRANSCRIPTION}.completed")[-1]["transcript"] == strings[5].text
+    with pytest.raises(WebSocketDisconnect) as closed:
+        session.socket.receive_json()
+    assert closed.value.code == 1012

@@ -1,0 +1,57 @@
+"""Models, health, readiness, and how the server describes itself."""
+
+from fastapi.testclient import TestClient
+
+from serve_app.cluster.status import ReplicaStatus
+from testing.fake_service import FakeService, assert_error
+
+
+def test_models(client: TestClient) -> None:
+    body = client.get("/v1/models").json()
+    assert body["object"] == "list"
+    assert [(m["id"], m["object"], m["owned_by"]) for m in body["data"]] == [
+        ("first", "model", "simulated"),
+        ("second", "model", "nvidia/second"),
+    ]
+
+
+def test_one_model(client: TestClient) -> None:
+    assert client.get("/v1/models/second").json()["id"] == "second"
+    assert client.get("/v1/models/whisper-1").json()["id"] == "first"
+    assert_error(client.get("/v1/models/third"), 404, "model_not_found", "model")
+
+
+def test_health(client: TestClient) -> None:
+    assert client.get("/health").json() == {"status": "ok"}
+
+
+def test_not_ready_until_the_kept_model_is_loaded(client: TestClient, server: FakeService) -> None:
+    response = client.get("/ready")
+    assert response.status_code == 503
+    assert [(m["id"], m["state"]) for m in response.json()["models"]] == [("first", "unloaded"), ("second", "unloaded")]
+    server.replicas["first"] = (
+        ReplicaStatus("r1", "failed", detail="no file"),
+        ReplicaStatus("r2", "ready", device="cuda", precision="bf16", decoder="cuda graphs", batches=3, windows=9),
+    )
+    response = client.get("/ready")
+    assert response.status_code == 200
+    model = response.json()["models"][0]
+    assert (model["state"], model["device"], model["precision"]) == ("ready", "cuda", "bf16")
+    assert model["replicas"][1]["windows"] == 9
+
+
+def test_the_progress_of_a_download_shows(client: TestClient, server: FakeService) -> None:
+    server.replicas["second"] = (ReplicaStatus("r", "downloading", detail="downloaded 20 of 2400 MB"),)
+    model = client.get("/ready").json()["models"][1]
+    assert (model["state"], model["detail"]) == ("downloading", "downloaded 20 of 2400 MB")
+
+
+def test_the_description_names_every_field(client: TestClient) -> None:
+    assert client.get("/docs").status_code == 200
+    schema = client.get("/openapi.json").json()
+    (form,) = (s for name, s in schema["components"]["schemas"].items() if name.startswith("Body_transcribe"))
+    fields = {"file", "model", "response_format", "timestamp_granularities[]", "chunking_strategy", "stream"}
+    fields |= {"language", "languages[]", "keywords[]", "prompt", "temperature", "include[]"}
+    fields |= {"max_lines", "max_line_chars", "max_cue_s"}
+    assert set(form["properties"]) == fields | {f"chunking_strategy[{key}]" for key in ("type", "window_s", "overlap_s")}
+    assert all(field.get("description") for field in form["properties"].values())

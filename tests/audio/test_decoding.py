@@ -1,0 +1,181 @@
+"""Decoding: what comes out of good, strange and broken files."""
+
+import asyncio
+import io
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import numpy as np
+import pytest
+
+from serve_app.audio.decoding import BLOCK_SAMPLES, AudioFile
+from serve_app.errors import AudioError
+from serve_app.window import SAMPLE_RATE, Samples
+from testing import media
+
+
+def decode(data: bytes) -> Samples:
+    return np.concatenate(list(AudioFile(io.BytesIO(data)).blocks()))
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000, 96_000])
+def test_any_rate_becomes_16_khz(rate: int) -> None:
+    samples = decode(media.wav(media.chirp(1.0, rate), rate))
+    assert samples.dtype == np.int16
+    assert abs(len(samples) - SAMPLE_RATE) <= 32
+    late_s, likeness = media.alignment(samples, media.chirp(1.0))
+    assert abs(late_s) <= 0.001
+    assert likeness > 0.99
+
+
+def test_channels_are_mixed() -> None:
+    both = np.stack([media.chirp(1.0, 16_000), media.chirp(1.0, 16_000)], axis=1)
+    one = np.stack([media.chirp(1.0, 16_000), np.zeros(16_000, np.float32)], axis=1)
+    assert np.abs(decode(media.wav(both)) - decode(media.wav(media.chirp(1.0, 16_000)))).max() <= 2
+    assert 0.4 < np.abs(decode(media.wav(one))).max() / np.abs(decode(media.wav(both))).max() < 0.8
+
+
+def test_eight_channels_at_192_khz() -> None:
+    samples = np.repeat(media.chirp(1.0, 192_000)[:, None], 8, axis=1)
+    assert abs(len(decode(media.wav(samples, 192_000, "PCM_24"))) - SAMPLE_RATE) <= 32
+
+
+def test_one_sample() -> None:
+    assert len(decode(media.wav(np.array([0.5])))) == 1
+
+
+def test_samples_that_are_no_numbers_become_silence_and_spare_the_rest() -> None:
+    samples = media.chirp(1.0, 48_000)
+    broken = samples.copy()
+    broken[1000:1100] = np.nan
+    broken[2000] = np.inf
+    heard, clean = decode(media.wav(broken, 48_000, "FLOAT")), decode(media.wav(samples, 48_000, "FLOAT"))
+    assert np.abs(heard[1000:].astype(int) - clean[1000:]).max() <= 1
+    assert np.abs(heard.astype(int)).max() <= 1.2 * np.abs(clean.astype(int)).max()
+
+
+def test_blocks_are_of_bounded_size() -> None:
+    blocks = list(AudioFile(io.BytesIO(media.wav(media.tone(60)))).blocks())
+    assert len(blocks) > 5
+    assert all(BLOCK_SAMPLES <= len(block) <= 2 * BLOCK_SAMPLES for block in blocks[:-1])
+
+
+def test_a_damaged_stretch_is_skipped_with_a_warning() -> None:
+    data = bytearray(media.encode(media.chirp(20.0, 48_000), 48_000, "mp4", "aac"))
+    middle = len(data) // 2
+    data[middle : middle + 3000] = np.random.default_rng(0).integers(0, 256, 3000, dtype=np.uint8).tobytes()
+    audio = AudioFile(io.BytesIO(bytes(data)))
+    assert sum(map(len, audio.blocks())) == pytest.approx(20 * SAMPLE_RATE, rel=0.01)
+    assert audio.warnings == ("Parts of the file could not be decoded and were skipped.",)
+
+
+def test_much_damage_in_many_places_does_not_end_the_decoding() -> None:
+    """A broadcast of hours with bad reception has thousands of broken packets."""
+    data = bytearray(media.encode(media.chirp(60.0, 48_000), 48_000, "adts", "aac"))
+    starts = [place for place in range(len(data)) if data[place : place + 2] == b"\xff\xf1"]
+    for start in starts[::2]:
+        data[start + 8 : start + 16] = bytes(8)
+    audio = AudioFile(io.BytesIO(bytes(data)))
+    assert sum(map(len, audio.blocks())) > 25 * SAMPLE_RATE
+
+
+def test_a_truncated_file_gives_what_is_there() -> None:
+    data = media.wav(media.tone(10))
+    assert 4 * SAMPLE_RATE < len(decode(data[: len(data) // 2])) < 6 * SAMPLE_RATE
+
+
+def test_a_good_file_has_no_warnings() -> None:
+    audio = AudioFile(io.BytesIO(media.wav(media.tone(1))))
+    list(audio.blocks())
+    assert audio.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (b"This is a letter, not a recording.\n" * 100, "not an audio"),
+        (bytes(10_000), "not an audio"),
+        (media.wav(np.zeros(0)), "no audio samples"),
+        (media.silent_video(), "no audio stream"),
+    ],
+    ids=["empty", "text", "zeros", "no samples", "video without sound"],
+)
+def test_what_holds_no_audio_is_an_error_that_says_why(data: bytes, reason: str) -> None:
+    with pytest.raises(AudioError, match=reason):
+        decode(data)
+
+
+@pytest.mark.parametrize("spool_bytes", [1, 10_000_000])
+def test_a_spooled_file_on_disk_or_in_memory(spool_bytes: int) -> None:
+    with tempfile.SpooledTemporaryFile(max_size=spool_bytes) as file:
+        file.write(media.wav(media.tone(1)))
+        file.seek(0)
+        assert sum(map(len, AudioFile(cast(BinaryIO, file)).blocks())) == SAMPLE_RATE
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        media.wav_header(16_000, codec=0x1234),
+        media.wav_header(16_000, channels=65),
+        media.wav_header(1),
+        media.wav_header(0x7FFFFFFF),
+        media.wav_header(0),
+    ],
+    ids=["unknown codec", "65 channels", "1 Hz", "2 GHz", "0 Hz"],
+)
+def test_a_header_that_promises_nonsense_is_refused(header: bytes) -> None:
+    with pytest.raises(AudioError):
+        decode(header + bytes(32_000))
+
+
+def test_a_file_cannot_name_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "secret.wav").write_bytes(media.wav(media.tone(1)))
+    for playlist in (b"ffconcat version 1.0\nfile secret.wav\n", b"#EXTM3U\n#EXTINF:1,\nsecret.wav\n#EXT-X-ENDLIST\n"):
+        with pytest.raises(AudioError):
+            decode(playlist)
+
+
+async def test_the_stream_is_the_blocks() -> None:
+    data = media.wav(media.tone(30))
+    streamed = [block async for block in AudioFile(io.BytesIO(data)).stream()]
+    assert np.array_equal(np.concatenate(streamed), decode(data))
+
+
+async def test_leaving_the_stream_early_closes_the_file() -> None:
+    stream = AudioFile(io.BytesIO(media.wav(media.tone(30)))).stream()
+    await anext(stream)
+    await stream.aclose()
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
+
+
+class SlowFile(io.BytesIO):
+    """Every read takes a while, and says so."""
+
+    reading = threading.Event()
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.reading.set()
+        time.sleep(0.05)
+        return super().read(size)
+
+
+async def test_cancelling_in_the_middle_of_a_block_is_a_cancellation() -> None:
+    file = SlowFile(media.wav(media.tone(300)))
+
+    async def read_all() -> None:
+        async for _ in AudioFile(file).stream():
+            pass
+
+    task = asyncio.create_task(read_all())
+    await asyncio.to_thread(file.reading.wait)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    file.close()

@@ -1,0 +1,182 @@
+"""The client of a model's replicas, on a fake deployment handle and in virtual time: retries, waiting, errors."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Generator
+from typing import Any
+
+import numpy as np
+import pytest
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
+
+from serve_app.cluster.model_client import MAX_ATTEMPTS, RETRY_DELAY_S, ModelClient
+from serve_app.cluster.status import ReplicaStatus
+from serve_app.errors import EngineBroken, EngineError, ModelUnavailable
+from serve_app.settings import LimitSettings, ModelSettings, Settings
+from serve_app.transcript import Token
+from serve_app.window import Job, Lane, Window
+from testing import virtual_time
+
+FIRST = Window(0, 0, np.zeros(16_000, dtype=np.int16))
+JOB = Job("job")
+WINDOW = Window(3, 0, np.zeros(16_000, dtype=np.int16))
+TOKENS = [Token("▁one", 1, 0, 1280, 0.9)]
+MODEL = ModelSettings(name="m", source="bundled")
+SETTINGS = Settings(models=(MODEL,), limits=LimitSettings(model_wait_s=10))
+
+
+class FakeResponse:
+    """Like Serve's: waiting for it can end without ending the work; only `cancel` does that."""
+
+    def __init__(self, work: Awaitable[Any]) -> None:
+        self._work = asyncio.ensure_future(work)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return asyncio.shield(self._work).__await__()
+
+    def cancel(self) -> None:
+        self._work.cancel()
+
+
+class FakeHandle:
+    """A deployment handle with one method."""
+
+    def __init__(self, name: str, answer: Callable[..., Awaitable[Any]]) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        setattr(self, name, self)
+        self._answer = answer
+
+    def remote(self, *args: Any) -> Awaitable[Any]:
+        self.calls.append(args)
+        return FakeResponse(self._answer(*args))
+
+
+def client_with(answer: Callable[..., Awaitable[Any]], *statuses: ReplicaStatus) -> tuple[ModelClient, FakeHandle]:
+    replicas: Any = FakeHandle("transcribe", answer)
+    return ModelClient(MODEL, SETTINGS, replicas, lambda: statuses), replicas
+
+
+def failing(*failures: Exception) -> Callable[..., Awaitable[list[Token]]]:
+    """Fails in these ways, then answers."""
+    left = list(failures)
+
+    async def answer(*_: Any) -> list[Token]:
+        if left:
+            raise left.pop(0)
+        return TOKENS
+
+    return answer
+
+
+def as_seen_by_a_caller(error: Exception) -> RayTaskError:
+    return RayTaskError("transcribe", "traceback", error)  # type: ignore[no-untyped-call]
+
+
+class TestModelClient:
+    def test_an_answer_is_passed_on(self) -> None:
+        client, handle = client_with(failing())
+        assert virtual_time.run(client.recognise(WINDOW, Lane.BULK, JOB)) == TOKENS
+        ((samples, lane, job, is_isolated),) = handle.calls
+        assert samples is WINDOW.samples
+        assert (lane, job, is_isolated) == (Lane.BULK, JOB, False)
+
+    @pytest.mark.parametrize(
+        "lost",
+        [
+            ActorDiedError(),
+            OutOfMemoryError("killed"),  # type: ignore[no-untyped-call]
+            WorkerCrashedError(),
+            as_seen_by_a_caller(EngineBroken("the GPU failed")),
+        ],
+    )
+    def test_a_window_lost_with_its_replica_is_sent_again(self, lost: Exception) -> None:
+        client, handle = client_with(failing(lost, lost))
+        assert virtual_time.run(client.recognise(WINDOW, Lane.BULK, JOB)) == TOKENS
+        assert [(lane, is_isolated) for _, lane, _, is_isolated in handle.calls] == [
+            (Lane.BULK, False),
+            (Lane.INTERACTIVE, True),
+            (Lane.INTERACTIVE, True),
+        ]
+
+    def test_attempts_are_limited(self) -> None:
+        client, handle = client_with(failing(*[ActorDiedError()] * 10))
+        with pytest.raises(EngineBroken, match="failed one after the other"):
+            virtual_time.run(client.recognise(WINDOW, Lane.BULK, JOB))
+        assert len(handle.calls) == MAX_ATTEMPTS
+
+    def test_a_failure_of_ours_arrives_as_it_was(self) -> None:
+        client, _ = client_with(failing(as_seen_by_a_caller(ModelUnavailable("no file", param="model"))))
+        with pytest.raises(ModelUnavailable, match="no file") as caught:
+            virtual_time.run(client.recognise(WINDOW, Lane.BULK, JOB))
+        assert caught.value.param == "model"
+
+    def test_any_other_failure_is_an_engine_error(self) -> None:
+        client, _ = client_with(failing(as_seen_by_a_caller(KeyError("x"))))
+        with pytest.raises(EngineError, match="KeyError"):
+            virtual_time.run(client.recognise(WINDOW, Lane.BULK, JOB))
+
+    @pytest.mark.parametrize(
+        ("statuses", "reason"),
+        [
+            ((), "waiting for a free CPU or GPU"),
+            ((ReplicaStatus("r", "starting"),), "still being loaded"),
+            ((ReplicaStatus("r", "downloading", detail="downloaded 5 of 100 MB"),), "downloaded 5 of 100 MB"),
+        ],
+    )
+    def test_a_model_that_loads_for_long_is_reported(self, statuses: tuple[ReplicaStatus, ...], reason: str) -> None:
+        cancelled = False
+
+        async def never(*_: Any) -> list[Token]:
+            nonlocal cancelled
+            try:
+                return await asyncio.sleep(1000, [])
+            except asyncio.CancelledError:
+                cancelled = True
+                raise
+
+        async def ask() -> float:
+            with pytest.raises(ModelUnavailable, match=reason):
+                await client.recognise(FIRST, Lane.BULK, JOB)
+            waited_s = virtual_time.now_s()
+            await asyncio.sleep(1)
+            return waited_s
+
+        client, _ = client_with(never, *statuses)
+        assert virtual_time.run(ask()) == pytest.approx(SETTINGS.limits.model_wait_s)
+        assert cancelled
+
+    def test_a_loaded_replica_gets_the_full_time(self) -> None:
+        async def slow(*_: Any) -> list[Token]:
+            return await asyncio.sleep(40, TOKENS)
+
+        client, _ = client_with(slow, ReplicaStatus("r", "ready"))
+        assert virtual_time.run(client.recognise(FIRST, Lane.BULK, JOB)) == TOKENS
+
+    def test_a_job_that_has_begun_waits_until_its_model_is_loaded_again(self) -> None:
+        async def slow(*_: Any) -> list[Token]:
+            return await asyncio.sleep(1000, TOKENS)
+
+        client, _ = client_with(slow, ReplicaStatus("r", "loading"))
+        assert virtual_time.run(client.recognise(WINDOW, Lane.BULK, JOB)) == TOKENS
+
+    def test_no_delay_after_the_last_attempt(self) -> None:
+        async def ask() -> float:
+            with pytest.raises(EngineBroken):
+                await client.recognise(WINDOW, Lane.BULK, JOB)
+            return virtual_time.now_s()
+
+        client, _ = client_with(failing(*[ActorDiedError()] * 10))
+        assert virtual_time.run(ask()) == pytest.approx(RETRY_DELAY_S * (2 ** (MAX_ATTEMPTS - 1) - 1))
+
+    @pytest.mark.parametrize(
+        ("statuses", "windows"),
+        [
+            ((), 4),
+            ((ReplicaStatus("a", "ready", device="cpu"),), 4),
+            ((ReplicaStatus("a", "ready", device="cuda"),), 36),
+            ((ReplicaStatus("a", "ready", device="cuda"), ReplicaStatus("b", "ready", device="cuda")), 72),
+            ((ReplicaStatus("a", "ready", device="cuda"), ReplicaStatus("b", "loading")), 36),
+        ],
+    )
+    def test_a_job_wants_two_batches_for_every_loaded_replica(self, statuses: tuple[ReplicaStatus, ...], windows: int) -> None:
+        client, _ = client_with(failing(), *statuses)
+        assert client.target_windows_in_flight(32.0) == windows

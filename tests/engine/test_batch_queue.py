@@ -1,0 +1,244 @@
+"""The batcher, in virtual time."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from serve_app.engine.batch_queue import Batcher, BatchLimits
+from serve_app.errors import EngineBroken
+from serve_app.window import Lane
+from testing import virtual_time
+
+STEP_S = 0.1
+
+
+def make_batcher(
+    *, max_samples: int = 10_000, max_items: int = 32, ageing_s: float = 5.0, fail_on: str | None = None
+) -> tuple[Batcher[str, str], list[list[str]]]:
+    """A batcher whose engine takes STEP_S per batch and shouts; the list gets every batch it saw."""
+    batches: list[list[str]] = []
+
+    async def process(items: list[str]) -> list[str]:
+        batches.append(items)
+        await asyncio.sleep(STEP_S)
+        if fail_on in items:
+            raise ValueError("bad item")
+        return [item.upper() for item in items]
+
+    limits = BatchLimits(max_samples=max_samples, max_items=max_items, ageing_s=ageing_s)
+    return Batcher(process, limits, now_s=virtual_time.now_s), batches
+
+
+async def submit_at(
+    batcher: Batcher[str, str], at_s: float, name: str, samples: int = 100, lane: Lane = Lane.BULK, job: str = ""
+) -> str:
+    await asyncio.sleep(at_s - virtual_time.now_s())
+    return await batcher.submit(name, samples, lane, job or name)
+
+
+def scenario(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
+    """Run an async test in virtual time."""
+
+    def run() -> None:
+        virtual_time.run(test())  # type: ignore[arg-type]
+
+    run.__name__, run.__doc__ = test.__name__, test.__doc__
+    return run
+
+
+@scenario
+async def test_an_idle_engine_starts_at_once() -> None:
+    batcher, batches = make_batcher()
+    assert await batcher.submit("a", 100, Lane.BULK, "a") == "A"
+    assert virtual_time.now_s() == pytest.approx(STEP_S)
+    assert batches == [["a"]]
+
+
+@scenario
+async def test_mean_batch_under_load_is_the_greedy_optimum() -> None:
+    """200 requests at 200 per second and steps of 100 ms: `@serve.batch` makes batches of 3 there, a greedy queue of 18."""
+    batcher, batches = make_batcher(max_items=32)
+    names = [f"r{i}" for i in range(200)]
+    results = await asyncio.gather(*(submit_at(batcher, i * 0.005, name) for i, name in enumerate(names)))
+    assert results == [name.upper() for name in names]
+    # The first batch is alone, then each step gathers what 100 ms bring (20), until the rest is taken.
+    assert 200 / len(batches) >= 18
+    assert virtual_time.now_s() <= 1.0 + 2 * STEP_S
+
+
+@scenario
+async def test_jobs_of_a_lane_take_turns() -> None:
+    """A job of three windows that comes after one of thirty is done after six steps, not after thirty-three."""
+    batcher, batches = make_batcher(max_items=1, ageing_s=1000)
+    long_job = [submit_at(batcher, 0.0, f"long{n}", job="long") for n in range(30)]
+    short_job = [submit_at(batcher, 0.05, f"short{n}", job="short") for n in range(3)]
+    await asyncio.gather(*long_job, *short_job)
+    order = [name for (name,) in batches]
+    assert order.index("short2") <= 7
+    assert [name for name in order if name.startswith("long")] == [f"long{n}" for n in range(30)]
+
+
+@scenario
+async def test_a_job_that_was_away_gains_no_credit_by_it() -> None:
+    batcher, batches = make_batcher(max_items=1, ageing_s=1000)
+    await batcher.submit("early", 100, Lane.BULK, "b")
+    for n in range(10):
+        await batcher.submit(f"a{n}", 100, Lane.BULK, "a")
+    first = asyncio.create_task(batcher.submit("running", 100, Lane.BULK, "x"))
+    await asyncio.sleep(STEP_S / 2)
+    both = [batcher.submit(f"{job}-{n}", 100, Lane.BULK, job) for n in range(4) for job in "ab"]
+    await asyncio.gather(first, *both)
+    assert {name[0] for (name,) in batches[12:14]} == {"a", "b"}
+    assert {name[0] for (name,) in batches[14:16]} == {"a", "b"}
+
+
+@scenario
+async def test_what_may_have_broken_a_replica_runs_alone() -> None:
+    batcher, batches = make_batcher()
+    names = ["a", "b", "c", "d"]
+    await asyncio.gather(*(batcher.submit(name, 100, Lane.BULK, name, is_isolated=name in "bc") for name in names))
+    assert sorted(batches) == [["a", "d"], ["b"], ["c"]]
+
+
+@scenario
+async def test_a_batch_that_belongs_to_old_bulk_work_is_filled_with_it() -> None:
+    batcher, batches = make_batcher(max_items=4, ageing_s=1.0)
+    bulk = [submit_at(batcher, 0, f"bulk{n}") for n in range(12)]
+    interactive = [submit_at(batcher, n * STEP_S / 6, f"i{n}", lane=Lane.INTERACTIVE) for n in range(240)]
+    await asyncio.gather(*bulk, *interactive)
+    aged = next(batch for batch in batches[12:] if batch[0].startswith("bulk"))
+    assert all(name.startswith("bulk") for name in aged)
+    assert len(aged) == 4
+
+
+@scenario
+async def test_every_limit_holds_counted_padded() -> None:
+    batcher, batches = make_batcher(max_samples=1000, max_items=4)
+    sizes = {f"i{n}": 60 + 37 * n % 400 for n in range(60)}
+    await asyncio.gather(*(batcher.submit(name, size, Lane.BULK, name) for name, size in sizes.items()))
+    assert sum(map(len, batches)) == len(sizes)
+    for batch in batches:
+        assert len(batch) <= 4
+        assert max(sizes[name] for name in batch) * len(batch) <= 1000
+
+
+@scenario
+async def test_an_item_above_the_limit_runs_alone() -> None:
+    batcher, batches = make_batcher(max_samples=1000)
+    await asyncio.gather(batcher.submit("small", 10, Lane.BULK, "small"), batcher.submit("huge", 5000, Lane.BULK, "huge"))
+    assert sorted(batches) == [["huge"], ["small"]]
+
+
+@scenario
+async def test_similar_lengths_go_together() -> None:
+    batcher, batches = make_batcher(max_items=3)
+    lengths = {"s1": 10, "l1": 1000, "s2": 11, "l2": 1001, "s3": 12, "l3": 1002}
+    await asyncio.gather(*(batcher.submit(name, size, Lane.BULK, name) for name, size in lengths.items()))
+    assert [sorted(batch) for batch in batches] == [["s1", "s2", "s3"], ["l1", "l2", "l3"]]
+
+
+@scenario
+async def test_live_goes_before_interactive_before_bulk() -> None:
+    batcher, batches = make_batcher(max_items=1)
+    first = asyncio.create_task(batcher.submit("running", 100, Lane.BULK, "running"))
+    await asyncio.sleep(STEP_S / 2)
+    lanes = {"b": Lane.BULK, "i": Lane.INTERACTIVE, "l": Lane.LIVE}
+    await asyncio.gather(first, *(batcher.submit(name, 100, lane, name) for name, lane in lanes.items()))
+    assert batches == [["running"], ["l"], ["i"], ["b"]]
+
+
+@scenario
+async def test_a_lower_lane_joins_only_where_it_costs_no_padding() -> None:
+    batcher, batches = make_batcher()
+    first = asyncio.create_task(batcher.submit("running", 100, Lane.BULK, "running"))
+    await asyncio.sleep(STEP_S / 2)
+    await asyncio.gather(
+        first,
+        batcher.submit("live", 100, Lane.LIVE, "live"),
+        batcher.submit("long bulk", 900, Lane.BULK, "long bulk"),
+        batcher.submit("short bulk", 90, Lane.BULK, "short bulk"),
+    )
+    assert batches == [["running"], ["live", "short bulk"], ["long bulk"]]
+
+
+@scenario
+async def test_bulk_is_not_starved_by_a_flood_of_live_work() -> None:
+    batcher, _ = make_batcher(max_items=1, ageing_s=1.0)
+    flood = [asyncio.create_task(submit_at(batcher, i * STEP_S * 0.9, f"live{i}", lane=Lane.LIVE)) for i in range(60)]
+    assert await submit_at(batcher, 0.05, "bulk") == "BULK"
+    # It has aged after a second and heads one of the next four batches.
+    assert virtual_time.now_s() <= 1.0 + 6 * STEP_S
+    assert not all(task.done() for task in flood)
+    await asyncio.gather(*flood)
+
+
+@scenario
+async def test_live_work_is_not_held_up_by_aged_bulk() -> None:
+    batcher, _ = make_batcher(max_items=1, ageing_s=1.0)
+    bulk = [asyncio.create_task(submit_at(batcher, 0.01, f"bulk{i}")) for i in range(100)]
+    for at_s in (5.03, 6.03, 7.03):
+        await submit_at(batcher, at_s, "live", lane=Lane.LIVE)
+        # The running batch, at most one of aged work, its own.
+        assert virtual_time.now_s() - at_s <= 3 * STEP_S
+    await asyncio.gather(*bulk)
+
+
+@scenario
+async def test_a_cancelled_item_leaves_the_queue() -> None:
+    batcher, batches = make_batcher(max_items=1)
+    first = asyncio.create_task(batcher.submit("running", 100, Lane.BULK, "running"))
+    await asyncio.sleep(STEP_S / 2)
+    gone = asyncio.create_task(batcher.submit("gone", 100, Lane.BULK, "gone"))
+    await asyncio.sleep(0)
+    assert batcher.queued == 1
+    gone.cancel()
+    await asyncio.wait([gone])
+    assert batcher.queued == 0
+    await first
+    assert batches == [["running"]]
+
+
+@scenario
+async def test_cancelling_a_running_item_does_not_hurt_its_batch() -> None:
+    batcher, _ = make_batcher()
+    leaver = asyncio.create_task(batcher.submit("leaver", 100, Lane.BULK, "leaver"))
+    stayer = asyncio.create_task(batcher.submit("stayer", 100, Lane.BULK, "stayer"))
+    await asyncio.sleep(STEP_S / 2)
+    leaver.cancel()
+    assert await stayer == "STAYER"
+    assert await batcher.submit("next", 100, Lane.BULK, "next") == "NEXT"
+
+
+@scenario
+async def test_one_bad_item_fails_alone() -> None:
+    batcher, batches = make_batcher(fail_on="bad")
+    names = ["a", "bad", "c", "d"]
+    results = await asyncio.gather(*(batcher.submit(name, 100, Lane.BULK, name) for name in names), return_exceptions=True)
+    assert [results[0], *results[2:]] == ["A", "C", "D"]
+    assert isinstance(results[1], ValueError)
+    assert batches[0] == names
+
+
+@scenario
+async def test_a_broken_engine_fails_the_whole_batch_at_once() -> None:
+    calls = 0
+
+    async def process(items: list[str]) -> list[str]:
+        nonlocal calls
+        calls += 1
+        raise EngineBroken("the GPU fell off the bus")
+
+    batcher = Batcher(process, BatchLimits(max_samples=1000, max_items=8, ageing_s=1.0), now_s=virtual_time.now_s)
+    results = await asyncio.gather(*(batcher.submit(name, 10, Lane.LIVE, name) for name in "abc"), return_exceptions=True)
+    assert [type(result) for result in results] == [EngineBroken] * 3
+    assert calls == 1
+
+
+@scenario
+async def test_stats_count_padding() -> None:
+    batcher, _ = make_batcher()
+    await asyncio.gather(batcher.submit("a", 100, Lane.BULK, "a"), batcher.submit("b", 300, Lane.BULK, "b"))
+    stats = batcher.stats
+    assert (stats.batches, stats.items, stats.largest_batch) == (1, 2, 2)
+    assert (stats.samples, stats.padded_samples) == (400, 600)

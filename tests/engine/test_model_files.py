@@ -1,0 +1,262 @@
+"""model_files against a stand-in of the hub: whole downloads, and every way in which one fails."""
+
+import os
+import resource
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from serve_app.engine import model_files
+from serve_app.engine.model_files import DownloadProgress, find_model_file
+from serve_app.errors import ModelUnavailable
+from testing.fake_hub import FakeHub, Mode
+
+NAME = "nvidia/parakeet-tdt-0.6b-v2"
+SIZE = 4_000_000
+HANG_S = 60.0
+
+StartHub = Callable[..., FakeHub]
+
+
+def ignore(progress: DownloadProgress) -> None: ...
+
+
+def fetch(source: str = NAME, *, timeout_s: float = 50.0, on_progress: Callable[[DownloadProgress], None] = ignore) -> Path:
+    """find_model_file in a thread, so that a hang fails the test instead of stopping it."""
+    outcome: list[Path | BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(find_model_file(source, timeout_s=timeout_s, on_progress=on_progress))
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(HANG_S)
+    assert outcome, "find_model_file hangs"
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty HF_HOME, and no setting from outside."""
+    for name in list(os.environ):
+        if name.startswith(("HF_", "HUGGING")) or name == "TRANSFORMERS_OFFLINE":
+            monkeypatch.delenv(name)
+    home = tmp_path / "home"
+    monkeypatch.setenv("HF_HOME", str(home))
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    return home
+
+
+@pytest.fixture
+def start(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StartHub]:
+    """Starts a hub in a given mode and points HF_ENDPOINT to it."""
+    file = tmp_path / "model.nemo"
+    file.write_bytes(os.urandom(SIZE))
+    with ExitStack() as stack:
+
+        def start_hub(mode: Mode = "whole", *, breaks: int | None = None, limit_bytes: int = 1_500_000) -> FakeHub:
+            hub = stack.enter_context(FakeHub(file, mode, breaks=breaks, limit_bytes=limit_bytes, bytes_per_s=2_500_000))
+            monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+            return hub
+
+        yield start_hub
+
+
+def partial_files(home: Path) -> list[Path]:
+    return list(home.rglob("*.incomplete"))
+
+
+def test_path_of_a_file_is_that_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "mine.nemo"
+    file.touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert fetch(str(file)) == file
+    assert fetch("~/mine.nemo") == file
+    assert fetch("mine.nemo") == Path("mine.nemo")
+    file.rename("any-name")
+    assert fetch("any-name") == Path("any-name")
+
+
+def test_absent_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelUnavailable, match=f"no model file {tmp_path}/models/mine.nemo"):
+        fetch("models/mine.nemo")
+
+
+@pytest.mark.parametrize("source", ["", "parakeet", "a/b/c", "/no/such/file", "a/b;c", "nvidia/", "~nobody-of-that-name/x y"])
+def test_source_that_is_neither_file_nor_hub_name(source: str) -> None:
+    with pytest.raises(ModelUnavailable, match="neither a file nor the name of a model"):
+        fetch(source)
+
+
+def test_bundled_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "digits.nemo"
+    monkeypatch.setattr(model_files, "bundled_model_path", lambda: file)
+    with pytest.raises(ModelUnavailable, match=f"no model file {file}"):
+        fetch("bundled")
+    file.touch()
+    assert fetch("bundled") == file
+
+
+def test_whole_download(start: StartHub, home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    hub = start()
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    seen: list[DownloadProgress] = []
+    path = fetch(on_progress=seen.append)
+    assert path.name == "parakeet-tdt-0.6b-v2.nemo"
+    assert path.read_bytes() == hub.content
+    assert path.is_relative_to(home)
+    assert seen[-1] == DownloadProgress(SIZE, SIZE)
+    assert hub.gets[0].token == "Bearer hf_secret"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_progress_of_a_slow_download(start: StartHub) -> None:
+    start("slow")
+    seen: list[DownloadProgress] = []
+    fetch(on_progress=seen.append)
+    done = [progress.done_bytes for progress in seen]
+    assert done == sorted(done)
+    assert any(0 < d < SIZE for d in done)
+    assert {progress.total_bytes for progress in seen} == {SIZE}
+
+
+@pytest.mark.parametrize("mode", ["breaking", "resetting"])
+def test_broken_connection_is_continued(start: StartHub, mode: Mode, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Not through `caplog`: Ray and NeMo, once imported, change how loggers hand on.
+    logged: list[str] = []
+    monkeypatch.setattr(model_files.log, "warning", lambda text, *arguments: logged.append(text % arguments))
+    hub = start(mode, breaks=1)
+    assert fetch().read_bytes() == hub.content
+    first, second = hub.gets
+    assert first.first_byte == 0
+    assert 0 < second.first_byte < hub.limit_bytes
+    assert any("Trying to resume download" in line for line in logged)
+
+
+def test_hub_that_always_breaks_off_and_then_recovers(start: StartHub, home: Path) -> None:
+    hub = start("breaking", limit_bytes=300_000)
+    with pytest.raises(ModelUnavailable, match=r"peer closed connection.*or download the \.nemo file yourself.* of 4\.0 MB"):
+        fetch()
+    assert not partial_files(home)
+    hub.mode = "whole"
+    hub.requests.clear()
+    assert fetch().read_bytes() == hub.content
+    assert [request.first_byte for request in hub.gets] == [0], "huggingface_hub keeps nothing of a failed call"
+
+
+def test_stalled_transfer_is_given_up(start: StartHub, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start("stalling")
+    monkeypatch.setattr(model_files, "STALL_S", 1.5)
+    with pytest.raises(ModelUnavailable, match=r"brought nothing for 1\.5 s"):
+        fetch()
+    assert not partial_files(home)
+
+
+def test_download_that_takes_too_long_is_given_up(start: StartHub, home: Path) -> None:
+    hub = start("slow")
+    hub.bytes_per_s = 200_000
+    with pytest.raises(ModelUnavailable, match="not finished within 2 s: raise the model's `load_timeout_s`"):
+        fetch(timeout_s=2)
+    assert not partial_files(home)
+
+
+def test_hub_that_never_answers(start: StartHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = start("silent")
+    monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "1")
+    with pytest.raises(ModelUnavailable, match=r"nor to be had from http://127\.0\.0\.1:.* timed out"):
+        fetch()
+    assert len(hub.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "words"),
+    [
+        ("no repository", rf"http://127\.0\.0\.1:\d+ has no model {NAME}, or a private one: .*HF_TOKEN"),
+        ("no file", rf"{NAME} on http://127\.0\.0\.1:\d+ is not a NeMo model: it has no file parakeet-tdt-0\.6b-v2\.nemo"),
+        ("gated", rf"{NAME} is gated: .*HF_TOKEN"),
+        (
+            "down",
+            rf"{NAME} is not in .* nor to be had from http://127\.0\.0\.1:\d+: .*refused.*HF_ENDPOINT.*set the model's `source`",
+        ),
+    ],
+)
+def test_refusals_say_what_to_do(start: StartHub, mode: Mode, words: str) -> None:
+    start(mode)
+    with pytest.raises(ModelUnavailable, match=words):
+        fetch()
+
+
+def test_other_repository_than_the_hub_has(start: StartHub) -> None:
+    start()
+    with pytest.raises(ModelUnavailable, match="has no model nvidia/parakeet-tdt-9b"):
+        fetch("nvidia/parakeet-tdt-9b")
+
+
+def test_cached_file_needs_no_hub(start: StartHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = start()
+    path = fetch()
+    start("down")
+    seen: list[DownloadProgress] = []
+    assert fetch(on_progress=seen.append) == path
+    assert path.read_bytes() == hub.content
+    assert not seen
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert fetch() == path
+
+
+def test_offline_without_the_file(start: StartHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = start()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelUnavailable, match="unset the `HF_HUB_OFFLINE`"):
+        fetch()
+    assert not hub.requests
+
+
+def test_file_that_cannot_be_stored(start: StartHub, home: Path) -> None:
+    start()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (SIZE // 2, hard))
+    try:
+        with pytest.raises(ModelUnavailable, match=f"cannot be stored: .*File too large.* Make room in {home}/hub"):
+            fetch()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not partial_files(home)
+
+
+def test_download_process_that_fails_at_the_start(start: StartHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    start()
+    monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "soon")
+    with pytest.raises(ModelUnavailable, match=r"ended unexpectedly: ValueError.*soon"):
+        fetch()
+
+
+def test_two_at_once_download_once(start: StartHub) -> None:
+    hub = start("slow")
+    with ThreadPoolExecutor() as pool:
+        paths = {future.result(HANG_S) for future in [pool.submit(fetch) for _ in range(2)]}
+    assert [path.read_bytes() == hub.content for path in paths] == [True]
+    assert len(hub.gets) == 1
+
+
+def test_failing_progress_callback_ends_the_download(start: StartHub, home: Path) -> None:
+    start("slow")
+
+    def fail(progress: DownloadProgress) -> None:
+        raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        fetch(on_progress=fail)
+    assert not partial_files(home)

@@ -1,0 +1,208 @@
+"""The engine on the bundled model: the same tokens and times as NeMo gives, whatever the batch."""
+
+import logging
+import subprocess
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+
+from serve_app.engine.parakeet import ParakeetEngine
+from serve_app.errors import EngineBroken, EngineOutOfMemory, ModelUnavailable
+from serve_app.settings import bundled_model_path
+from serve_app.transcript import Token
+from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE, Keywords, Samples
+from testing.accuracy import judge, recognise, to_int16
+from testing.digit_strings import DigitString
+
+
+def times(tokens: Sequence[Token]) -> list[tuple[int, int, int]]:
+    return [(token.token_id, token.start_sample, token.end_sample) for token in tokens]
+
+
+@pytest.fixture(scope="module")
+def windows(strings: list[DigitString]) -> list[Samples]:
+    return [to_int16(string.samples) for string in strings]
+
+
+@pytest.fixture(scope="module")
+def alone(engine: ParakeetEngine, windows: list[Samples]) -> list[list[Token]]:
+    return [engine.transcribe([window])[0] for window in windows]
+
+
+def test_it_recognises_speech(engine: ParakeetEngine, strings: list[DigitString]) -> None:
+    figures = judge(strings, recognise(engine, strings))
+    assert figures.word_error_rate <= 0.03
+    assert figures.start_error_s <= 0.08
+    assert figures.end_error_s <= 0.12
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
+def test_tokens_and_times_are_those_of_nemos_transcribe(windows: list[Samples], alone: list[list[Token]], tmp_path: Path) -> None:
+    """NeMo's own path: files in, batch of one (its durations are wrong in larger batches outside CUDA graphs)."""
+    from nemo.collections.asr.models import ASRModel
+
+    model = ASRModel.restore_from(str(bundled_model_path()), map_location="cpu")
+    paths = [str(tmp_path / f"{i}.wav") for i in range(len(windows))]
+    for path, window in zip(paths, windows, strict=True):
+        sf.write(path, window, SAMPLE_RATE)
+    hypotheses = model.transcribe(paths, timestamps=True, batch_size=1, verbose=False)
+    for hypothesis, window, tokens in zip(hypotheses, windows, alone, strict=True):
+        assert len(window) >= SAMPLE_RATE, "NeMo pads shorter clips on both sides, which moves its times"
+        characters = hypothesis.timestamp["char"]
+        theirs = [(c["start_offset"] * FRAME_SAMPLES, c["end_offset"] * FRAME_SAMPLES) for c in characters]
+        assert hypothesis.y_sequence.tolist() == [token.token_id for token in tokens]
+        assert theirs == [(token.start_sample, token.end_sample) for token in tokens]
+
+
+def test_a_mixed_batch_changes_no_token_and_no_time(
+    engine: ParakeetEngine, windows: list[Samples], alone: list[list[Token]]
+) -> None:
+    together = engine.transcribe(windows)
+    assert [times(tokens) for tokens in together] == [times(tokens) for tokens in alone]
+    for batched, single in zip(together, alone, strict=True):
+        assert [t.confidence for t in batched] == pytest.approx([t.confidence for t in single], abs=1e-3)
+
+
+def test_durations_are_not_all_alike(alone: list[list[Token]]) -> None:
+    """The comparison above would mean little if the model gave one duration to everything."""
+    durations = {token.end_sample - token.start_sample for tokens in alone for token in tokens}
+    assert len(durations) >= 4
+
+
+def test_confidences_are_probabilities_that_tell_speech_from_noise(engine: ParakeetEngine, alone: list[list[Token]]) -> None:
+    confidences = [token.confidence for tokens in alone for token in tokens]
+    assert all(0 < c <= 1 for c in confidences)
+    assert np.mean(confidences) > 0.8
+
+
+def test_punctuation_stands_where_its_word_ends(alone: list[list[Token]]) -> None:
+    for tokens in alone:
+        for before, token in pairwise(tokens):
+            if token.piece == ".":
+                assert token.start_sample == token.end_sample == before.end_sample
+
+
+def test_warming_up_leaves_the_engine_as_it_was(engine: ParakeetEngine, windows: list[Samples], alone: list[list[Token]]) -> None:
+    engine.warm_up(2, 8 * SAMPLE_RATE, max_items=5)
+    assert engine.transcribe(windows[:1]) == alone[:1]
+
+
+@pytest.mark.parametrize("samples", [1, 100, SAMPLE_RATE // 10])
+def test_a_window_of_a_few_samples_is_no_trouble(engine: ParakeetEngine, samples: int) -> None:
+    window = np.full(samples, 1000, dtype=np.int16)
+    assert len(engine.transcribe([window])) == 1
+
+
+def test_digital_silence_says_nothing(engine: ParakeetEngine, windows: list[Samples], alone: list[list[Token]]) -> None:
+    silence = np.zeros(5 * SAMPLE_RATE, dtype=np.int16)
+    assert engine.transcribe([silence, windows[3], silence[:1]]) == [[], engine.transcribe([windows[3]])[0], []]
+
+
+def test_quiet_noise_says_nothing(engine: ParakeetEngine) -> None:
+    noise = np.random.default_rng(0).normal(0, 30, 5 * SAMPLE_RATE).astype(np.int16)
+    assert engine.transcribe([noise]) == [[]]
+
+
+class FailingModel(ParakeetEngine):
+    """Runs out of memory with more than `most` windows, or breaks."""
+
+    def __init__(self, engine: ParakeetEngine, most: int, error: Exception) -> None:
+        self.__dict__.update(engine.__dict__)
+        self._most, self._error = most, error
+        self.batches: list[int] = []
+
+    def _recognise(self, windows: Sequence[Samples], keywords: Sequence[Keywords]) -> list[list[Token]]:
+        self.batches.append(len(windows))
+        if len(windows) > self._most:
+            raise self._error
+        return super()._recognise(windows, keywords)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("no memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_out_of_memory_halves_the_batch(
+    engine: ParakeetEngine, windows: list[Samples], alone: list[list[Token]], error: Exception
+) -> None:
+    failing = FailingModel(engine, 2, error)
+    results = failing.transcribe(windows[:5])
+    assert [times(tokens) for tokens in results] == [times(tokens) for tokens in alone[:5]]
+    assert failing.batches == [5, 2, 3, 1, 2]
+
+
+def test_a_single_window_too_large_is_an_error(engine: ParakeetEngine, windows: list[Samples]) -> None:
+    with pytest.raises(EngineOutOfMemory, match="does not fit"):
+        FailingModel(engine, 0, torch.OutOfMemoryError("no memory")).transcribe(windows[:1])
+
+
+class NeMoCUDAPythonException(Exception):
+    """Like NeMo's."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+        torch.AcceleratorError("device-side assert"),
+        NeMoCUDAPythonException("Cuda Runtime Error: cudaErrorIllegalAddress"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_cuda_error_means_the_engine_is_broken(engine: ParakeetEngine, windows: list[Samples], error: Exception) -> None:
+    with pytest.raises(EngineBroken):
+        FailingModel(engine, 0, error).transcribe(windows[:2])
+
+
+def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "broken.nemo"
+    path.write_bytes(b"not a model")
+    with pytest.raises(ModelUnavailable, match=r"broken\.nemo"):
+        ParakeetEngine.load(path)
+
+
+def test_a_model_that_is_not_tdt_is_refused(tmp_path: Path, engine: ParakeetEngine) -> None:
+    model: Any = engine._model
+    kind = model.cfg.decoding.model_type
+    model.cfg.decoding.model_type = "rnnt"
+    try:
+        model.save_to(str(tmp_path / "rnnt.nemo"))
+    finally:
+        model.cfg.decoding.model_type = kind
+    with pytest.raises(ModelUnavailable, match="TDT"):
+        ParakeetEngine.load(tmp_path / "rnnt.nemo")
+
+
+def test_a_small_model_stays_in_fp32_on_a_cpu() -> None:
+    assert ParakeetEngine.load(bundled_model_path(), device="cpu").info.precision == "fp32"
+
+
+def test_bf16_hears_the_same_words(strings: list[DigitString]) -> None:
+    engine = ParakeetEngine.load(bundled_model_path(), device="cpu", precision="bf16")
+    assert engine.info.precision == "bf16"
+    assert judge(strings, recognise(engine, strings)).word_error_rate <= 0.05
+
+
+def test_loading_and_transcribing_prints_nothing_of_nemos() -> None:
+    """In a fresh process, as a replica is: all that may be said is the engine's own line."""
+    program = (
+        "import logging, sys, numpy as np; logging.basicConfig(level=logging.INFO, stream=sys.stdout, format='%(message)s')\n"
+        "from serve_app.engine.parakeet import ParakeetEngine; from serve_app.settings import bundled_model_path\n"
+        "engine = ParakeetEngine.load(bundled_model_path(), device='cpu')\n"
+        "engine.transcribe([np.arange(32000, dtype=np.int16)])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300)
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("loaded digits.nemo")
+
+
+def test_logging_of_other_libraries_is_left_as_it_was(engine: ParakeetEngine) -> None:
+    assert logging.getLogger().level != logging.CRITICAL

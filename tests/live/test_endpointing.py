@@ -1,0 +1,89 @@
+"""Who speaks when: turns from probabilities, and Silero's model on real and synthetic sound."""
+
+import asyncio
+import math
+
+import numpy as np
+import pytest
+
+from serve_app.live.endpointing import VAD_FRAME_SAMPLES, Endpointer, Endpointing, VadEvent
+from serve_app.live.vad import SileroModel
+from serve_app.window import SAMPLE_RATE, Samples
+from testing.accuracy import to_int16
+from testing.digit_strings import DigitString
+
+SILENCE = np.zeros(3 * SAMPLE_RATE, np.int16)
+
+
+def test_an_utterance_ends_after_the_silence() -> None:
+    endpointer = Endpointer(Endpointing(3 * VAD_FRAME_SAMPLES / SAMPLE_RATE))
+    probabilities = [0.1, 0.9, 0.8, 0.4, 0.1, 0.9, 0.1, 0.2, 0.1, 0.1]
+    assert endpointer.push(probabilities[:4]) == [VadEvent(True, VAD_FRAME_SAMPLES, 2 * VAD_FRAME_SAMPLES)]
+    assert endpointer.push(probabilities[4:]) == [VadEvent(False, 6 * VAD_FRAME_SAMPLES, 9 * VAD_FRAME_SAMPLES)]
+
+
+def test_what_is_doubtful_goes_on_but_does_not_begin() -> None:
+    endpointer = Endpointer(Endpointing(VAD_FRAME_SAMPLES / SAMPLE_RATE))
+    assert endpointer.push([0.4, 0.45, 0.4]) == []
+    assert endpointer.push([0.6, 0.4, 0.4]) == [VadEvent(True, 3 * VAD_FRAME_SAMPLES, 4 * VAD_FRAME_SAMPLES)]
+
+
+def test_without_an_end() -> None:
+    endpointer = Endpointer(Endpointing(math.inf))
+    assert endpointer.push([0.9, *[0.0] * 10_000]) == [VadEvent(True, 0, VAD_FRAME_SAMPLES)]
+
+
+def test_a_threshold_of_ones_own() -> None:
+    endpointer = Endpointer(Endpointing(VAD_FRAME_SAMPLES / SAMPLE_RATE, threshold=0.9))
+    assert endpointer.push([0.89, 0.91, 0.76, 0.74, 0.89]) == [
+        VadEvent(True, VAD_FRAME_SAMPLES, 2 * VAD_FRAME_SAMPLES),
+        VadEvent(False, 3 * VAD_FRAME_SAMPLES, 4 * VAD_FRAME_SAMPLES),
+    ]
+
+
+def turns_of(samples: Samples, block: int = 1_600) -> list[VadEvent]:
+    async def run() -> list[VadEvent]:
+        voice = SileroModel().detector(Endpointing(0.8))
+        return [turn for start in range(0, len(samples), block) for turn in await voice.push(samples[start : start + block])]
+
+    return asyncio.run(run())
+
+
+@pytest.fixture(scope="module")
+def spoken(strings: list[DigitString]) -> Samples:
+    return np.concatenate([SILENCE, to_int16(strings[6].samples), SILENCE, to_int16(strings[4].samples), SILENCE])
+
+
+def test_speech_is_found_where_it_is(spoken: Samples, strings: list[DigitString]) -> None:
+    turns = turns_of(spoken)
+    assert [turn.is_speech for turn in turns][:2] == [True, False]
+    first = 3.0 + strings[6].words[0].start_sample / SAMPLE_RATE
+    assert turns[0].sample / SAMPLE_RATE == pytest.approx(first, abs=0.5)
+    assert turns[-1].is_speech is False
+    last = (6 * SAMPLE_RATE + len(strings[6].samples) + strings[4].words[-1].end_sample) / SAMPLE_RATE
+    assert turns[-1].sample / SAMPLE_RATE == pytest.approx(last, abs=0.5)
+
+
+def test_how_the_audio_is_cut_does_not_matter(spoken: Samples) -> None:
+    assert turns_of(spoken, 160) == turns_of(spoken, 1_600) == turns_of(spoken, 50_000)
+
+
+def test_silence_and_noise_are_no_speech() -> None:
+    noise = np.random.default_rng(0).normal(0, 300, 5 * SAMPLE_RATE).astype(np.int16)
+    assert turns_of(np.zeros(5 * SAMPLE_RATE, np.int16)) == []
+    assert turns_of(noise) == []
+
+
+def test_streams_that_share_batches_do_not_disturb_each_other(spoken: Samples) -> None:
+    async def follow(detector: SileroModel, samples: Samples, block: int) -> list[VadEvent]:
+        voice = detector.detector(Endpointing(0.8))
+        return [turn for start in range(0, len(samples), block) for turn in await voice.push(samples[start : start + block])]
+
+    async def run() -> list[list[VadEvent]]:
+        detector = SileroModel()
+        noise = np.random.default_rng(0).normal(0, 300, len(spoken)).astype(np.int16)
+        streams = [(spoken, 1_600), (noise, 320), (spoken, 4_000), (noise, 16_000), (spoken, 512)]
+        return await asyncio.gather(*(follow(detector, samples, block) for samples, block in streams))
+
+    alone = turns_of(spoken)
+    assert asyncio.run(run()) == [alone, [], alone, [], alone]

@@ -1,0 +1,112 @@
+"""Speech that a model passed over is found and put in; nothing else is touched."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from serve_app.engine.parakeet import ParakeetEngine
+from serve_app.merging.gaps import FREE_RETRIES, WINDOWS_PER_RETRY, Gap, GapRepair, filled, suspicious_gaps
+from serve_app.merging.seams import group_words
+from serve_app.transcript import Token
+from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE, Samples, Window
+from testing.accuracy import add_noise, to_int16
+from testing.digit_strings import DigitString
+
+
+class Forgetful:
+    """The bundled model, but of windows that begin at `start_sample` it passes over the words from one index to another."""
+
+    def __init__(self, engine: ParakeetEngine, start_sample: int, first: int, last: int) -> None:
+        self._engine = engine
+        self._start_sample = start_sample
+        self._passed_over = slice(first, last)
+        self.windows: list[Window] = []
+
+    async def __call__(self, window: Window) -> list[Token]:
+        self.windows.append(window)
+        words = group_words(self._engine.transcribe([window.samples])[0])
+        if window.start_sample == self._start_sample:
+            del words[self._passed_over]
+        return [token for word in words for token in word.tokens]
+
+
+def padded(string: DigitString, silence_s: float) -> DigitString:
+    silence = round(silence_s * SAMPLE_RATE)
+    words = tuple(replace(w, start_sample=w.start_sample + silence, end_sample=w.end_sample + silence) for w in string.words)
+    return DigitString(np.pad(string.samples, silence), words)
+
+
+def text(tokens: Sequence[Token]) -> str:
+    return "".join(token.piece for token in tokens).replace("▁", " ").strip()
+
+
+@pytest.mark.parametrize("ratio_db", [None, 15])
+@pytest.mark.parametrize(("first", "last"), [(4, 8), (0, 4), (7, 12), (0, 12)])
+def test_a_phrase_that_was_passed_over_comes_back(
+    engine: ParakeetEngine, strings: list[DigitString], first: int, last: int, ratio_db: float | None
+) -> None:
+    string = padded(strings[11], 3)
+    if ratio_db is not None:
+        string = add_noise(string, ratio_db, 1)
+    forgetful = Forgetful(engine, 0, first, last)
+    window = Window(0, 0, to_int16(string.samples))
+    assert len(text(asyncio.run(forgetful(window))).split()) == 12 - (last - first)
+    tokens = asyncio.run(GapRepair(forgetful)(window))
+    assert text(tokens).lower().replace(".", "") == string.text.lower().replace(".", "")
+    assert all(a.start_sample <= b.start_sample for a, b in pairwise(tokens))
+
+
+@pytest.mark.parametrize("ratio_db", [None, 30, 15])
+def test_good_windows_are_heard_once(engine: ParakeetEngine, strings: list[DigitString], ratio_db: float | None) -> None:
+    forgetful = Forgetful(engine, -1, 0, 0)
+    looks = GapRepair(forgetful)
+    for string in strings:
+        noisy = string if ratio_db is None else add_noise(string, ratio_db, 1)
+        asyncio.run(looks(Window(0, 0, to_int16(noisy.samples))))
+    assert len(forgetful.windows) == len(strings)
+
+
+def test_silence_and_steady_noise_are_not_speech() -> None:
+    noise = np.random.default_rng(0).normal(0, 1000, 20 * SAMPLE_RATE).astype(np.int16)
+    for samples in (np.zeros(20 * SAMPLE_RATE, np.int16), noise, noise[:100], noise[:0]):
+        assert suspicious_gaps(Window(0, 0, samples), []) == []
+
+
+def token(piece: str, start_s: float) -> Token:
+    start = round(start_s * SAMPLE_RATE) // FRAME_SAMPLES * FRAME_SAMPLES
+    return Token(piece, 0, start, start + FRAME_SAMPLES, 1.0)
+
+
+@pytest.mark.parametrize("frames", [-3, -1, 0, 1, 3])
+def test_words_beside_the_gap_that_are_heard_again_are_not_doubled(frames: int) -> None:
+    shift = frames * FRAME_SAMPLES
+    tokens = [token("▁one", 1.0), token("ne", 1.3), token("▁two", 6.0), token("o", 6.2)]
+    again = [replace(t, start_sample=t.start_sample + shift, end_sample=t.end_sample + shift) for t in tokens]
+    found = [*again[:2], token("▁six", 3.0), *again[2:]]
+    gap = Gap(tokens[1].end_sample, tokens[2].start_sample, 3 * SAMPLE_RATE, 4 * SAMPLE_RATE)
+    assert text(filled(tokens, gap, found)) == "onene six twoo"
+
+
+def music(seconds: int) -> Samples:
+    """Half a second loud, half a second silent, for ever."""
+    beat = np.repeat([1.0, 0.0], SAMPLE_RATE // 2)
+    return (np.tile(beat, seconds) * np.random.default_rng(0).normal(0, 3000, seconds * SAMPLE_RATE)).astype(np.int16)
+
+
+async def test_a_recording_full_of_music_costs_a_fifth_more_at_most() -> None:
+    heard = 0
+    samples = np.concatenate([np.zeros(8 * SAMPLE_RATE, np.int16), music(10), np.zeros(8 * SAMPLE_RATE, np.int16)])
+
+    async def deaf(window: Window) -> list[Token]:
+        nonlocal heard
+        heard += 1
+        return []
+
+    looks = GapRepair(deaf)
+    for index in range(100):
+        assert await looks(Window(index, 0, samples)) == []
+    assert 100 < heard <= 100 + FREE_RETRIES + 100 // WINDOWS_PER_RETRY

@@ -1,0 +1,220 @@
+"""What breaks while a long file is being transcribed: its replicas die, its client goes away. Nobody else may notice.
+
+The simulated engine's words depend on nothing but the audio, so that a window which is lost, doubled or misplaced shows.
+"""
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from serve_app.window import SAMPLE_RATE
+from testing import media
+from testing.accuracy import to_int16
+from testing.digit_strings import DigitString
+from testing.paths import ROOT
+from testing.server import Server, open_files, serve_run
+
+pytestmark = [pytest.mark.serve]
+
+NOISE_S = 480
+WINDOW_S, OVERLAP_S = 8.0, 1.5
+BATCH_ITEMS = 2
+STEP_S = {"pair": 0.5, "single": 0.25}
+
+GONE_S = 2.0
+"""The work of a client that has left is stopped within this time."""
+
+REPORT_AGE_S = 1.0
+"""What /ready says of a replica is at most this old."""
+
+WAIT_S = 120.0
+
+
+def simulated(name: str, replicas: int) -> dict[str, Any]:
+    """Settings of a model with so many replicas that takes `STEP_S` for each batch."""
+    costs = {"step_s": STEP_S[name], "seconds_per_audio_s": 0.0}
+    counts = {"min_replicas": replicas, "max_replicas": replicas, "cpus_per_replica": 0.1}
+    return {"name": name, "source": "simulated", "simulation": costs, **counts}
+
+
+ARGS = {
+    "models": [{"name": "digits", "source": "bundled", "min_replicas": 1}, simulated("pair", 2), simulated("single", 1)],
+    "windows": {"window_s": WINDOW_S, "overlap_s": OVERLAP_S},
+    "batching": {"max_batch_items": BATCH_ITEMS},
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serve_run(ROOT / "configs" / "demo.yaml", tmp_path_factory.mktemp("faults"), args=ARGS) as server:
+        for model in ("digits", "pair", "single"):
+            server.wait_for_state(model, "ready")
+        wait_until(lambda: len(server.model("pair")["replicas"]) == 2)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def noise() -> bytes:
+    """NOISE_S seconds as a WAV file, in which the simulated engine hears two words a second."""
+    return media.wav(np.random.default_rng(3).integers(-8000, 8000, NOISE_S * SAMPLE_RATE, dtype=np.int16))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(server: Server, noise: bytes) -> dict[str, Any]:
+    """The answer to `noise` when nothing breaks."""
+    answer = transcript(server, noise, "pair")
+    assert len(answer["words"]) > NOISE_S
+    return answer
+
+
+class TestReplicasKilled:
+    """SIGKILL of model replicas that have windows of the file."""
+
+    def test_three_times(self, server: Server, noise: bytes, undisturbed: dict[str, Any]) -> None:
+        with ThreadPoolExecutor(1) as client:
+            answer = client.submit(transcript, server, noise, "pair")
+            for _ in range(3):
+                kill_at_work(server, "pair", answer)
+            assert answer.result() == undisturbed
+
+    def test_the_only_one(self, server: Server, noise: bytes, undisturbed: dict[str, Any]) -> None:
+        with ThreadPoolExecutor(1) as client:
+            answer = client.submit(transcript, server, noise, "single")
+            kill_at_work(server, "single", answer)
+            assert answer.result() == undisturbed
+
+    def test_a_real_one(self, server: Server, strings: list[DigitString]) -> None:
+        pause = np.zeros(SAMPLE_RATE, np.float32)
+        parts = [part for _ in range(4) for string in strings for part in (string.samples, pause)]
+        recording = media.wav(to_int16(np.concatenate(parts)))
+        expected = spoken(transcript(server, recording, "digits"))
+        with ThreadPoolExecutor(1) as client:
+            answer = client.submit(transcript, server, recording, "digits")
+            kill_at_work(server, "digits", answer, after_windows=1)
+            assert spoken(answer.result()) == expected
+
+
+class TestClientGone:
+    """A client that closes its connection before it has its answer."""
+
+    @pytest.mark.parametrize("share_sent", [1.0, 0.5], ids=["while it waits", "in the middle of its upload"])
+    def test_its_work_is_dropped(self, server: Server, noise: bytes, share_sent: float) -> None:
+        ingress = server.processes("ingress")[0]
+        files = open_files(ingress)
+        content = raw_request(server, noise, "single")
+        with socket.create_connection(("127.0.0.1", server.client.base_url.port or 80)) as connection:
+            connection.sendall(content[: int(share_sent * len(content))])
+            if share_sent == 1:
+                wait_until(lambda: replica(server, "single")["queued"] > 0)
+            time.sleep(1)
+            windows = replica(server, "single")["windows"]
+
+        time.sleep(GONE_S + REPORT_AGE_S)
+        left = replica(server, "single")
+        assert left["queued"] == 0
+        # The figure from before may have been a report old.
+        assert left["windows"] - windows <= (GONE_S + REPORT_AGE_S) / STEP_S["single"] * BATCH_ITEMS
+        assert open_files(ingress) == files
+        time.sleep(STEP_S["single"] + REPORT_AGE_S)
+        assert replica(server, "single")["windows"] == left["windows"]
+        assert "never retrieved" not in server.log
+        assert server.transcribe(media.wav(media.tone(3)), model="single").status_code == 200
+
+
+def test_a_server_that_is_told_to_end_finishes_what_it_has(tmp_path: Path) -> None:
+    """`python -m serve_app.run`, as in the container, on SIGTERM."""
+    noise = media.wav(np.random.default_rng(3).integers(-8000, 8000, NOISE_S // 3 * SAMPLE_RATE, dtype=np.int16))
+    with (
+        serve_run(
+            ROOT / "configs" / "demo.yaml", tmp_path, args=ARGS | {"models": [simulated("single", 1)]}, drains=True
+        ) as server,
+        ThreadPoolExecutor(1) as client,
+    ):
+        server.wait_for_state("single", "ready")
+        answer = client.submit(transcript, server, noise, "single")
+        wait_for_windows(server, "single", BATCH_ITEMS, answer)
+        process = psutil.Process(server.process_id)
+        process.terminate()
+        wait_until(lambda: server.client.get("/ready").status_code == 503)
+        refused = server.transcribe(media.wav(media.tone(1)), model="single")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+        assert not answer.done()
+        assert len(answer.result()["words"]) > NOISE_S // 3
+        process.wait(WAIT_S)
+
+
+def transcript(server: Server, data: bytes, model: str) -> dict[str, Any]:
+    """The whole answer: text, segments, words."""
+    fields = {"model": model, "response_format": "verbose_json", "timestamp_granularities[]": ["word", "segment"]}
+    response = server.transcribe(data, **fields)
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def spoken(answer: dict[str, Any]) -> list[tuple[str, float, float]]:
+    """Words with start and end, seconds. A true model's confidences depend, in their last digits, on its batches."""
+    return [(word["word"], word["start"], word["end"]) for word in answer["words"]]
+
+
+def kill_at_work(server: Server, model: str, answer: "Future[dict[str, Any]]", after_windows: int = 4 * BATCH_ITEMS) -> None:
+    """Let the model go on by some windows, then kill its oldest replica and wait until windows are missed."""
+    wait_for_windows(server, model, after_windows, answer)
+    lost = times_lost(server, model)
+    min(server.processes(f"model {model}"), key=psutil.Process.create_time).kill()
+    wait_until(lambda: times_lost(server, model) > lost)
+    assert not answer.done()
+
+
+def wait_for_windows(server: Server, model: str, count: int, answer: "Future[dict[str, Any]]") -> None:
+    """Wait until replicas of the model have taken so many windows more."""
+    taken, before = 0, windows_taken(server, model)
+
+    def are_taken() -> bool:
+        nonlocal taken, before
+        assert not answer.done(), "the file was done before anything broke"
+        # Less than before is a dead replica that has been forgotten.
+        now = windows_taken(server, model)
+        taken += max(0, now - before)
+        before = now
+        return taken >= count
+
+    wait_until(are_taken)
+
+
+def windows_taken(server: Server, model: str) -> int:
+    return sum(replica["windows"] for replica in server.model(model)["replicas"])
+
+
+def times_lost(server: Server, model: str) -> int:
+    """How often the ingress has missed a window with its replica."""
+    return server.log.count(f"of {model} was lost")
+
+
+def replica(server: Server, model: str) -> dict[str, Any]:
+    """The report of the replica that started last."""
+    last: dict[str, Any] = server.model(model)["replicas"][-1]
+    return last
+
+
+def raw_request(server: Server, data: bytes, model: str) -> bytes:
+    """A transcription request as it goes over the wire."""
+    request = server.client.build_request(
+        "POST", "/v1/audio/transcriptions", files={"file": ("audio.wav", data)}, data={"model": model}
+    )
+    headers = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+    return f"POST {request.url.path} HTTP/1.1\r\n{headers}\r\n".encode() + request.read()
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    until = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < until, "it did not happen"
+        time.sleep(0.05)

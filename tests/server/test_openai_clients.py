@@ -1,0 +1,314 @@
+"""OpenAI's own client, sync and async, and LiteLLM against the running server; their types judge every answer."""
+
+import io
+import math
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import httpx2
+import numpy as np
+import openai
+import pytest
+import srt
+import webvtt
+from openai.types.audio import (
+    Transcription,
+    TranscriptionTextDeltaEvent,
+    TranscriptionTextDoneEvent,
+    TranscriptionVerbose,
+    TranslationVerbose,
+)
+
+from serve_app.window import SAMPLE_RATE
+from testing import media
+from testing.accuracy import to_int16
+from testing.digit_strings import DigitString
+from testing.paths import ROOT
+from testing.server import Server, serve_run
+from tests.conftest import MISHEARD
+from tests.server.test_serve import as_wav
+
+pytestmark = [pytest.mark.serve, pytest.mark.slow]
+
+REQUESTS_PER_MINUTE = 100
+KEYS = ("sync", "async", "litellm", "limited")
+MAX_UPLOAD_BYTES = 2_000_000
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    args = {
+        "auth": {"keys": list(KEYS), "max_requests_per_minute": REQUESTS_PER_MINUTE},
+        "limits": {"max_upload_bytes": MAX_UPLOAD_BYTES},
+    }
+    with serve_run(ROOT / "configs" / "demo.yaml", tmp_path_factory.mktemp("openai"), args=args) as server:
+        server.client.headers["Authorization"] = "Bearer sync"
+        server.wait_for_state("digits", "ready")
+        yield server
+
+
+@pytest.fixture
+def sync(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="sync", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+async def asynchronous(server: Server) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="async", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def spoken(strings: list[DigitString]) -> DigitString:
+    return strings[9]
+
+
+@pytest.fixture
+def audio(spoken: DigitString) -> tuple[str, bytes]:
+    return "speech.wav", as_wav(spoken)
+
+
+def plain(text: str) -> str:
+    return " ".join(text.split())
+
+
+def is_text(answer: object, spoken: DigitString) -> None:
+    assert answer == spoken.text + "\n"
+
+
+def is_srt(answer: object, spoken: DigitString) -> None:
+    assert plain(" ".join(cue.content for cue in srt.parse(str(answer)))) == spoken.text
+
+
+def is_vtt(answer: object, spoken: DigitString) -> None:
+    assert plain(" ".join(caption.text for caption in webvtt.from_string(str(answer)).captions)) == spoken.text
+
+
+def is_json(answer: object, spoken: DigitString) -> None:
+    assert isinstance(answer, Transcription)
+    assert answer.text == spoken.text
+    assert answer.usage is not None
+    assert answer.usage.type == "duration"
+    assert answer.usage.seconds == math.ceil(len(spoken.samples) / SAMPLE_RATE)
+    # OpenAI's fields and no others.
+    assert set(answer.model_dump(exclude_unset=True)) == {"text", "usage"}
+
+
+def is_verbose(answer: object, spoken: DigitString) -> None:
+    assert isinstance(answer, TranscriptionVerbose)
+    assert answer.text == spoken.text
+    assert answer.language == "english"
+    assert answer.segments is not None
+    assert " ".join(segment.text for segment in answer.segments) == spoken.text
+    for segment in answer.segments:
+        numbers = (segment.avg_logprob, segment.compression_ratio, segment.no_speech_prob, segment.temperature)
+        assert all(isinstance(number, float) for number in numbers)
+        assert segment.avg_logprob < 0
+        assert segment.tokens
+
+
+FORMATS: dict[str, Callable[[object, DigitString], None]] = {
+    "json": is_json,
+    "text": is_text,
+    "srt": is_srt,
+    "vtt": is_vtt,
+    "verbose_json": is_verbose,
+}
+
+
+class TestFormats:
+    @pytest.mark.parametrize("response_format", FORMATS)
+    def test_sync(self, sync: openai.OpenAI, audio: Any, spoken: DigitString, response_format: Any) -> None:
+        answer = sync.audio.transcriptions.create(file=audio, model="whisper-1", response_format=response_format)
+        FORMATS[response_format](answer, spoken)
+
+    @pytest.mark.parametrize("response_format", FORMATS)
+    async def test_async(self, asynchronous: openai.AsyncOpenAI, audio: Any, spoken: DigitString, response_format: Any) -> None:
+        answer = await asynchronous.audio.transcriptions.create(file=audio, model="digits", response_format=response_format)
+        FORMATS[response_format](answer, spoken)
+
+    @pytest.mark.parametrize("response_format", FORMATS)
+    @pytest.mark.filterwarnings("ignore:.*translations.*:DeprecationWarning", "ignore:.*deprecated.*:DeprecationWarning")
+    def test_translations(self, sync: openai.OpenAI, audio: Any, spoken: DigitString, response_format: Any) -> None:
+        answer = sync.audio.translations.create(file=audio, model="digits", response_format=response_format)
+        if response_format == "verbose_json":
+            assert isinstance(answer, TranslationVerbose)
+        assert plain(str(getattr(answer, "text", answer))).count("Zero") == spoken.text.count("Zero")
+        assert spoken.words[-1].text in str(getattr(answer, "text", answer))
+
+    @pytest.mark.parametrize(
+        ("granularities", "has_words"), [(["segment"], False), (["word"], True), (["word", "segment"], True)]
+    )
+    def test_granularities(
+        self, sync: openai.OpenAI, audio: Any, spoken: DigitString, granularities: Any, has_words: bool
+    ) -> None:
+        answer = sync.audio.transcriptions.create(
+            file=audio, model="digits", response_format="verbose_json", timestamp_granularities=granularities
+        )
+        assert answer.segments
+        assert bool(answer.words) is has_words
+        if answer.words:
+            assert [word.word for word in answer.words] == spoken.text.split()
+            assert all(word.start < word.end for word in answer.words)
+
+    def test_every_field(self, sync: openai.OpenAI, audio: Any, spoken: DigitString) -> None:
+        answer = sync.audio.transcriptions.create(
+            file=audio,
+            model="digits",
+            response_format="json",
+            include=["logprobs"],
+            keywords=["one two three"],
+            languages=["en", "fr"],
+            prompt="Digits are spoken.",
+            temperature=0.2,
+            chunking_strategy={"type": "server_vad", "silence_duration_ms": 300},
+            extra_body={"user": "somebody"},
+        )
+        assert answer.text == spoken.text
+        assert answer.logprobs is not None
+        assert plain("".join(entry.token or "" for entry in answer.logprobs)) == spoken.text
+        assert all(entry.logprob is not None and entry.logprob <= 0 for entry in answer.logprobs)
+
+
+def test_keywords_change_what_is_heard(sync: openai.OpenAI, noisy_strings: list[DigitString]) -> None:
+    spoken = noisy_strings[MISHEARD]
+    audio = ("speech.wav", as_wav(spoken))
+    phrase = spoken.text.rstrip(".")
+    assert sync.audio.transcriptions.create(file=audio, model="digits").text != spoken.text
+    assert sync.audio.transcriptions.create(file=audio, model="digits", keywords=[phrase]).text == spoken.text
+    listed = "Three six four, zero five"
+    assert sync.audio.transcriptions.create(file=audio, model="digits", prompt=listed).text == spoken.text
+
+
+class TestStreams:
+    def test_sync(self, sync: openai.OpenAI, strings: list[DigitString]) -> None:
+        audio, text = _several_sentences(strings)
+        *deltas, done = sync.audio.transcriptions.create(file=audio, model="digits", stream=True, include=["logprobs"])
+        _is_stream_of(text, deltas, done)
+
+    async def test_async(self, asynchronous: openai.AsyncOpenAI, strings: list[DigitString]) -> None:
+        audio, text = _several_sentences(strings)
+        stream = await asynchronous.audio.transcriptions.create(file=audio, model="digits", stream=True, include=["logprobs"])
+        *deltas, done = [event async for event in stream]
+        _is_stream_of(text, deltas, done)
+
+
+def _several_sentences(strings: list[DigitString]) -> tuple[tuple[str, bytes], str]:
+    pause = np.zeros(SAMPLE_RATE, np.float32)
+    samples = to_int16(np.concatenate([part for string in strings[3:9] for part in (string.samples, pause)]))
+    return ("speech.wav", media.wav(samples)), " ".join(string.text for string in strings[3:9])
+
+
+def _is_stream_of(text: str, deltas: list[Any], done: Any) -> None:
+    assert isinstance(done, TranscriptionTextDoneEvent)
+    assert done.text == text
+    assert done.usage is not None
+    assert done.usage.total_tokens == done.usage.input_tokens + done.usage.output_tokens
+    assert all(isinstance(delta, TranscriptionTextDeltaEvent) for delta in deltas)
+    assert "".join(delta.delta for delta in deltas) == text
+    assert len(deltas) > 6
+    assert done.logprobs is not None
+    assert sum(len(delta.logprobs) for delta in deltas) == len(done.logprobs) == done.usage.output_tokens
+
+
+CALLS: list[tuple[type[openai.APIStatusError], int, dict[str, Any]]] = [
+    (openai.BadRequestError, 400, {"file": ("x.wav", b"no audio")}),
+    (openai.BadRequestError, 400, {"file": ("x.wav", b"")}),
+    (openai.BadRequestError, 400, {"file": ("x.wav", b"no audio"), "stream": True}),
+    (openai.BadRequestError, 400, {"language": "fr"}),
+    (openai.BadRequestError, 400, {"response_format": "diarized_json"}),
+    (openai.BadRequestError, 400, {"response_format": "yaml"}),
+    (openai.NotFoundError, 404, {"model": "gpt-4o-transcribe"}),
+    (openai.APIStatusError, 413, {"file": ("x.wav", bytes(MAX_UPLOAD_BYTES + 1))}),
+]
+
+
+class TestErrors:
+    @pytest.mark.parametrize(("kind", "status", "changes"), CALLS)
+    def test_sync(self, sync: openai.OpenAI, audio: Any, kind: Any, status: int, changes: dict[str, Any]) -> None:
+        with pytest.raises(kind) as caught:
+            sync.audio.transcriptions.create(**({"file": audio, "model": "digits"} | changes))
+        _is_openais_error(caught.value, status)
+
+    @pytest.mark.parametrize(("kind", "status", "changes"), CALLS)
+    async def test_async(
+        self, asynchronous: openai.AsyncOpenAI, audio: Any, kind: Any, status: int, changes: dict[str, Any]
+    ) -> None:
+        with pytest.raises(kind) as caught:
+            await asynchronous.audio.transcriptions.create(**({"file": audio, "model": "digits"} | changes))
+        _is_openais_error(caught.value, status)
+
+    async def test_a_wrong_key(self, sync: openai.OpenAI, asynchronous: openai.AsyncOpenAI, audio: Any) -> None:
+        with pytest.raises(openai.AuthenticationError) as caught:
+            sync.with_options(api_key="wrong").audio.transcriptions.create(file=audio, model="digits")
+        _is_openais_error(caught.value, 401)
+        with pytest.raises(openai.AuthenticationError):
+            await asynchronous.with_options(api_key="wrong").models.list()
+
+    def test_too_many_requests(self, server: Server, sync: openai.OpenAI, audio: Any) -> None:
+        limited = sync.with_options(api_key="limited")
+        headers = {"Authorization": "Bearer limited"}
+        with httpx2.Client(base_url=server.url, headers=headers) as client:
+            for left in reversed(range(REQUESTS_PER_MINUTE)):
+                answer = client.post("/v1/audio/transcriptions", data={"model": "digits"})
+                assert (answer.status_code, answer.headers["x-ratelimit-remaining-requests"]) == (400, str(left))
+        with pytest.raises(openai.RateLimitError) as caught:
+            limited.audio.transcriptions.create(file=audio, model="digits")
+        _is_openais_error(caught.value, 429)
+        assert 0 < int(caught.value.response.headers["retry-after"]) <= 60
+        assert sync.audio.transcriptions.create(file=audio, model="digits").text
+
+    def test_no_such_model(self, sync: openai.OpenAI) -> None:
+        with pytest.raises(openai.NotFoundError):
+            sync.models.retrieve("whisper-9")
+
+
+def _is_openais_error(error: openai.APIStatusError, status: int) -> None:
+    assert error.status_code == status
+    assert isinstance(error.body, dict)
+    assert set(error.body) == {"message", "type", "param", "code"}
+    assert error.code
+    assert error.type
+    assert error.request_id
+
+
+async def test_models(sync: openai.OpenAI, asynchronous: openai.AsyncOpenAI) -> None:
+    assert [model.id for model in sync.models.list()] == ["digits"]
+    model = await asynchronous.models.retrieve("digits")
+    assert (model.id, model.object, model.owned_by) == ("digits", "model", "bundled")
+
+
+def test_a_raw_answer_has_openais_headers(sync: openai.OpenAI, audio: Any) -> None:
+    raw = sync.audio.transcriptions.with_raw_response.create(
+        file=audio, model="digits", extra_headers={"x-request-id": "one-of-mine"}
+    )
+    assert raw.headers["x-request-id"] == "one-of-mine"
+    assert int(raw.headers["openai-processing-ms"]) >= 0
+    assert raw.headers["x-ratelimit-limit-requests"] == str(REQUESTS_PER_MINUTE)
+
+
+@pytest.mark.filterwarnings("ignore")
+class TestLiteLlm:
+    """It warns of its own code while it is imported and used."""
+
+    @pytest.mark.parametrize("response_format", ["json", "verbose_json", "text", "srt", "vtt"])
+    def test_transcription(
+        self, server: Server, spoken: DigitString, response_format: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # It would ask for a list of prices in the internet.
+        monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+        import litellm
+
+        file = io.BytesIO(as_wav(spoken))
+        file.name = "speech.wav"
+        answer = litellm.transcription(
+            model="openai/digits",
+            file=file,
+            api_base=f"{server.url}/v1",
+            api_key="litellm",
+            response_format=response_format,
+            max_retries=0,
+        )
+        for word in spoken.text.split():
+            assert word in answer.text

@@ -1,0 +1,153 @@
+"""Uploads: their memory and what they leave behind, on the real server."""
+
+import shutil
+import socket
+import struct
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import psutil
+import pytest
+
+from testing import media
+from testing.accuracy import to_int16
+from testing.digit_strings import SAMPLE_RATE, DigitString
+from testing.paths import ROOT
+from testing.server import START_S, Server, held_bytes, open_files, serve_run
+
+pytestmark = [pytest.mark.serve, pytest.mark.slow]
+
+UPLOAD_BYTES = 2_000_000_000
+MAX_GROWTH_BYTES = 150_000_000
+RATE, CHANNELS = 192_000, 8
+BOUNDARY = "boundary-of-the-form"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serve_run(ROOT / "configs" / "demo.yaml", tmp_path_factory.mktemp("uploads")) as server:
+        server.wait_for_state("digits", "ready")
+        yield server
+
+
+class Peak:
+    """The most memory that some processes hold while it watches, bytes beyond what they had at its start."""
+
+    def __init__(self, processes: list[psutil.Process]) -> None:
+        self._processes = processes
+        self._idle = [held_bytes(process) for process in processes]
+        self.growth_bytes = [0] * len(processes)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        stop = threading.Event()
+
+        def watch() -> None:
+            while not stop.wait(0.02):
+                for at, process in enumerate(self._processes):
+                    grown = held_bytes(process) - self._idle[at]
+                    self.growth_bytes[at] = max(self.growth_bytes[at], grown)
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+
+def form_with_large_wav(speech: DigitString) -> Iterator[bytes]:
+    """A form whose file is minutes of silence at a high rate on many channels, then speech."""
+    spoken = np.repeat(to_int16(speech.samples).astype("<i4") << 16, RATE // SAMPLE_RATE)
+    tail = np.repeat(spoken[:, None], CHANNELS, axis=1).tobytes()
+    frame_bytes = 4 * CHANNELS
+    size = UPLOAD_BYTES // frame_bytes * frame_bytes
+    header = struct.pack("<HHIIHH", 1, CHANNELS, RATE, RATE * frame_bytes, frame_bytes, 32)
+    yield (
+        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\nContent-Type: audio/wav\r\n\r\n'
+    ).encode()
+    yield struct.pack("<4sI4s4sI", b"RIFF", 36 + size, b"WAVE", b"fmt ", len(header)) + header
+    yield struct.pack("<4sI", b"data", size)
+    silence = bytes(1 << 20)
+    left = size - len(tail)
+    while left:
+        yield silence[: min(left, len(silence))]
+        left -= min(left, len(silence))
+    yield tail
+    yield f"\r\n--{BOUNDARY}--\r\n".encode()
+
+
+def send(server: Server, speech: DigitString) -> str:
+    """The text of the large file."""
+    response = server.client.post(
+        "/v1/audio/transcriptions",
+        content=form_with_large_wav(speech),
+        headers={"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"},
+    )
+    assert response.status_code == 200, response.text
+    text: str = response.json()["text"]
+    return text
+
+
+def test_memory_stays_flat_whatever_the_size(server: Server, strings: list[DigitString]) -> None:
+    (proxy,), (ingress,), (model,) = (server.processes(name) for name in ("ProxyActor", "ingress", "model digits"))
+    server.transcribe(noise(2))
+    peak = Peak([proxy, ingress, model])
+    with peak.watching():
+        assert send(server, strings[5]) == strings[5].text
+    print(f"growth in MB: {[grown // 1_000_000 for grown in peak.growth_bytes]}")
+    assert max(peak.growth_bytes) < MAX_GROWTH_BYTES
+
+
+def test_a_replica_does_not_grow_with_the_length(server: Server) -> None:
+    # What it takes for full batches it keeps.
+    server.transcribe(noise(15))
+    peak = Peak(server.processes("model digits"))
+    with peak.watching():
+        assert server.transcribe(noise(60)).json()["usage"]["seconds"] == 60 * 60
+    print(f"growth in MB: {[grown // 1_000_000 for grown in peak.growth_bytes]}")
+    # The samples alone would be 115 MB.
+    assert max(peak.growth_bytes) < 100_000_000
+
+
+def noise(minutes: int) -> bytes:
+    """Something for the model to hear, at 8 kHz."""
+    rate = SAMPLE_RATE // 2
+    return media.wav(np.random.default_rng(0).normal(0, 0.05, minutes * 60 * rate).astype(np.float32), rate)
+
+
+def test_nothing_is_left_on_disk_when_the_ingress_is_killed(server: Server) -> None:
+    """In the middle of an upload. Its file has no name, so it goes with the process."""
+    (ingress,) = server.processes("ingress")
+    temporary = Path(tempfile.gettempdir())
+    before, free = set(temporary.iterdir()), shutil.disk_usage(temporary).free
+    head = f"--{BOUNDARY}\r\n" + 'Content-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    with socket.create_connection(("127.0.0.1", server.client.base_url.port or 80)) as connection:
+        connection.sendall(
+            b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 200000000\r\n"
+            b"Content-Type: multipart/form-data; boundary=" + BOUNDARY.encode() + b"\r\n\r\n" + head.encode()
+        )
+        for _ in range(100):
+            connection.sendall(bytes(1_000_000))
+        assert any(name.startswith(f"{temporary}/") for name in open_files(ingress))
+        ingress.kill()
+        ingress.wait()
+    assert set(temporary.iterdir()) <= before
+    assert shutil.disk_usage(temporary).free > free - 50_000_000
+    until = time.monotonic() + START_S
+    while not is_up(server):
+        assert time.monotonic() < until
+        time.sleep(0.2)
+
+
+def is_up(server: Server) -> bool:
+    with suppress(httpx2.TransportError):
+        return bool(server.processes("ingress")) and server.transcribe(media.wav(media.tone(1))).status_code == 200
+    return False
