@@ -6,7 +6,8 @@ TRAIN_ARGS ?=
 BUNDLED_MODEL := serve_app/bundled/digits.nemo
 
 # `make constraints` takes the newest release of everything but these. The engine drives NeMo's decoder by parts that NeMo does not
-# promise to keep; replica scheduling was measured on this Ray, and deploy/kuberay names it; torch has to suit both.
+# promise to keep; replica scheduling was measured on this Ray, and cluster/backpressure.py subclasses its internals; torch has to
+# suit both.
 HELD := nemo_toolkit==3.0.0 ray==2.60.0 torch==2.13.0
 
 # Judges whether the web page is accessible; its test is skipped where there is no npm.

@@ -1,10 +1,10 @@
-"""How long a short request waits while long files are transcribed, against an idle server.
+"""Latency of short requests while long files are transcribed, compared with an idle server.
 
     python -m benchmarks.latency [--requests 60] [--rounds 3] [--minutes 20] [--check]
 
-Starts a server of its own on configs/demo.yaml. Each round sends its share of the requests, 3 s of speech each and one at a time,
-first to the idle server, then while two clients send a long file again and again. The bound on the 95th percentile under load is
-twice the idle one plus one step of the engine; with --check the exit status says whether it holds.
+Starts its own server with configs/demo.yaml. Each round sends its share of the requests (3 s of speech each, one at a time) first
+to the idle server, then while two clients send a long file repeatedly. The bound on the 95th percentile under load is twice the
+idle one plus one engine step; with --check the exit status says whether it holds.
 """
 
 import argparse
@@ -33,24 +33,34 @@ from testing.paths import DIGITS, ROOT
 from testing.server import Server, serve_run
 
 SHORT_S = 3.0
+"""Length of a short request, seconds."""
+
 SHORT_DIGITS = 4
+"""Digits spoken in a short request."""
+
 LONG_FILES = 2
+"""Clients that send a long file each, repeatedly."""
+
 WARM_UP_REQUESTS = 10
+"""Requests before the first measurement."""
+
 STEP_RUNS = 15
+"""Engine steps measured."""
+
 MAX_PAUSE_S = 0.5
-"""Requests start at random moments of the engine's steps."""
+"""Longest random pause before a request, seconds, so that requests start at random moments of an engine step."""
 
 
 @dataclass(slots=True)
 class Latencies:
-    """Seconds from sending a request to having its answer, on the idle server and under load."""
+    """Seconds from sending a request to receiving its answer, on the idle server and under load."""
 
     idle_s: list[float] = field(default_factory=list)
     loaded_s: list[float] = field(default_factory=list)
 
 
 def short_speech(bank: Bank, rng: random.Random) -> DigitString:
-    """A few digits within SHORT_S seconds, with silence up to exactly that."""
+    """SHORT_DIGITS digits, followed by silence up to exactly SHORT_S seconds."""
     samples = round(SHORT_S * SAMPLE_RATE)
     while True:
         string = compose(bank[sorted(bank)[0]], [rng.randrange(10) for _ in range(SHORT_DIGITS)], rng)
@@ -59,7 +69,7 @@ def short_speech(bank: Bank, rng: random.Random) -> DigitString:
 
 
 def long_speech(bank: Bank, minutes: float, rng: random.Random) -> DigitString:
-    """Digits without an end, in one voice after the other."""
+    """Digits for so many minutes, in one voice after the other."""
     voices, samples = sorted(bank), 0
     parts: list[NDArray[np.float32]] = []
     while samples < minutes * 60 * SAMPLE_RATE:
@@ -70,7 +80,7 @@ def long_speech(bank: Bank, minutes: float, rng: random.Random) -> DigitString:
 
 
 def engine_step_s(speech: DigitString, settings: Settings) -> tuple[int, float]:
-    """Windows in a full batch of bulk work, and the median seconds that the engine takes for it on the idle machine."""
+    """Number of windows in a full batch of bulk work, and the median time of its engine step on the idle machine, seconds."""
     engine = ParakeetEngine.load(bundled_model_path(), device="cpu")
     window_s = settings.windows.window_s
     count = max(1, int(max_batch_audio_s(settings.batching, on_gpu=False) / window_s))
@@ -83,8 +93,8 @@ def engine_step_s(speech: DigitString, settings: Settings) -> tuple[int, float]:
     return count, float(np.median(seconds))
 
 
-def send_again_and_again(url: str, path: Path) -> None:
-    """Body of a load process, which is ended from outside."""
+def send_repeatedly(url: str, path: Path) -> None:
+    """Body of a load process, which is killed from outside."""
     with httpx2.Client(base_url=url, timeout=None) as client:
         while True:
             with path.open("rb") as file:
@@ -93,16 +103,15 @@ def send_again_and_again(url: str, path: Path) -> None:
 
 @contextmanager
 def long_files(server: Server, path: Path) -> Iterator[None]:
-    """Long files under way for as long as the block lasts."""
+    """Keep LONG_FILES long files in progress while the block runs."""
     processes = [
-        multiprocessing.get_context("spawn").Process(target=send_again_and_again, args=(server.url, path))
-        for _ in range(LONG_FILES)
+        multiprocessing.get_context("spawn").Process(target=send_repeatedly, args=(server.url, path)) for _ in range(LONG_FILES)
     ]
-    before = windows_taken(server)
+    windows_before = windows_decoded(server)
     for process in processes:
         process.start()
     try:
-        while windows_taken(server) < before + 4 * LONG_FILES or queued(server) < LONG_FILES:
+        while windows_decoded(server) < windows_before + 4 * LONG_FILES or queued(server) < LONG_FILES:
             time.sleep(0.2)
         yield
         for process in processes:
@@ -116,7 +125,7 @@ def long_files(server: Server, path: Path) -> Iterator[None]:
             time.sleep(0.2)
 
 
-def windows_taken(server: Server) -> int:
+def windows_decoded(server: Server) -> int:
     return sum(replica["windows"] for replica in server.model("digits")["replicas"])
 
 
@@ -125,7 +134,7 @@ def queued(server: Server) -> int:
 
 
 def measure(server: Server, speech: DigitString, requests: int, rng: random.Random) -> list[float]:
-    """Seconds that each of so many requests took, sent one after the other."""
+    """Send `requests` requests one after the other; return the seconds that each took."""
     data, seconds = media.wav(to_int16(speech.samples)), []
     for _ in range(requests):
         time.sleep(rng.uniform(0, MAX_PAUSE_S))
@@ -139,12 +148,12 @@ def measure(server: Server, speech: DigitString, requests: int, rng: random.Rand
 
 def line(name: str, seconds: Sequence[float]) -> str:
     """One row of the table, in milliseconds."""
-    p50, p95, most = (1000 * float(q) for q in np.percentile(seconds, [50, 95, 100]))
-    return f"{name:<28} {len(seconds):>8} {p50:>9.0f} {p95:>9.0f} {most:>9.0f}"
+    p50, p95, maximum = (1000 * float(q) for q in np.percentile(seconds, [50, 95, 100]))
+    return f"{name:<28} {len(seconds):>8} {p50:>9.0f} {p95:>9.0f} {maximum:>9.0f}"
 
 
 def report(rounds: Sequence[Latencies], windows: int, step_s: float) -> bool:
-    """Print the end of the table and the bound; whether it holds."""
+    """Print the totals and the bound; return whether the bound holds."""
     idle_s = [s for latencies in rounds for s in latencies.idle_s]
     loaded_s = [s for latencies in rounds for s in latencies.loaded_s]
     print(line("all, idle", idle_s))
@@ -177,7 +186,7 @@ def main() -> None:
         server = stack.enter_context(serve_run(ROOT / "configs" / "demo.yaml", folder))
         server.wait_for_state("digits", "ready")
         measure(server, short, WARM_UP_REQUESTS, rng)
-        print(f"{'latency, ms':<28} {'requests':>8} {'p50':>9} {'p95':>9} {'longest':>9}")
+        print(f"{'latency, ms':<28} {'requests':>8} {'p50':>9} {'p95':>9} {'max':>9}")
         for number, latencies in enumerate(rounds):
             share = arguments.requests // arguments.rounds + (number < arguments.requests % arguments.rounds)
             latencies.idle_s = measure(server, short, share, rng)

@@ -1,11 +1,11 @@
-"""How soon speech is text, with several live streams at once, and how good the text is.
+"""Delay and accuracy of live transcription with several streams at once.
 
     python -m benchmarks.live RECORDINGS [--minutes 2] [--streams 1 4 8 16]
 
-Starts a server of its own on configs/demo.yaml. RECORDINGS holds the Free Spoken Digit Dataset, of which recordings are used that
-the model was not trained on. For every number of streams, each sends another stretch of digit strings at the pace of speech. The
-delays of a word are from its end, as the decoder puts it, to its first appearance and to its final form. Word errors are against
-what was said, beside those of the same audio as a file.
+Starts its own server with configs/demo.yaml. RECORDINGS is the folder of the Free Spoken Digit Dataset; recordings that the model
+was not trained on are used. For every number of streams, each stream sends digit strings of its own at the pace of speech. The
+delays of a word are measured from its end, as the decoder places it, to its first appearance and to its final form. Word errors
+are given for the live text and for the same audio sent as a file.
 """
 
 import argparse
@@ -31,13 +31,18 @@ from testing.paths import ROOT
 from testing.server import Server, serve_run
 
 FRAME_S = 0.1
+"""Audio per WebSocket frame, seconds."""
+
 MAX_PAUSE_S = 2.0
+"""Longest pause between two digit strings, seconds."""
+
 SAME_WORD_S = 0.3
+"""Words of two hypotheses that start within this time of each other are the same word, seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Speech:
-    """What one stream sends."""
+    """The audio of one stream, int16 [samples] at 16 kHz, and its true text."""
 
     samples: Samples
     text: str
@@ -45,7 +50,7 @@ class Speech:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one stream. Delays in seconds, one for every word."""
+    """Result of one stream. Delays in seconds, one for every word."""
 
     text: str
     first_s: list[float]
@@ -54,7 +59,7 @@ class Outcome:
 
 
 def speech(bank: Bank, minutes: float, seed: int) -> Speech:
-    """Digit strings with pauses between."""
+    """Digit strings with pauses between them."""
     rng = np.random.default_rng(seed)
     parts, words, samples = list[np.ndarray](), list[str](), 0
     for string in held_out_strings(bank, round(minutes * 60), seed):
@@ -68,7 +73,7 @@ def speech(bank: Bank, minutes: float, seed: int) -> Speech:
 
 
 async def stream(server: Server, spoken: Speech) -> Outcome:
-    """Speak and listen."""
+    """Send one stream at the pace of speech, and collect the delays and the final words."""
     first: list[tuple[float, float]] = []
     finals: list[tuple[str, float]] = []
     final_s, changed = list[float](), 0
@@ -108,15 +113,16 @@ async def stream(server: Server, spoken: Speech) -> Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What came of several streams at once. Delays in seconds, one for every word."""
+    """Results of several streams at once. Delays in seconds, one for every word."""
 
     streams: int
     first_s: list[float]
     final_s: list[float]
     changed_finals: int
     live: jiwer.WordOutput
+    """Errors of the live text."""
     files: jiwer.WordOutput
-    """Errors in what was said live, and in the same audio as files."""
+    """Errors of the same audio sent as files."""
 
     def __str__(self) -> str:
         return (
@@ -125,8 +131,8 @@ class Figures:
         )
 
 
-def word_errors(said: Sequence[str], heard: Sequence[str]) -> jiwer.WordOutput:
-    reference, hypothesis = ([text.lower().replace(".", "") for text in texts] for texts in (said, heard))
+def word_errors(true_texts: Sequence[str], texts: Sequence[str]) -> jiwer.WordOutput:
+    reference, hypothesis = ([text.lower().replace(".", "") for text in each] for each in (true_texts, texts))
     return jiwer.process_words(reference, hypothesis)
 
 
@@ -139,18 +145,18 @@ def percentiles(seconds: Sequence[float]) -> str:
 
 
 async def measure(server: Server, bank: Bank, minutes: float, streams: int) -> Figures:
-    """Several streams at once, each of so many minutes."""
+    """Figures of `streams` streams at once, each `minutes` long."""
     spoken = [speech(bank, minutes, seed) for seed in range(streams)]
     outcomes = await asyncio.gather(*(stream(server, each) for each in spoken))
     files = [server.transcribe(media.wav(each.samples)).json()["text"] for each in spoken]
-    said = [each.text for each in spoken]
+    true_texts = [each.text for each in spoken]
     return Figures(
         streams,
         [seconds for outcome in outcomes for seconds in outcome.first_s],
         [seconds for outcome in outcomes for seconds in outcome.final_s],
         sum(outcome.changed_finals for outcome in outcomes),
-        word_errors(said, [outcome.text for outcome in outcomes]),
-        word_errors(said, files),
+        word_errors(true_texts, [outcome.text for outcome in outcomes]),
+        word_errors(true_texts, files),
     )
 
 

@@ -63,13 +63,14 @@ class ModelSettings(_Group):
     min_replicas: int = Field(0, ge=0, description="Replicas kept loaded; 0 loads on the first request and unloads when idle.")
     max_replicas: int = Field(1, ge=1, description="Most replicas.")
     idle_unload_s: float = Field(
-        1800.0, ge=0, description="Seconds without work before surplus replicas are let go; 0 keeps them."
+        1800.0, ge=0, description="Seconds without work before replicas above `min_replicas` stop; 0 keeps them."
     )
     cpus_per_replica: float = Field(0.5, ge=0, description="CPUs that Ray reserves for a replica.")
     gpus_per_replica: float | None = Field(
         None,
         ge=0,
-        description="GPUs that Ray reserves for a replica, fractions allowed; unset takes one where the cluster has GPUs.",
+        description="GPUs that Ray reserves for a replica, fractions allowed; unset is a whole GPU if there is one for each such "
+        "model, else an equal share.",
     )
     device: Device = Field("auto", description="Where the model runs; `auto` is the GPU if the replica has one.")
     precision: Precision = Field(
@@ -184,14 +185,16 @@ class AuthSettings(_Group):
 
     keys: tuple[SecretStr, ...] = Field(
         (),
-        description="API keys, of which every request but `/health` and the page needs one; none leaves the server open. "
-        "Better in the environment (`API_KEY`, several with commas between): Ray's dashboard shows the file.",
+        description="API keys. Every request needs one, except for `/health`, the page, `/docs` and `/openapi.json`. Empty: the "
+        "server is open. Better in the environment (`API_KEY`, several with commas between): Ray's dashboard shows the file.",
     )
     max_requests: int = Field(
-        0, ge=0, description="Transcriptions that one key may have at work per ingress replica; 0 is no limit."
+        0,
+        ge=0,
+        description="POST requests (exports too) and streams that a key may have in progress per ingress replica; 0: no limit.",
     )
     max_requests_per_minute: int = Field(
-        0, ge=0, description="Transcriptions a minute of one key per ingress replica; 0 is no limit."
+        0, ge=0, description="POST requests (exports too) and streams per minute of a key per ingress replica; 0: no limit."
     )
 
 

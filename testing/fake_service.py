@@ -1,4 +1,4 @@
-"""The HTTP side on the real pipeline and decoder, with a recogniser that needs no model and no Ray: for tests of the API."""
+"""The service of the API for tests: the real pipeline and decoder, with a simulated or a real engine, and without Ray."""
 
 import asyncio
 import threading
@@ -29,10 +29,11 @@ SETTINGS = Settings(
     limits=LimitSettings(max_upload_bytes=1_000_000),
 )
 NOISE = media.wav(np.random.default_rng(0).normal(0, 0.1, 3 * 16_000))
+"""A WAV file of 3 s."""
 
 
 class LevelVad:
-    """Takes what is loud for speech."""
+    """A VAD by level: a frame whose peak exceeds 300 counts as speech."""
 
     def __init__(self, endpointing: Endpointing) -> None:
         self._endpointer = Endpointer(endpointing)
@@ -48,7 +49,11 @@ class LevelVad:
 
 
 class FakeService:
-    """What the tests can turn: the failure of the next windows, and what the replicas say."""
+    """A SpeechService that tests control.
+
+    `failure` is raised for every window, `hold` delays windows while it is cleared, `replicas` is the status of the replicas.
+    `windows`, `lanes` and `jobs` record the calls of `recognise`.
+    """
 
     def __init__(self, **settings: Any) -> None:
         """`settings` replace those of SETTINGS."""
@@ -83,7 +88,7 @@ class FakeService:
 
 
 class EngineService(FakeService):
-    """With the bundled model."""
+    """A FakeService that recognises with a real engine."""
 
     def __init__(self, engine: ParakeetEngine, **settings: Any) -> None:
         super().__init__(**{"limits": LimitSettings()} | settings)
@@ -96,7 +101,7 @@ class EngineService(FakeService):
 
 @contextmanager
 def serving(app: Any) -> Iterator[str]:
-    """The address of an application that runs in a thread."""
+    """Run an ASGI application in a thread; yields its address."""
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", ws="websockets-sansio", lifespan="off"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -114,7 +119,7 @@ def post(client: TestClient, data: Any = NOISE, **fields: Any) -> Response:
 
 
 def assert_error(response: Response, status: int, code: str, param: str | None = None) -> str:
-    """The answer is OpenAI's error object and nothing else; gives its message."""
+    """Assert that the body is OpenAI's error object and nothing else; returns its message."""
     assert response.status_code == status, response.text
     error = response.json()["error"]
     assert set(response.json()) == {"error"}

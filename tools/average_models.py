@@ -1,4 +1,4 @@
-"""Average the weights of models that went on from one another: better than any of them (Izmailov et al. 2018, arXiv 1803.05407).
+"""Average the weights of models, each trained further from another: better than any one (Izmailov et al. 2018, arXiv 1803.05407).
 
 python -m tools.average_models OUT.nemo MODEL.nemo MODEL.nemo ...
 """

@@ -1,9 +1,10 @@
-"""Judge the bundled model on recordings it was not trained on, and print the figures of its model card.
+"""Measure the bundled model on recordings that it was not trained on, and print the figures of its model card.
 
     python -m tools.evaluate_bundled_model RECORDINGS [--model FILE.nemo] [--strings N] [--seed N]
 
-RECORDINGS holds the Free Spoken Digit Dataset; its indexes 5 to 9 are joined into strings of 1 to 12 digits of one speaker, with
-pauses. A sentence is exact when every word of it, its capital letter and its full stop are right and nothing is added inside.
+RECORDINGS is the folder of the Free Spoken Digit Dataset; recordings with the indexes 5 to 9 are joined into strings of 1 to 12
+digits of one speaker, with pauses. A sentence is exact when all its words, its capital letter and its full stop are right and
+nothing is inserted.
 """
 
 import argparse

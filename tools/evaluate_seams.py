@@ -1,9 +1,9 @@
-"""Judge the seams between windows on hours of recordings, and print the figures.
+"""Measure errors at the seams between windows, on hours of recordings, and print the figures.
 
     python -m tools.evaluate_seams RECORDINGS [--hours H] [--window-s S] [--overlap-s S] [--seed N] [--conditions NAME ...]
 
-RECORDINGS holds the Free Spoken Digit Dataset; indexes 5 to 9 of all speakers are joined (`testing.long_recordings`). The bundled
-model transcribes them in overlapping windows as the server does, and again as pieces that were cut at true silences.
+RECORDINGS is the folder of the Free Spoken Digit Dataset; indexes 5 to 9 of all speakers are joined (`testing.long_recordings`).
+The bundled model transcribes them in overlapping windows as the server does, and again in pieces that are cut at true silences.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def report(name: str, figures: SeamFigures) -> str:
 
 
 async def compare(engine: Engine, name: str, recording: Recording, window_s: float, overlap_s: float) -> None:
-    """Transcribe a recording whole and in pieces, and print what came of it."""
+    """Transcribe a recording in overlapping windows and in pieces, and print the figures of both."""
     seams, starts = seams_of(recording.samples, window_s, overlap_s), piece_starts(recording, window_s)
     whole = await transcribe_long(in_batches(engine), recording.samples, window_s, overlap_s)
     print(report(name, judge_seams(recording, whole, seams)), flush=True)

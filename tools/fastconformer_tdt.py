@@ -14,7 +14,7 @@ _MODULES = "nemo.collections.asr.modules."
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What makes one model larger than another."""
+    """The sizes in which models of this architecture differ."""
 
     width: int
     layers: int
@@ -45,7 +45,7 @@ PARAKEET_110M = Sizes(
 def config(sizes: Sizes, tokenizer: Path) -> dict[str, Any]:
     """The configuration for `EncDecRNNTBPEModel`; `tokenizer` is a folder with a SentencePiece model and its vocab.txt."""
     durations = list(DURATIONS)
-    # A data section must be there, or NeMo's `transcribe()` refuses paths.
+    # Without a data section, NeMo's `transcribe()` refuses paths.
     data = {"manifest_filepath": None, "sample_rate": SAMPLE_RATE, "batch_size": 8, "shuffle": False}
     return {
         "sample_rate": SAMPLE_RATE,

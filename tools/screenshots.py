@@ -1,4 +1,4 @@
-"""Pictures of the web page in each of its states, by Chromium, from a server of its own on the bundled model.
+"""Screenshots of the web page in each of its states, by Chromium, with a server of its own that runs the bundled model.
 
 python -m tools.screenshots FOLDER
 """
@@ -29,7 +29,7 @@ DONE_MS = 60_000
 
 
 def speech(seconds: float, seed: int) -> bytes:
-    """A WAV file of digits with pauses between."""
+    """A WAV file of spoken digits with pauses, of at least that length."""
     rng, bank = random.Random(seed), load_bank(ROOT / "tests" / "data" / "digits")
     voices, parts, samples = sorted(bank), list[np.ndarray](), 0
     while samples < seconds * SAMPLE_RATE:

@@ -15,7 +15,7 @@ HEADER = "| setting | default | meaning |\n|---|---|---|"
 
 
 def leaves(model: type[BaseModel] = Settings, path: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every setting that holds a value, by its path; those of a model of the list stand under `models[]`."""
+    """Every setting that holds a value, with its path. The settings of a model have paths below `models[]`."""
     for name, field in model.model_fields.items():
         kind = ModelSettings if name == "models" else field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -25,7 +25,7 @@ def leaves(model: type[BaseModel] = Settings, path: str = "") -> Iterator[tuple[
 
 
 def table() -> str:
-    """The table as Markdown, a line each."""
+    """The table as Markdown, one row per setting."""
     return "\n".join([HEADER, *(f"| `{path}` | {_default(field)} | {field.description} |" for path, field in leaves())])
 
 

@@ -2,9 +2,8 @@
 
 Vectorised over the batch and the label axis; the only loop is over frames. It runs on any device and needs no compiled kernel.
 
-Where a token may be emitted, and where the duration it predicts may lead, is given per label as frame bounds (the
-alignment-restricted transducer, Mahadeokar et al. 2020, arXiv 2011.03072): this is what makes the token times of the trained
-model true.
+Frame bounds per label say where a token may be emitted and at which frame its predicted duration may land (the
+alignment-restricted transducer, Mahadeokar et al. 2020, arXiv 2011.03072). They make the token times of the trained model true.
 """
 
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 IMPOSSIBLE = -1e4
+"""Log weight of a forbidden transition. Finite: a log-sum-exp of infinities has no gradient."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def tdt_loss(
                 arriving.append(source + stay[:, t - duration, :, n])
                 arriving.append(torch.cat([no_label, source[:, :-1] + emit[:, t - duration, :, n]], 1))
         base = torch.logsumexp(torch.stack(arriving), 0)
-        # A duration of 0 emits without leaving the frame: a chain along the labels, closed by a cumulative log-sum-exp.
+        # A duration of 0 emits without leaving the frame. Such chains of labels are summed by a cumulative log-sum-exp.
         chain = torch.cat([joint.new_zeros(batch, 1), torch.cumsum(emit[:, t, :, 0], 1)], 1)
         forward.append(torch.logcumsumexp(base - chain, 1) + chain)
     lattice = torch.stack(forward, 1)

@@ -2,12 +2,12 @@
 
     python -m tools.train_bundled_model RECORDINGS OUT.nemo [--steps N] [--workers N] [--seed N]
 
-RECORDINGS holds the Free Spoken Digit Dataset (CC BY-SA 4.0), named {digit}_{speaker}_{index}.wav; indexes 10 and up are trained
-on. espeak-ng and flite must be installed; they speak the other half of the material.
+RECORDINGS is the folder of the Free Spoken Digit Dataset (CC BY-SA 4.0), with files named {digit}_{speaker}_{index}.wav; indexes
+10 and up are used for training. espeak-ng and flite must be installed: they synthesise further voices.
 
-The recipe: single digits first, longer strings as the loss falls; an alignment-restricted TDT loss (tools/tdt_loss.py); a frame
-classifier on the encoder as a helper (every word's place is known, so it learns at once where CTC would have to search); the
-average of the weights over the last steps is what is saved. Each worker is one process on one core; gradients are averaged.
+The recipe: single digits first, longer strings as the loss falls; an alignment-restricted TDT loss (tools/tdt_loss.py); an
+auxiliary frame classifier on the encoder (the position of every word is known, so it learns at once what CTC would have to search
+for). The average of the weights over the last steps is saved. Each worker is one process on one core; gradients are averaged.
 """
 
 import argparse
@@ -31,18 +31,26 @@ from tools.fastconformer_tdt import DIGITS, DURATIONS, config
 from tools.tdt_loss import Alignment, tdt_loss
 
 FRAME_SAMPLES = 1280
+"""Samples per encoder frame (80 ms)."""
+
 TRAINING_INDEXES = range(10, 50)
+"""Indexes of the recordings that are trained on."""
+
 STRING_LENGTHS, BATCH_SIZES = (1, 2, 3, 5, 8, 12), (16, 12, 12, 10, 8, 6)
+"""Digits per string at most, and strings per batch, by level of the curriculum."""
+
 HARD_SPEAKERS = ("nicolas", "nicolas")
-"""Drawn once more for each time they stand here: these recordings are cut so short that consonants are missing."""
+"""Extra entries in the list that speakers are drawn from: these recordings are cut so short that consonants are missing."""
 
 NEXT_LEVEL_LOSS = 0.45
+"""Running loss below which the next level of the curriculum begins."""
+
 AVERAGE_DECAY = 0.998
+"""Decay of the moving average of the weights, per step."""
 
 
 def train_tokenizer(folder: Path, rng: random.Random) -> None:
-    """A BPE of about 40 pieces. Pieces of three characters at most, so that a word's first and last token mark its start and
-    end."""
+    """A BPE of 48 pieces of at most three characters, so that a word's first and last token mark its start and end."""
     corpus = folder / "corpus.txt"
     with corpus.open("w") as lines:
         for _ in range(3000):
@@ -58,7 +66,7 @@ def train_tokenizer(folder: Path, rng: random.Random) -> None:
 
 
 def example(bank: Bank, humans: list[str], max_words: int, rng: random.Random, noise: np.random.Generator) -> DigitString:
-    """One augmented string; now and then with long silence, or with no speech at all."""
+    """One augmented string, sometimes with long silence, rarely without any speech."""
     if rng.random() < 0.02:
         length = int(rng.uniform(0.3, 3.0) * SAMPLE_RATE)
         level = 0.0 if rng.random() < 0.3 else 10 ** rng.uniform(-4.5, -1)
@@ -84,11 +92,17 @@ def example(bank: Bank, humans: list[str], max_words: int, rng: random.Random, n
 @dataclass(frozen=True, slots=True)
 class Batch:
     audio: Tensor
+    """float [batch, samples], padded with zeros."""
     sample_counts: Tensor
+    """int [batch]"""
     labels: Tensor
+    """int [batch, labels], token ids."""
     label_counts: Tensor
+    """int [batch]"""
     bounds: Tensor
+    """int [batch, labels, 4], see `align`."""
     frame_classes: Tensor
+    """int [batch, frames]: the digit that is spoken there; `len(DIGIT_NAMES)` for none."""
 
 
 def align(string: DigitString, tokens: list[list[int]], full_stop: int, frames: int) -> list[tuple[int, int, int, int]]:
@@ -140,7 +154,7 @@ def frame_count(samples: int, model: Any) -> int:
 
 
 def losses(model: Any, classifier: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """TDT loss per token and frame cross-entropy, both scalars."""
+    """TDT loss per token and cross-entropy of the frame classifier, both scalars."""
     encoded, frame_counts = model.forward(input_signal=batch.audio, input_signal_length=batch.sample_counts)
     encoded = encoded.transpose(1, 2)
     predicted, _, _ = model.decoder(targets=batch.labels, target_length=batch.label_counts)
@@ -224,7 +238,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=7000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--initial", type=Path, help="a model of this tool to go on from, at full string length")
+    parser.add_argument("--initial", type=Path, help="continue training a model of this tool, at full string length")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)

@@ -1,14 +1,13 @@
-"""The HTTP side: routes, wire schemas and error mapping. Knows FastAPI and the service, not Ray."""
+"""The HTTP and WebSocket API of one service: routes, wire schemas, error responses. Imports FastAPI, never Ray."""
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from serve_app import __version__
-from serve_app.api import auth, errors, exports, limits, page, realtime, rest, websocket
-from serve_app.api import openapi as description
+from serve_app.api import auth, errors, exports, limits, openapi, realtime, rest, web_page, websocket
 from serve_app.service import SpeechService
 
-DESCRIPTION = "Speech to text with NVIDIA Parakeet models. The routes under `/v1` speak OpenAI's audio API."
+DESCRIPTION = "Speech to text with NVIDIA Parakeet models. The routes under `/v1` are compatible with OpenAI's audio API."
 
 
 def create_api(service: SpeechService) -> FastAPI:
@@ -30,6 +29,6 @@ def create_api(service: SpeechService) -> FastAPI:
     api.include_router(exports.create_router(service))
     api.include_router(websocket.create_router(service, keys))
     api.include_router(realtime.create_router(service, keys))
-    page.install(api)
-    description.install(api)
+    web_page.install(api)
+    openapi.install(api)
     return api

@@ -1,4 +1,4 @@
-"""Who may use the server: bearer keys on every route but those that are the same for everybody, and what one key may ask for."""
+"""API keys: bearer authentication on every route that is not public, and limits per key."""
 
 import hashlib
 import hmac
@@ -11,53 +11,64 @@ from dataclasses import dataclass, field
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.api.errors import answer
+from serve_app.api.errors import error_response
 from serve_app.errors import InvalidKey, RateLimited, SpeechError
 from serve_app.settings import AuthSettings
 
-OPEN_PATHS = frozenset({"/", "/health", "/docs", "/openapi.json"})
-OPEN_FOLDER = "/static/"
+PUBLIC_PATHS = frozenset({"/", "/health", "/docs", "/openapi.json"})
+"""Paths that need no key: their content is the same for every client."""
+
+PUBLIC_FOLDER = "/static/"
+"""Prefix of more such paths."""
+
 MINUTE_S = 60.0
+"""Period of the rate limit, seconds."""
 
 
 @dataclass(slots=True)
-class _Use:
-    """What one key does: requests at work, and when those of the last minute began."""
+class _Usage:
+    """Use of one key."""
 
-    at_work: int = 0
-    began_s: deque[float] = field(default_factory=deque)
+    in_progress: int = 0
+    """Requests in progress."""
+    starts_s: deque[float] = field(default_factory=deque)
+    """Start times of the last minute's requests, oldest first; seconds of the monotonic clock."""
 
 
 class Keys:
-    """The keys of one server and their use. Belongs to one event loop."""
+    """The keys of one server, and the use of each. All calls must come from one event loop."""
 
     def __init__(self, settings: AuthSettings, now_s: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings
         self._now_s = now_s
-        self._uses = {_digest(key.get_secret_value().encode()): _Use() for key in settings.keys}
+        self._usage = {_digest(key.get_secret_value().encode()): _Usage() for key in settings.keys}
 
     @property
-    def are_wanted(self) -> bool:
-        return bool(self._uses)
+    def are_required(self) -> bool:
+        """Whether the server has keys; without any, it is open."""
+        return bool(self._usage)
 
     def find(self, authorization: str | None) -> bytes:
         """The digest of the key in an `Authorization` header; raises InvalidKey."""
         scheme, _, key = (authorization or "").partition(" ")
-        # Header bytes reach us as Latin-1.
+        # Starlette decodes header bytes as Latin-1.
         return self._match(key.strip().encode("latin-1") if scheme.lower() == "bearer" else b"")
 
     def _match(self, key: bytes) -> bytes:
         digest = _digest(key)
-        # Every key is compared, and digests are of one length: the time tells nothing.
-        matches = [known for known in self._uses if hmac.compare_digest(known, digest)]
+        # Always compare with every key, so that the time reveals nothing.
+        matches = [known for known in self._usage if hmac.compare_digest(known, digest)]
         if not matches:
             raise InvalidKey("A valid API key is needed: `Authorization: Bearer KEY`.")
         return matches[0]
 
     @contextmanager
     def stream(self, authorization: str | None, key: str | None = None) -> Iterator[None]:
-        """A live stream of whoever has that header, or that key in a message. Raises InvalidKey or RateLimited."""
-        if not self.are_wanted:
+        """Count a live stream as a request while it is open. `key`, from a message, takes precedence over the header.
+
+        Raises InvalidKey or RateLimited.
+        """
+        if not self.are_required:
             yield
             return
         with self.request(self._match(key.encode(errors="replace")) if key else self.find(authorization)):
@@ -65,40 +76,47 @@ class Keys:
 
     @contextmanager
     def request(self, key: bytes) -> Iterator[dict[str, str]]:
-        """A request of a key is at work; gives OpenAI's headers about its limits. Raises RateLimited."""
-        use, limit, now_s = self._uses[key], self._settings.max_requests_per_minute, self._now_s()
-        while use.began_s and use.began_s[0] <= now_s - MINUTE_S:
-            use.began_s.popleft()
-        if self._settings.max_requests and use.at_work >= self._settings.max_requests:
-            raise RateLimited("This key has as many requests at work as it may have.", retry_after_s=1)
+        """Count a request of the key with that digest while it is in progress; raises RateLimited.
+
+        Yields OpenAI's rate limit headers for the response.
+        """
+        usage, limit, now_s = self._usage[key], self._settings.max_requests_per_minute, self._now_s()
+        while usage.starts_s and usage.starts_s[0] <= now_s - MINUTE_S:
+            usage.starts_s.popleft()
+        if self._settings.max_requests and usage.in_progress >= self._settings.max_requests:
+            message = f"This key already has {self._settings.max_requests} requests in progress, which is its limit."
+            raise RateLimited(message, retry_after_s=1)
         headers: dict[str, str] = {}
         if limit:
-            if len(use.began_s) >= limit:
-                wait_s = use.began_s[0] + MINUTE_S - now_s
-                raise RateLimited(f"This key may send {limit} requests a minute.", retry_after_s=max(1, round(wait_s + 0.5)))
-            use.began_s.append(now_s)
+            if len(usage.starts_s) >= limit:
+                wait_s = usage.starts_s[0] + MINUTE_S - now_s
+                message = f"This key may send {limit} requests a minute."
+                raise RateLimited(message, retry_after_s=max(1, round(wait_s + 0.5)))
+            usage.starts_s.append(now_s)
             headers = {
                 "x-ratelimit-limit-requests": str(limit),
-                "x-ratelimit-remaining-requests": str(limit - len(use.began_s)),
-                "x-ratelimit-reset-requests": f"{use.began_s[0] + MINUTE_S - now_s:.0f}s",
+                "x-ratelimit-remaining-requests": str(limit - len(usage.starts_s)),
+                "x-ratelimit-reset-requests": f"{usage.starts_s[0] + MINUTE_S - now_s:.0f}s",
             }
-        use.at_work += 1
+        usage.in_progress += 1
         try:
             yield headers
         finally:
-            use.at_work -= 1
+            usage.in_progress -= 1
 
 
 class RequireKey:
-    """ASGI middleware for HTTP. Without keys in the settings everything is open. WebSockets ask for the key themselves
-    (`Keys.stream`): it may come in their first message."""
+    """ASGI middleware: HTTP requests to routes that are not public need a key, if the server has keys.
+
+    WebSocket routes check the key themselves with `Keys.stream`, since it may come in the first message.
+    """
 
     def __init__(self, app: ASGIApp, keys: Keys) -> None:
         self._app = app
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not self._keys.are_wanted or scope["type"] != "http" or _is_open(scope):
+        if not self._keys.are_required or scope["type"] != "http" or _is_public(scope):
             await self._app(scope, receive, send)
             return
         try:
@@ -107,16 +125,16 @@ class RequireKey:
                 await self._app(scope, receive, send)
                 return
             with self._keys.request(key) as headers:
-                await self._app(scope, receive, _adding(headers, send))
+                await self._app(scope, receive, _adding_headers(headers, send))
         except SpeechError as error:
-            await answer(error)(scope, receive, send)
+            await error_response(error)(scope, receive, send)
 
 
-def _is_open(scope: Scope) -> bool:
-    return scope["method"] == "OPTIONS" or scope["path"] in OPEN_PATHS or scope["path"].startswith(OPEN_FOLDER)
+def _is_public(scope: Scope) -> bool:
+    return scope["method"] == "OPTIONS" or scope["path"] in PUBLIC_PATHS or scope["path"].startswith(PUBLIC_FOLDER)
 
 
-def _adding(headers: dict[str, str], send: Send) -> Send:
+def _adding_headers(headers: dict[str, str], send: Send) -> Send:
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             MutableHeaders(scope=message).update(headers)

@@ -1,4 +1,4 @@
-"""A transcript that a client has, and may have edited, in any format: for pages and programs that offer several of one result."""
+"""The export route: renders a transcript that the client sends, possibly edited, in another format. Nothing is transcribed."""
 
 import math
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field, model_validator
 
 from serve_app.api.errors import ERROR_RESPONSES
-from serve_app.api.formats import MaxCueS, MaxLineChars, MaxLines, Rendering, Timing, cue_changes
+from serve_app.api.response_formats import MaxCueS, MaxLineChars, MaxLines, Rendering, Timing, cue_changes
 from serve_app.api.schemas import SegmentWord, VerboseSegment
 from serve_app.output.export import to_verbose_json
 from serve_app.service import SpeechService
@@ -17,11 +17,11 @@ from serve_app.transcript import Segment, Transcript, Word
 
 PATH = "/v1/audio/transcriptions/export"
 MAX_S = 356_400.0
-"""99 hours: subtitle files have two digits for them, and a cue may stand a little longer than what is said."""
+"""Latest time of a segment, seconds: 99 hours. Subtitle files have two digits for the hours, and a cue may outlast its speech."""
 
 
 class GivenSegment(VerboseSegment):
-    """A segment as `verbose_json` and the WebSocket have it; start, end and text are enough."""
+    """A segment as `verbose_json` and the WebSocket send it; only start, end and text are required."""
 
     id: int = 0
     seek: int = 0
@@ -32,43 +32,47 @@ class GivenSegment(VerboseSegment):
     avg_logprob: float = 0.0
     compression_ratio: float = 1.0
     no_speech_prob: float = 0.0
-    words: list[SegmentWord] = Field([], description="Where they are not those of the text, its words share the time evenly.")
+    words: list[SegmentWord] = Field(
+        [],
+        description="Times of the words. As many words in an edited `text` keep these times; more or fewer share the time of the "
+        "segment evenly.",
+    )
 
     @model_validator(mode="after")
-    def _times_go_on(self) -> Self:
+    def _times_ascend(self) -> Self:
         times = [self.start, *(time for word in self.words for time in (word.start, word.end)), self.end]
         if not all(math.isfinite(time) for time in times) or times != sorted(times):
-            raise ValueError("times must not go back")
+            raise ValueError("times must be finite and must not decrease")
         return self
 
-    def as_said(self) -> Self:
-        """The same with words that are those of the text."""
+    def with_words_of_text(self) -> Self:
+        """The segment with `words` made equal to the words of `text`."""
         texts = self.text.split()
         if texts == [word.word for word in self.words]:
             return self
         if len(texts) == len(self.words):
             words = [word.model_copy(update={"word": text}) for word, text in zip(self.words, texts, strict=True)]
         else:
-            words = list(self._spread(texts))
+            words = list(self._evenly_timed(texts))
         return self.model_copy(update={"words": words})
 
-    def within(self, duration_s: float) -> Self:
-        """The same with nothing after the end of the audio, which is not known yet when the WebSocket tells of a segment."""
+    def clipped(self, duration_s: float) -> Self:
+        """The segment with its ends limited to the end of the audio, which is unknown when the WebSocket sends a segment."""
         words = [word.model_copy(update={"end": min(word.end, duration_s)}) for word in self.words]
         return self.model_copy(update={"end": min(self.end, duration_s), "words": words})
 
-    def _spread(self, texts: list[str]) -> Iterator[SegmentWord]:
-        step = (self.end - self.start) / max(1, len(texts))
-        for place, text in enumerate(texts):
-            start, end = (round(self.start + step * edge, 3) for edge in (place, place + 1))
+    def _evenly_timed(self, texts: list[str]) -> Iterator[SegmentWord]:
+        word_s = (self.end - self.start) / max(1, len(texts))
+        for index, text in enumerate(texts):
+            start, end = (round(self.start + word_s * edge, 3) for edge in (index, index + 1))
             yield SegmentWord(word=text, start=start, end=end, probability=1.0)
 
 
 class Export(BaseModel):
-    """The whole transcript, with fields of `verbose_json`."""
+    """The whole transcript, in the fields of `verbose_json`, and the format to render it in."""
 
     response_format: Literal["json", "verbose_json", "text", "srt", "vtt", "csv", "tsv"]
-    language: str = Field("unknown", description="A code, or an English name.")
+    language: str = Field("unknown", description="A code or an English name.")
     duration: float = Field(ge=0, le=MAX_S, description="Length of the audio, seconds.")
     segments: list[GivenSegment]
     warnings: list[str] | None = None
@@ -85,16 +89,16 @@ def create_router(service: SpeechService) -> APIRouter:
         PATH,
         tags=["audio"],
         response_class=Response,
-        responses={200: {"description": "As a transcription answers in that format."}, **ERROR_RESPONSES},
+        responses={200: {"description": "The same body that a transcription has in that format."}, **ERROR_RESPONSES},
     )
     def export(given: Export) -> Response:
-        """A transcript in another format."""
-        segments = [segment.as_said().within(given.duration) for segment in given.segments]
+        """Render a transcript in another format. Nothing is transcribed."""
+        segments = [segment.with_words_of_text().clipped(given.duration) for segment in given.segments]
         transcript = Transcript(
             tuple(map(_segment, range(len(segments)), segments)), given.duration, "", given.language, tuple(given.warnings or ())
         )
         if given.response_format == "verbose_json":
-            # Of what the model knew of a segment, the domain's have nothing: they stand as they were given.
+            # A `Segment` made here has no tokens: return the token ids, avg_logprob, ... as they were given.
             verbose = to_verbose_json(transcript, with_words=True)
             return JSONResponse(verbose | {"segments": [segment.model_dump() for segment in segments]})
         changes = cue_changes(max_lines=given.max_lines, max_line_chars=given.max_line_chars, max_cue_s=given.max_cue_s)

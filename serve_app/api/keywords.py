@@ -1,4 +1,4 @@
-"""Phrases that a request expects: `keywords[]`, and a `prompt` that is a plain list."""
+"""Phrases to boost: `keywords[]`, and a `prompt` that is a plain list of phrases."""
 
 import re
 from collections.abc import Iterable
@@ -10,15 +10,24 @@ from serve_app.errors import RequestError
 from serve_app.window import Keywords
 
 MAX_KEYWORDS = 100
+"""Phrases in a request."""
+
 MAX_KEYWORD_CHARS = 100
+"""Characters of one phrase."""
+
 MAX_TOTAL_CHARS = 2000
-"""Every character grows the decoder's tree, which takes up to 20 ms to build and its place in the memory."""
+"""Characters of all phrases. Each makes the decoder's boosting tree larger: at this limit it takes 20 ms to build."""
 
 FIELD = "keywords[]"
-LIST_MARKS = re.compile(r"[,;\n]")
+SEPARATORS = re.compile(r"[,;\n]")
+"""Between the phrases of a list."""
+
 SENTENCE_MARKS = re.compile(r"[.?!:](\s|$)")
+"""A prompt with one of these is prose, not a list."""
+
 BULLETS = "-*•"
 MAX_LISTED_WORDS = 3
+"""Words of a phrase in a prompt; with a longer one the prompt counts as prose."""
 
 
 def keywords(
@@ -26,39 +35,39 @@ def keywords(
         list[str] | None,
         Form(
             alias=FIELD,
-            description=f"A phrase that is likely, such as a name; may stand {MAX_KEYWORDS} times. At most {MAX_KEYWORD_CHARS} "
-            f"characters each, {MAX_TOTAL_CHARS} in all. The decoder leans towards it where the model is in doubt.",
+            description=f"A phrase that is likely to occur, such as a name; can be repeated up to {MAX_KEYWORDS} times. At most "
+            f"{MAX_KEYWORD_CHARS} characters each, {MAX_TOTAL_CHARS} in total. The decoder prefers it where the model is unsure.",
         ),
     ] = None,
     prompt: Annotated[
         str | None,
         Form(
-            description="A plain list (phrases of one to three words with commas, semicolons or line ends between, and no end "
-            f"of a sentence) counts as `{FIELD}`, as far as there is room. Any other text has no effect."
+            description="A plain list (phrases of one to three words, separated by commas, semicolons or line breaks, without "
+            f"sentence punctuation) is added to `{FIELD}` up to the same limits. Any other text is ignored."
         ),
     ] = None,
 ) -> Keywords:
-    """FastAPI dependency: every phrase once. Raises RequestError for too many of `keywords[]`, or too long ones."""
-    found = _tidy(given or [])
+    """FastAPI dependency: the phrases without repetitions. Raises RequestError where `keywords[]` exceeds a limit."""
+    found = _normalised(given or [])
     if len(found) > MAX_KEYWORDS:
         raise RequestError(f"There are {len(found)} keywords; at most {MAX_KEYWORDS} are allowed.", param=FIELD)
     if any(len(phrase) > MAX_KEYWORD_CHARS for phrase in found):
-        raise RequestError(f"A keyword may have {MAX_KEYWORD_CHARS} characters at most.", param=FIELD)
+        raise RequestError(f"A keyword may have at most {MAX_KEYWORD_CHARS} characters.", param=FIELD)
     if sum(map(len, found)) > MAX_TOTAL_CHARS:
-        raise RequestError(f"The keywords may have {MAX_TOTAL_CHARS} characters in all.", param=FIELD)
-    for phrase in _listed(prompt or ""):
-        longer = _tidy([*found, phrase])
-        if len(longer) <= MAX_KEYWORDS and len(phrase) <= MAX_KEYWORD_CHARS and sum(map(len, longer)) <= MAX_TOTAL_CHARS:
-            found = longer
+        raise RequestError(f"All keywords together may have at most {MAX_TOTAL_CHARS} characters.", param=FIELD)
+    for phrase in _phrases_of(prompt or ""):
+        extended = _normalised([*found, phrase])
+        if len(extended) <= MAX_KEYWORDS and len(phrase) <= MAX_KEYWORD_CHARS and sum(map(len, extended)) <= MAX_TOTAL_CHARS:
+            found = extended
     return found
 
 
-def _listed(prompt: str) -> list[str]:
-    """The phrases of a prompt that is a list; none of one that is prose."""
-    phrases = _tidy(phrase.strip().lstrip(BULLETS) for phrase in LIST_MARKS.split(prompt))
+def _phrases_of(prompt: str) -> list[str]:
+    """The phrases of a prompt that is a list; empty for prose."""
+    phrases = _normalised(phrase.strip().lstrip(BULLETS) for phrase in SEPARATORS.split(prompt))
     is_list = len(phrases) > 1 and not SENTENCE_MARKS.search(prompt)
     return list(phrases) if is_list and all(len(phrase.split()) <= MAX_LISTED_WORDS for phrase in phrases) else []
 
 
-def _tidy(phrases: Iterable[str]) -> Keywords:
+def _normalised(phrases: Iterable[str]) -> Keywords:
     return tuple(dict.fromkeys(" ".join(phrase.split()) for phrase in phrases if phrase.strip()))

@@ -1,4 +1,4 @@
-"""The language of a request: none of the models can be told which to write, but one that a model does not speak is refused."""
+"""The language of a request. It does not change the transcript, as no model takes it as an input; an unsupported one is 400."""
 
 from typing import Annotated
 
@@ -9,31 +9,37 @@ from serve_app.output.export import LANGUAGE_NAMES
 from serve_app.settings import ModelSettings
 
 CODES = {name: code for code, name in LANGUAGE_NAMES.items()}
+"""ISO 639-1 codes by English name, lower case."""
 
 
 def languages(
     language: Annotated[
         str | None,
-        Form(description="A code (`en`, `en-US`) or an English name. The model must speak it."),
+        Form(description="A code (`en`, `en-US`) or an English name. The model must support it."),
     ] = None,
     several: Annotated[
-        list[str] | None, Form(alias="languages[]", description="Languages that may be spoken; one of them must be the model's.")
+        list[str] | None,
+        Form(alias="languages[]", description="Languages that may be spoken. The model must support one of them."),
     ] = None,
 ) -> list[str]:
-    """FastAPI dependency: codes of the languages asked for, none when it is left open."""
+    """FastAPI dependency: codes of the languages asked for, empty if the request names none."""
     return codes([language or "", *(several or [])])
 
 
 def codes(names: list[str]) -> list[str]:
-    """The codes of languages given as codes or English names."""
+    """The ISO 639-1 codes of languages given as codes or English names. Empty names and `auto` are skipped."""
     asked = [name.strip().lower() for name in names]
     return [CODES.get(name, name.replace("_", "-").partition("-")[0]) for name in asked if name not in ("", "auto")]
 
 
 def check(asked: list[str], model: ModelSettings) -> str | None:
-    """The one language that is left, None if several are; raises RequestError when the model speaks none of them."""
-    spoken = [code for code in model.languages if code in asked] if asked else list(model.languages)
-    if not spoken:
-        known = ", ".join(model.languages)
-        raise RequestError(f"The model `{model.name}` does not speak `{asked[0]}`. It speaks: {known}.", param="language")
-    return spoken[0] if len(spoken) == 1 else None
+    """The language of the audio, if the request and the model leave only one; else None.
+
+    Raises RequestError if the model supports none of the languages `asked` for.
+    """
+    possible = [code for code in model.languages if code in asked] if asked else list(model.languages)
+    if not possible:
+        supported = ", ".join(model.languages)
+        message = f"The model `{model.name}` does not support the language `{asked[0]}`. Supported languages: {supported}."
+        raise RequestError(message, param="language")
+    return possible[0] if len(possible) == 1 else None

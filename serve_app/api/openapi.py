@@ -1,4 +1,4 @@
-"""How the server describes itself: FastAPI's OpenAPI document, true to what this server does."""
+"""The OpenAPI document: FastAPI's, corrected where this server behaves differently."""
 
 from typing import Any
 
@@ -9,12 +9,13 @@ from serve_app.api.schemas import ErrorBody, TranscriptDelta, TranscriptDone, Tr
 
 SCHEMAS = "#/components/schemas/{model}"
 STREAMED = (TranscriptDelta, TranscriptProgress, TranscriptDone, ErrorBody)
+"""What a server-sent event may hold."""
 
 STREAM_ITEM: dict[str, Any] = {
     "type": "object",
     "required": ["data"],
     "properties": {
-        "event": {"type": "string", "description": "`error` for a failure, else absent."},
+        "event": {"type": "string", "description": "`error` for a failure; absent otherwise."},
         "data": {
             "type": "string",
             "contentMediaType": "application/json",
@@ -22,18 +23,23 @@ STREAM_ITEM: dict[str, Any] = {
         },
     },
 }
-"""One server-sent event, in the way of OpenAPI 3.2, which tools for 3.1 pass over."""
+"""One server-sent event, for `itemSchema` of OpenAPI 3.2; tools for 3.1 ignore it."""
 
 NEVER_SENT = "422"
-"""FastAPI's status for a request that is not valid; here it is 400, as OpenAI has it."""
+"""FastAPI's status for an invalid request. This server answers 400, as OpenAI does."""
 
-UNUSED = ("HTTPValidationError", "ValidationError")
-FORM = "Body_"
-REFUSED = frozenset({"diarized_json"})
+UNUSED_SCHEMAS = ("HTTPValidationError", "ValidationError")
+"""Schemas of that status."""
+
+FORM_PREFIX = "Body_"
+"""Names of the schemas of forms begin with it."""
+
+REJECTED_VALUES = frozenset({"diarized_json"})
+"""Enum values that a request may name, and that are always rejected with an explanation."""
 
 
 def install(api: FastAPI) -> None:
-    """Replace the application's description."""
+    """Replace the OpenAPI document of the application."""
     generate = api.openapi
 
     def describe() -> dict[str, Any]:
@@ -45,22 +51,22 @@ def install(api: FastAPI) -> None:
             schemas = schema["components"]["schemas"]
             _, streamed = models_json_schema([(model, "serialization") for model in STREAMED], ref_template=SCHEMAS)
             schemas |= streamed["$defs"]
-            for name in UNUSED:
+            for name in UNUSED_SCHEMAS:
                 schemas.pop(name, None)
-            for form in (schemas[name] for name in schemas if name.startswith(FORM)):
-                form["properties"] = {name: _as_sent(field) for name, field in form["properties"].items()}
+            for form in (schemas[name] for name in schemas if name.startswith(FORM_PREFIX)):
+                form["properties"] = {name: _form_field(field) for name, field in form["properties"].items()}
             api.openapi_schema = schema
         return api.openapi_schema
 
-    api.openapi = describe  # type: ignore[method-assign]  # as FastAPI's documentation has it
+    api.openapi = describe  # type: ignore[method-assign]  # the way that FastAPI documents
 
 
-def _as_sent(field: dict[str, Any]) -> dict[str, Any]:
-    """A form has no null: a field is there or is not. And what is always refused is not on offer."""
+def _form_field(field: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a form field without null, which no form can hold, and without the rejected values."""
     kinds = [kind for kind in field.get("anyOf", []) if kind != {"type": "null"}]
     if len(kinds) != 1:
         return field
     described: dict[str, Any] = {name: value for name, value in field.items() if name != "anyOf"} | kinds[0]
     if "enum" in described:
-        described["enum"] = [choice for choice in described["enum"] if choice not in REFUSED]
+        described["enum"] = [choice for choice in described["enum"] if choice not in REJECTED_VALUES]
     return described

@@ -1,7 +1,7 @@
 """OpenAI's Realtime API, transcription sessions: https://platform.openai.com/docs/guides/realtime-transcription
 
-One flow of live speech is open as long as the session's settings stay the same. It takes audio straight from the socket: nothing
-is read while the models are behind.
+A session runs one live transcription at a time, and starts the next when the client changes the configuration or clears the
+buffer, or when recognition fails. The transcription reads its audio from the socket, so nothing is read while the models lag.
 """
 
 import time
@@ -14,9 +14,9 @@ from fastapi import APIRouter, WebSocket
 
 from serve_app.api import realtime_events as events
 from serve_app.api.auth import Keys
-from serve_app.api.errors import describe
-from serve_app.api.realtime_session import Session
-from serve_app.api.sockets import Socket
+from serve_app.api.errors import error_body
+from serve_app.api.realtime_config import SessionConfig
+from serve_app.api.websocket_connection import Connection
 from serve_app.audio.pcm import PcmDecoder
 from serve_app.errors import RequestError, SpeechError
 from serve_app.events import Hypothesis, LiveEvent, SegmentFinal, SpeechStarted, SpeechStopped, UtteranceFinal
@@ -29,11 +29,16 @@ from serve_app.window import SAMPLE_RATE, Samples
 PATH = "/v1/realtime"
 INTENT = "transcription"
 PROTOCOL = "realtime"
+"""WebSocket subprotocol of OpenAI's browser clients."""
+
 KEY_PROTOCOL = "openai-insecure-api-key."
-"""Browsers cannot set headers: a key comes as a subprotocol of that beginning."""
+"""Prefix of the subprotocol that carries the API key of browsers, which cannot set headers."""
 
 MIN_COMMIT_S = 0.1
+"""Minimum audio in a commit, seconds."""
+
 TRANSCRIPTION = "conversation.item.input_audio_transcription"
+"""Prefix of the event types about an item's text."""
 
 
 def create_router(service: SpeechService, keys: Keys) -> APIRouter:
@@ -45,214 +50,216 @@ def create_router(service: SpeechService, keys: Keys) -> APIRouter:
         protocols = websocket.scope.get("subprotocols", [])
         key = next((p.removeprefix(KEY_PROTOCOL) for p in protocols if p.startswith(KEY_PROTOCOL)), None)
         await websocket.accept(PROTOCOL if PROTOCOL in protocols else None)
-        socket = Socket(websocket, service.settings.live, service.admission)
-        connection = _Connection(service, socket, websocket.query_params)
+        connection = Connection(websocket, service.settings.live, service.admission)
+        session = _Session(service, connection, websocket.query_params)
 
-        async def talk() -> None:
+        async def handle() -> None:
             with keys.stream(f"Bearer {key}" if key else websocket.headers.get("authorization")), service.admission.stream():
-                await connection.talk()
+                await session.run()
 
-        await socket.run(talk, events.error)
+        await connection.run(handle, events.error)
 
     return router
 
 
-class _Discarded(Exception):
-    """The client wants nothing of what it sent since the last item."""
+class _BufferCleared(Exception):
+    """The client discards the audio since the last item."""
 
 
 @dataclass(slots=True)
 class _Item:
-    """What is said between two commits, by the client or by a pause. Times in seconds of all audio of the session."""
+    """An utterance: the audio between two commits, by the client or by the VAD. Times are seconds since the session began."""
 
     start_s: float
     item_id: str = field(default_factory=lambda: events.new_id("item"))
     has_speech: bool = False
     is_committed: bool = False
     text: str = ""
-    told: int = 0
-    """Characters of the segment that is not final."""
+    """Text sent as deltas so far."""
+    sent_chars: int = 0
+    """Characters of the segment in progress that are part of it."""
     tokens: list[Token] = field(default_factory=list)
 
 
-class _Connection:
-    """One session from its first event to its last."""
+class _Session:
+    """One session, from its first event to its last."""
 
-    def __init__(self, service: SpeechService, socket: Socket, query: Mapping[str, str]) -> None:
+    def __init__(self, service: SpeechService, connection: Connection, query: Mapping[str, str]) -> None:
         self._service = service
-        self._socket = socket
+        self._connection = connection
         self._query = query
-        self._session = Session()
-        self._next_session: Session | None = None
-        self._fixed = {
+        self._config = SessionConfig()
+        self._next_config: SessionConfig | None = None
+        self._fixed_fields = {
             "id": events.new_id("sess"),
             "object": "realtime.transcription_session",
             "expires_at": round(time.time() + service.settings.live.max_session_s),
         }
-        self._position_s = 0.0  # of all audio that came
+        self._received_s = 0.0  # All audio of the session; times of a transcription are relative to _flow_start_s.
         self._flow_start_s = 0.0
         self._item = _Item(0.0)
         self._last_item_id: str | None = None
-        self._decoder = PcmDecoder(self._session.pcm_format)
-        self._has_begun = False
+        self._decoder = PcmDecoder(self._config.pcm_format)
+        self._has_received = False
         self._is_open = True
 
-    async def talk(self) -> None:
+    async def run(self) -> None:
         """Raises RequestError or WebSocketDisconnect."""
         if self._query.get("intent", INTENT) != INTENT:
-            raise RequestError(f"This server has sessions with intent={INTENT} only.", param="intent")
+            raise RequestError(f"This server supports only sessions with intent={INTENT}.", param="intent")
         model = self._query.get("model") or self._service.settings.default_model_name
-        self._set(self._checked({"audio": {"input": {"transcription": {"model": model}}}}))
-        await self._send("session.created", session=self._described())
+        self._apply(self._updated_config({"audio": {"input": {"transcription": {"model": model}}}}))
+        await self._send("session.created", session=self._session_fields())
         while self._is_open:
-            await self._converse()
-            if self._next_session is not None:
-                self._set(self._next_session)
-                await self._send("session.updated", session=self._described())
+            await self._transcribe()
+            if self._next_config is not None:
+                self._apply(self._next_config)
+                await self._send("session.updated", session=self._session_fields())
 
-    def _set(self, session: Session) -> None:
-        self._session, self._next_session = session, None
-        self._decoder = PcmDecoder(session.pcm_format)
+    def _apply(self, config: SessionConfig) -> None:
+        self._config, self._next_config = config, None
+        self._decoder = PcmDecoder(config.pcm_format)
 
-    async def _converse(self) -> None:
-        """Until the settings change, the audio is thrown away, recognition fails, or nothing more comes."""
-        self._flow_start_s, self._item = self._position_s, _Item(self._position_s)
-        model = self._service.find_model(self._session.audio.input.transcription.model)
+    async def _transcribe(self) -> None:
+        """One live transcription: until the configuration changes, the buffer is cleared, recognition fails or audio ends."""
+        self._flow_start_s, self._item = self._received_s, _Item(self._received_s)
+        model = self._service.find_model(self._config.audio.input.transcription.model)
         flow = self._service.transcribe_stream(
             self._audio(),
             model,
-            self._session.options(model),
-            endpointing=self._session.endpointing,
-            right_context_scale=self._session.right_context_scale,
+            self._config.options(model),
+            endpointing=self._config.endpointing,
+            right_context_scale=self._config.right_context_scale,
         )
         try:
             async with aclosing(flow):
                 async for event in flow:
-                    await self._tell(event)
-        except _Discarded:
+                    await self._handle(event)
+        except _BufferCleared:
             await self._send("input_audio_buffer.cleared")
         except RequestError:
             raise
         except SpeechError as error:
-            await self._fail(error)
+            await self._fail_item(error)
 
-    async def _fail(self, error: SpeechError) -> None:
-        """The item has no text. One that the client is to commit ends when it does."""
-        if not self._has_turns and not self._item.is_committed:
+    async def _fail_item(self, error: SpeechError) -> None:
+        """Report that the item has no text. Where the client commits, wait for its commit first."""
+        if not self._uses_vad and not self._item.is_committed:
             async with aclosing(self._audio()) as audio:
                 try:
-                    async for piece in audio:
-                        if isinstance(piece, Commit):
+                    async for block in audio:
+                        if isinstance(block, Commit):
                             break
-                except _Discarded:
+                except _BufferCleared:
                     await self._send("input_audio_buffer.cleared")
                     return
         await self._commit()
-        await self._tell_of_item("failed", error=describe(error).error.model_dump())
+        await self._send_of_item("failed", error=error_body(error).error.model_dump())
 
     @property
-    def _has_turns(self) -> bool:
-        """The server finds where utterances end."""
-        return self._session.audio.input.turn_detection is not None
+    def _uses_vad(self) -> bool:
+        """Whether the server ends utterances; otherwise the client commits them."""
+        return self._config.audio.input.turn_detection is not None
 
     @property
-    def _is_between(self) -> bool:
-        """Nothing has come of the next utterance: a client with a button to press is as silent as it likes."""
-        if self._has_turns:
+    def _is_between_utterances(self) -> bool:
+        """Whether no audio of the next utterance was received. With push-to-talk a client may then be silent for any time."""
+        if self._uses_vad:
             return not self._item.has_speech and not self._item.text
-        return self._position_s - self._item.start_s < MIN_COMMIT_S
+        return self._received_s - self._item.start_s < MIN_COMMIT_S
 
     async def _audio(self) -> AsyncGenerator[Samples | Commit, None]:
-        """What the client sends, until it changes the settings or the server ends."""
+        """The client's audio and commits, until it changes the configuration or the server shuts down."""
         live = self._service.settings.live
         while True:
-            frame = await self._socket.receive(live.max_session_s if self._has_begun and self._is_between else live.idle_s)
-            self._has_begun = True
+            may_be_silent = self._has_received and self._is_between_utterances
+            frame = await self._connection.receive(live.max_session_s if may_be_silent else live.idle_s)
+            self._has_received = True
             if frame is None:
                 self._is_open = False
-                yield self._flushed()
+                yield self._flush_decoder()
                 return
             event: dict[str, Any] = {}
             try:
-                event = events.parsed(frame)
+                event = events.parse(frame)
                 match event.get("type"):
                     case "input_audio_buffer.append":
                         for block in self._decoder.blocks(events.audio_of(event)):
-                            yield self._heard(block)
+                            yield self._counted(block)
                     case "input_audio_buffer.commit":
-                        if self._position_s - self._item.start_s < MIN_COMMIT_S:
-                            raise events.EmptyBuffer(f"There is less than {1000 * MIN_COMMIT_S:.0f} ms of audio to commit.")
-                        yield self._flushed()
+                        if self._received_s - self._item.start_s < MIN_COMMIT_S:
+                            raise events.EmptyBuffer(f"A commit needs at least {1000 * MIN_COMMIT_S:.0f} ms of audio.")
+                        yield self._flush_decoder()
                         await self._commit()
                         yield Commit()
                     case "input_audio_buffer.clear":
-                        self._flushed()
-                        raise _Discarded
+                        self._flush_decoder()
+                        raise _BufferCleared
                     case "session.update":
-                        self._next_session = self._checked(event.get("session"))
-                        yield self._flushed()
+                        self._next_config = self._updated_config(event.get("session"))
+                        yield self._flush_decoder()
                         return
                     case kind:
-                        raise events.unknown(kind)
+                        raise events.unsupported(kind)
             except SpeechError as error:
-                await self._socket.send(events.error(error, event.get("event_id")))
+                await self._connection.send(events.error(error, event.get("event_id")))
 
-    def _flushed(self) -> Samples:
-        """What the decoder holds back; it begins anew."""
-        samples = self._heard(self._decoder.finish())
-        self._decoder = PcmDecoder(self._session.pcm_format)
+    def _flush_decoder(self) -> Samples:
+        """The samples that the decoder still holds. A new decoder takes its place."""
+        samples = self._counted(self._decoder.finish())
+        self._decoder = PcmDecoder(self._config.pcm_format)
         return samples
 
-    def _heard(self, samples: Samples) -> Samples:
-        self._position_s += len(samples) / SAMPLE_RATE
+    def _counted(self, samples: Samples) -> Samples:
+        self._received_s += len(samples) / SAMPLE_RATE
         return samples
 
-    def _checked(self, changes: Any) -> Session:
-        """The session after an update that can be honoured; raises RequestError."""
+    def _updated_config(self, changes: Any) -> SessionConfig:
+        """The configuration after an update, completely checked; raises RequestError."""
         if not isinstance(changes, dict):
             raise RequestError("`session` must be an object.", param="session")
-        session = self._session.updated(changes)
-        session.options(self._service.find_model(session.audio.input.transcription.model))
-        assert session.pcm_format is not None
-        return session
+        config = self._config.updated(changes)
+        config.options(self._service.find_model(config.audio.input.transcription.model))
+        assert config.pcm_format is not None
+        return config
 
-    def _described(self) -> dict[str, Any]:
-        return {**self._fixed, **self._session.model_dump()}
+    def _session_fields(self) -> dict[str, Any]:
+        return {**self._fixed_fields, **self._config.model_dump()}
 
-    async def _tell(self, event: LiveEvent) -> None:
+    async def _handle(self, event: LiveEvent) -> None:
         item = self._item
         match event:
-            case SpeechStarted() | SpeechStopped() if not self._has_turns:
+            case SpeechStarted() | SpeechStopped() if not self._uses_vad:
                 return
             case SpeechStarted():
                 item.has_speech = True
-                item.start_s = max(item.start_s, self._flow_start_s + event.at_s - self._session.padding_s)
+                item.start_s = max(item.start_s, self._flow_start_s + event.at_s - self._config.padding_s)
                 await self._send(
                     "input_audio_buffer.speech_started", audio_start_ms=round(1000 * item.start_s), item_id=item.item_id
                 )
             case SpeechStopped() if item.has_speech:
-                end_s = self._flow_start_s + event.at_s + self._session.endpointing.silence_s
+                end_s = self._flow_start_s + event.at_s + self._config.endpointing.silence_s
                 await self._send("input_audio_buffer.speech_stopped", audio_end_ms=round(1000 * end_s), item_id=item.item_id)
                 await self._commit()
             case SegmentFinal():
                 item.tokens += event.segment.tokens
-                await self._tell_text(event.segment.text)
-                item.told = 0
+                await self._send_delta(event.segment.text)
+                item.sent_chars = 0
             case Hypothesis():
-                await self._tell_text(" ".join(word.text for word in event.final))
+                await self._send_delta(" ".join(word.text for word in event.final))
             case UtteranceFinal():
                 if item.is_committed or item.has_speech or item.text:
                     await self._commit()
                     await self._complete(self._flow_start_s + event.at_s)
                 self._item = _Item(self._flow_start_s + event.at_s)
 
-    async def _tell_text(self, text: str) -> None:
-        """What was not told yet of a segment's final text."""
-        item, fresh = self._item, text[self._item.told :]
-        if fresh:
-            delta = f" {fresh}" if item.text and not item.told else fresh
-            item.text, item.told = item.text + delta, len(text)
-            await self._tell_of_item("delta", delta=delta)
+    async def _send_delta(self, final_text: str) -> None:
+        """Send what is new in the final text of the segment in progress."""
+        item, new = self._item, final_text[self._item.sent_chars :]
+        if new:
+            delta = f" {new}" if item.text and not item.sent_chars else new
+            item.text, item.sent_chars = item.text + delta, len(final_text)
+            await self._send_of_item("delta", delta=delta)
 
     async def _commit(self) -> None:
         if not self._item.is_committed:
@@ -262,15 +269,15 @@ class _Connection:
 
     async def _complete(self, end_s: float) -> None:
         seconds = max(0.0, end_s - self._item.start_s)
-        await self._tell_of_item(
+        await self._send_of_item(
             "completed",
             transcript=self._item.text,
             usage={"type": "duration", "seconds": round(seconds, 3)},
-            **({"logprobs": to_logprobs(self._item.tokens)} if self._session.include else {}),
+            **({"logprobs": to_logprobs(self._item.tokens)} if self._config.include else {}),
         )
 
-    async def _tell_of_item(self, what: str, **fields: Any) -> None:
-        await self._send(f"{TRANSCRIPTION}.{what}", item_id=self._item.item_id, content_index=0, **fields)
+    async def _send_of_item(self, kind: str, **fields: Any) -> None:
+        await self._send(f"{TRANSCRIPTION}.{kind}", item_id=self._item.item_id, content_index=0, **fields)
 
     async def _send(self, kind: str, **fields: Any) -> None:
-        await self._socket.send({"type": kind, "event_id": events.new_id("event"), **fields})
+        await self._connection.send({"type": kind, "event_id": events.new_id("event"), **fields})

@@ -1,4 +1,4 @@
-"""Events of OpenAI's Realtime API: what a client sends, read; and what answers it, made. Pure."""
+"""Events of OpenAI's Realtime API: parses those of the client, and builds the server's `error` event. Pure."""
 
 import base64
 import json
@@ -6,11 +6,11 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from serve_app.api.errors import describe
+from serve_app.api.errors import error_body
 from serve_app.errors import RequestError, SpeechError
 
-MAX_ECHOED = 512
-"""Characters of what a client sent that it gets back."""
+MAX_ECHO_CHARS = 512
+"""Maximum length of a client's text that is sent back to it, characters."""
 
 
 class EmptyBuffer(RequestError):
@@ -18,10 +18,11 @@ class EmptyBuffer(RequestError):
 
 
 def new_id(kind: str) -> str:
+    """A random id in OpenAI's form: `kind_...`."""
     return f"{kind}_{uuid.uuid4().hex[:24]}"
 
 
-def parsed(frame: str | bytes) -> dict[str, Any]:
+def parse(frame: str | bytes) -> dict[str, Any]:
     """A client's event; raises RequestError."""
     try:
         event = json.loads(frame)
@@ -40,13 +41,14 @@ def audio_of(event: Mapping[str, Any]) -> bytes:
         raise RequestError("`audio` must be base64.", param="audio") from None
 
 
-def unknown(kind: Any) -> RequestError:
-    message = f"There is no event of the type {str(kind)[:MAX_ECHOED]!r} in a transcription session."
+def unsupported(kind: Any) -> RequestError:
+    """The error for an event of a type that transcription sessions do not have."""
+    message = f"Events of the type {str(kind)[:MAX_ECHO_CHARS]!r} are not supported in a transcription session."
     return RequestError(message, param="type")
 
 
 def error(failure: SpeechError, client_event_id: Any = None) -> dict[str, Any]:
-    """What tells of a failure, caused by the client's event of that id."""
-    is_fit = isinstance(client_event_id, str) and len(client_event_id) <= MAX_ECHOED and client_event_id.isprintable()
-    body = {**describe(failure).error.model_dump(), "event_id": client_event_id if is_fit else None}
+    """The `error` event for a failure. `client_event_id` is the `event_id` of the client's event that caused it."""
+    can_echo = isinstance(client_event_id, str) and len(client_event_id) <= MAX_ECHO_CHARS and client_event_id.isprintable()
+    body = {**error_body(failure).error.model_dump(), "event_id": client_event_id if can_echo else None}
     return {"type": "error", "event_id": new_id("event"), "error": body}

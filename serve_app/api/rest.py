@@ -1,4 +1,4 @@
-"""REST routes: OpenAI's transcription and model routes, and the two that tell how the server fares."""
+"""REST routes: OpenAI's transcription, translation and model routes, and the state of the server."""
 
 import time
 from dataclasses import asdict, replace
@@ -7,11 +7,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
 from fastapi.responses import Response
 
-from serve_app.api import formats, keywords, language, streaming
+from serve_app.api import keywords, language, response_formats, streaming
 from serve_app.api.chunking_strategy import ChunkingStrategy, chunking_strategy
 from serve_app.api.errors import ERROR_RESPONSES
-from serve_app.api.formats import Rendering, Timing
 from serve_app.api.openapi import STREAM_ITEM
+from serve_app.api.response_formats import Rendering, Timing
 from serve_app.api.schemas import (
     Health,
     Model,
@@ -33,13 +33,13 @@ from serve_app.settings import ModelSettings
 from serve_app.window import Keywords
 
 File_ = Annotated[UploadFile, File(description="An audio or video file of any common format.")]
-ModelName = Annotated[str | None, Form(description="Name of a model; none, or `whisper-1`, is the default model.")]
-Temperature = Annotated[float | None, Form(description="Has no effect: decoding is greedy.")]
+ModelName = Annotated[str | None, Form(description="Name of a model. If omitted, or `whisper-1`: the default model.")]
+Temperature = Annotated[float | None, Form(description="Ignored: decoding is greedy.")]
 
 TRANSCRIPTION_RESPONSES = ERROR_RESPONSES | {
     200: {
         "model": TranscriptionDefault | TranscriptionJson | TranscriptionVerboseJson,
-        "description": "The transcript in the format asked for.",
+        "description": "The transcript in the requested format.",
         "content": {
             media_type: {"schema": {"type": "string"}} for media_type in ("text/plain", "text/csv", "text/tab-separated-values")
         }
@@ -57,7 +57,7 @@ def create_router(service: SpeechService) -> APIRouter:
         "responses": TRANSCRIPTION_RESPONSES,
         "response_model": None,
         "max_body_size": service.settings.limits.max_upload_bytes,
-        # Fields, and files below a megabyte, are held in memory: they must be few and small.
+        # Fields, and files below 1 MB, are held in memory: limit their number and size.
         "form_limits": {"max_files": 1, "max_fields": 256, "max_part_size": 65_536},
         "tags": ["audio"],
     }
@@ -68,24 +68,24 @@ def create_router(service: SpeechService) -> APIRouter:
         file: File_,
         model: ModelName = None,
         asked_languages: Annotated[list[str], Depends(language.languages)] = [],  # noqa: B006
-        rendering: Annotated[Rendering, Depends(formats.rendering)] = Rendering(),  # noqa: B008
-        stream: Annotated[bool, Form(description="Send the text as server-sent events while it becomes final.")] = False,
+        rendering: Annotated[Rendering, Depends(response_formats.rendering)] = Rendering(),  # noqa: B008
+        stream: Annotated[bool, Form(description="Send each part of the text as a server-sent event once it is final.")] = False,
         phrases: Annotated[Keywords, Depends(keywords.keywords)] = (),
         strategy: Annotated[ChunkingStrategy, Depends(chunking_strategy)] = ChunkingStrategy(),  # noqa: B008
         temperature: Temperature = None,
     ) -> Response:
         """Transcribe a file."""
         timing = Timing(request.state.began_s, time.monotonic())
-        found = service.find_model(model)
+        chosen = service.find_model(model)
         options = JobOptions(
-            windows=strategy.windows(service.settings.windows_for(found)),
+            windows=strategy.windows(service.settings.windows_for(chosen)),
             keywords=phrases,
-            language=language.check(asked_languages, found),
+            language=language.check(asked_languages, chosen),
         )
         audio = AudioFile(file.file)
 
         def content(done: Done) -> str | dict[str, Any]:
-            return rendering.content(options.transcript(done, audio.warnings, found), service.settings.subtitles, timing)
+            return rendering.content(options.transcript(done, audio.warnings, chosen), service.settings.subtitles, timing)
 
         if stream:
             extras = Extras(
@@ -93,8 +93,8 @@ def create_router(service: SpeechService) -> APIRouter:
                 (lambda: audio.announced_s) if rendering.with_progress else None,
                 content if rendering.response_format else None,
             )
-            return await streaming.stream(service.transcribe_events(audio, found, options), extras)
-        transcript = await service.transcribe_file(audio, found, options)
+            return await streaming.stream(service.transcribe_events(audio, chosen, options), extras)
+        transcript = await service.transcribe_file(audio, chosen, options)
         return await rendering.response(transcript, service.settings.subtitles, timing)
 
     @router.post("/v1/audio/translations", **upload)
@@ -102,25 +102,25 @@ def create_router(service: SpeechService) -> APIRouter:
         request: Request,
         file: File_,
         model: ModelName = None,
-        rendering: Annotated[Rendering, Depends(formats.rendering)] = Rendering(),  # noqa: B008
+        rendering: Annotated[Rendering, Depends(response_formats.rendering)] = Rendering(),  # noqa: B008
         phrases: Annotated[Keywords, Depends(keywords.keywords)] = (),
         temperature: Temperature = None,
     ) -> Response:
-        """Transcribe English speech into English. The models translate nothing: those that speak other languages refuse."""
-        found = service.find_model(model)
-        if found.languages != ("en",):
-            raise RequestError(f"The model `{found.name}` transcribes, it does not translate.", param="model")
+        """Transcribe English speech to English text. No model translates: one that supports other languages answers 400."""
+        chosen = service.find_model(model)
+        if chosen.languages != ("en",):
+            raise RequestError(f"The model `{chosen.name}` does not translate; use /v1/audio/transcriptions.", param="model")
         as_json = replace(rendering, response_format=rendering.response_format or "json", task="translate")
         return await transcribe(request, file, model, ["en"], as_json, phrases=phrases)
 
     @router.get("/v1/models", tags=["models"])
     async def list_models() -> ModelList:
-        """The models that requests can name."""
+        """List the models that requests can name."""
         return ModelList(data=[describe(m) for m in service.settings.models])
 
     @router.get("/v1/models/{model}", responses={404: ERROR_RESPONSES[404]}, tags=["models"])
     async def get_model(model: str) -> Model:
-        """One model."""
+        """Describe one model."""
         return describe(service.find_model(model))
 
     def describe(model: ModelSettings) -> Model:
@@ -128,14 +128,14 @@ def create_router(service: SpeechService) -> APIRouter:
 
     @router.get("/health", tags=["server"])
     async def health() -> Health:
-        """Whether the server is alive. Says nothing of the models."""
+        """Whether the server is alive; 200 whatever the state of the models."""
         return Health()
 
-    @router.get(
-        "/ready", responses={503: {"model": Readiness, "description": "A model that is kept loaded is not."}}, tags=["server"]
-    )
+    reason = "A model with `min_replicas` of at least 1 is not loaded, or the server is shutting down."
+
+    @router.get("/ready", responses={503: {"model": Readiness, "description": reason}}, tags=["server"])
     async def ready(response: Response) -> Readiness:
-        """How every model fares. Asking does not load a model."""
+        """The state of every model. This request does not load any."""
         statuses = await service.model_statuses()
         is_ready = all(status.is_ready for status in statuses) and not service.admission.is_closed
         response.status_code = 200 if is_ready else 503

@@ -1,4 +1,4 @@
-"""Wire schemas, with OpenAI's names. They describe and check what goes out; the domain types are in `transcript.py`."""
+"""Wire schemas of responses, with OpenAI's names; the domain types are in `transcript.py`."""
 
 from typing import Any, ClassVar, Literal
 
@@ -8,10 +8,10 @@ from pydantic import BaseModel, Field
 class ErrorObject(BaseModel):
     """OpenAI's error object."""
 
-    message: str = Field(description="What is wrong, for people.")
+    message: str = Field(description="What is wrong, as text.")
     type: str = Field(description="`invalid_request_error`, `rate_limit_error` or `server_error`.")
     param: str | None = Field(None, description="The request field at fault.")
-    code: str | None = Field(None, description="What is wrong, for programs.")
+    code: str | None = Field(None, description="What is wrong, as an identifier that does not change.")
 
 
 class ErrorBody(BaseModel):
@@ -26,8 +26,8 @@ class Usage(BaseModel):
 class LogProbability(BaseModel):
     """A token of the model, with `include[]=logprobs`."""
 
-    token: str = Field(description="Text of the token; a space begins a word.")
-    bytes: list[int] = Field(description="The same in UTF-8.")
+    token: str = Field(description="Text of the token; the first token of a word begins with a space.")
+    bytes: list[int] = Field(description="The text in UTF-8.")
     logprob: float = Field(description="Natural logarithm of the model's probability.")
 
 
@@ -40,19 +40,20 @@ class TranscriptionJson(BaseModel):
 
 
 class TokenUsage(BaseModel):
-    """What OpenAI's client expects at the end of a stream, in tokens of this server's models."""
+    """Usage in the last event of a stream, counted in encoder frames and tokens of the model."""
 
     type: Literal["tokens"] = "tokens"
-    input_tokens: int = Field(description="Frames of 80 ms that the encoder made of the audio.")
-    output_tokens: int = Field(description="Tokens that the decoder wrote.")
+    input_tokens: int = Field(description="Encoder frames of the audio, 80 ms each.")
+    output_tokens: int = Field(description="Tokens of the transcript.")
     total_tokens: int
     seconds: int = Field(description="Length of the audio in whole seconds, rounded up.")
 
 
 class StreamEvent(BaseModel):
-    """One event of a stream. What is None was not asked for, and is not sent, but for what `_SENT_AS_NULL` names."""
+    """One event of a stream. Fields that are None are not sent."""
 
     _SENT_AS_NULL: ClassVar = frozenset[str]()
+    """Fields that are sent as null instead."""
 
     @property
     def absent(self) -> set[str]:
@@ -61,7 +62,7 @@ class StreamEvent(BaseModel):
 
 
 class TranscriptDelta(StreamEvent):
-    """With `stream`: text that has become final."""
+    """With `stream`: text that is final."""
 
     type: Literal["transcript.text.delta"] = "transcript.text.delta"
     delta: str
@@ -69,26 +70,26 @@ class TranscriptDelta(StreamEvent):
 
 
 class TranscriptProgress(StreamEvent):
-    """With `stream`, when `include[]` has `progress`: how far the transcription is."""
+    """With `stream`, when `include[]` has `progress`: progress of the transcription."""
 
     _SENT_AS_NULL = frozenset({"total_s"})
 
     type: Literal["transcript.progress"] = "transcript.progress"
     audio_s: float = Field(description="Seconds of audio transcribed so far.")
-    total_s: float | None = Field(description="Length of the audio as its file announces it, seconds; null where it does not.")
-    windows_done: int = Field(description="Windows that were recognised.")
-    windows_planned: int = Field(description="Windows so far; more come as the file is decoded.")
+    total_s: float | None = Field(description="Length of the audio according to the file's header, seconds; null if unknown.")
+    windows_done: int = Field(description="Windows transcribed so far.")
+    windows_planned: int = Field(description="Windows cut so far; it grows while the file is decoded.")
 
 
 class TranscriptDone(StreamEvent):
-    """With `stream`: the end, and the whole text."""
+    """With `stream`: the last event, with the whole text."""
 
     type: Literal["transcript.text.done"] = "transcript.text.done"
     text: str
     usage: TokenUsage
     logprobs: list[LogProbability] | None = Field(None, description="Present when `include[]` has `logprobs`.")
     content: str | dict[str, Any] | None = Field(
-        None, description="Present when the request has a `response_format`: the whole answer in it."
+        None, description="Present when the request has a `response_format`: the whole transcript in it."
     )
 
 
@@ -108,9 +109,9 @@ class VerboseSegment(BaseModel):
     tokens: list[int] = Field(description="Token ids of the model's vocabulary.")
     temperature: float = Field(description="Always 0: decoding is greedy.")
     avg_logprob: float = Field(description="Mean natural logarithm of the token probabilities.")
-    compression_ratio: float = Field(description="Bytes of the text over its bytes when deflated.")
+    compression_ratio: float = Field(description="Length of the text divided by its length after deflate, in bytes.")
     no_speech_prob: float = Field(description="Always 0: a transducer has no such output.")
-    words: list[SegmentWord] = Field(description="Words of the segment, as Whisper has them.")
+    words: list[SegmentWord] = Field(description="Words of the segment, in the form of Whisper's own output.")
 
 
 class VerboseWord(BaseModel):
@@ -131,15 +132,15 @@ class TranscriptionVerboseJson(BaseModel):
     words: list[VerboseWord] | None = Field(None, description="Present when `timestamp_granularities[]` has `word`.")
     logprobs: list[LogProbability] | None = Field(None, description="Present when `include[]` has `logprobs`.")
     usage: Usage
-    warnings: list[str] | None = Field(None, description="Present when the file was damaged: what is missing.")
+    warnings: list[str] | None = Field(None, description="Present when parts of the file could not be decoded.")
 
 
 class TranscriptionDefault(TranscriptionVerboseJson):
-    """Without a `response_format`: what clients of this and of other servers look for."""
+    """Without a `response_format`: `verbose_json` and the fields that clients of other servers expect."""
 
     language: str = Field(description="ISO 639-1 code.")
-    transcription_time: float = Field(description="Seconds that the transcription took.")
-    total_request_time_server: float = Field(description="Seconds since the request came in, its upload included.")
+    transcription_time: float = Field(description="Duration of the transcription, seconds.")
+    total_request_time_server: float = Field(description="Duration of the request including its upload, seconds.")
     csv_content: str = Field(description="The segments as `csv`.")
     srt_content: str = Field(description="The transcript as `srt`.")
 
@@ -170,8 +171,8 @@ class ReplicaReadiness(BaseModel):
     precision: str
     decoder: str
     detail: str
-    batches: int = Field(description="Batches run since it started.")
-    windows: int = Field(description="Windows run since it started.")
+    batches: int = Field(description="Batches run since the replica started.")
+    windows: int = Field(description="Windows run since the replica started.")
     largest_batch: int = Field(description="Windows in the largest batch so far.")
     queued: int = Field(description="Windows waiting now.")
 
@@ -181,14 +182,14 @@ class ModelReadiness(BaseModel):
 
     id: str
     state: str = Field(
-        description="`unloaded` (loads when asked for), `starting`, `downloading`, `loading`, `ready` or `failed`."
+        description="`unloaded` (loads on the first request), `starting`, `downloading`, `loading`, `ready` or `failed`."
     )
-    detail: str = Field(description="Progress of a download, or why the model could not be had.")
+    detail: str = Field(description="Progress of a download, or why the model is unavailable.")
     device: str = Field(description="`cpu` or `cuda`; empty until loaded.")
     precision: str = Field(description="`fp32`, `bf16` or `fp16`; empty until loaded.")
     replicas: list[ReplicaReadiness]
 
 
 class Readiness(BaseModel):
-    ready: bool = Field(description="Every model is loaded, or free to load when asked for, and the server is not shutting down.")
+    ready: bool = Field(description="Every model is loaded or loads on demand, and the server is not shutting down.")
     models: list[ModelReadiness]

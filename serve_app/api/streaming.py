@@ -1,4 +1,4 @@
-"""A transcription as server-sent events, in OpenAI's shape: text as soon as it is final, while later audio is still at work."""
+"""A transcription as OpenAI's server-sent events: text is sent once it is final, while later audio is still in progress."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ from typing import Any
 from fastapi.responses import Response
 from fastapi.sse import EventSourceResponse, format_sse_event
 
-from serve_app.api.errors import describe
+from serve_app.api.errors import error_body
 from serve_app.api.schemas import ErrorBody, LogProbability, TokenUsage, TranscriptDelta, TranscriptDone, TranscriptProgress
 from serve_app.errors import UNFORESEEN, EngineError, SpeechError
 from serve_app.events import Done, Event, Progress, SegmentFinal
@@ -22,26 +22,27 @@ from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE
 log = logging.getLogger("ray.serve")
 
 PING_S = 15.0
-"""After so much silence a comment is sent, lest something on the way takes the connection for dead."""
+"""SSE keep-alive interval, seconds: proxies close connections that are silent for longer."""
 
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+"""The second one keeps nginx from buffering events."""
 
 Message = TranscriptDelta | TranscriptProgress | TranscriptDone | ErrorBody
 
 
 @dataclass(frozen=True, slots=True)
 class Extras:
-    """What a stream has beyond text."""
+    """Optional parts of a stream."""
 
     logprobs: bool = False
     length_s: Callable[[], float | None] | None = None
-    """Tells, for progress, how long the audio is, as far as is known; None for a stream without progress."""
+    """For progress events: returns the length of the audio, seconds, None while unknown. None: no progress events."""
     content: Callable[[Done], str | dict[str, Any]] | None = None
-    """Makes the answer that the last event carries, in the format asked for."""
+    """Renders the transcript for the last event, in the `response_format` asked for. None: the request has none."""
 
 
 async def stream(events: AsyncGenerator[Event, None], extras: Extras = Extras()) -> Response:
-    """The response that sends `events` as they come; raises the SpeechError of a failure before the first of them."""
+    """A response that sends each of `events` once it occurs. Raises the SpeechError of a failure before the first event."""
     messages = _messages(events, extras)
     try:
         first = await anext(messages)
@@ -67,7 +68,7 @@ async def _messages(events: AsyncGenerator[Event, None], extras: Extras) -> Asyn
                     windows_planned=event.windows_planned,
                 )
             elif isinstance(event, Done):
-                # Of hours of speech it takes long to make, in which other requests go on.
+                # In a thread: hours of speech take long to render, which would block the event loop.
                 yield await asyncio.to_thread(_done, event, text, extras)
 
 
@@ -91,33 +92,33 @@ def _usage(done: Done, tokens: int) -> TokenUsage:
 
 
 async def _encoded(first: Message, messages: AsyncGenerator[Message, None]) -> AsyncGenerator[bytes, None]:
-    following: asyncio.Task[Message | None] | None = None
+    pending: asyncio.Task[Message | None] | None = None
     try:
         yield await asyncio.to_thread(_event, first)
         while True:
-            following = asyncio.create_task(_next(messages))
-            while not (await asyncio.wait([following], timeout=PING_S))[0]:
+            pending = asyncio.create_task(_next(messages))
+            while not (await asyncio.wait([pending], timeout=PING_S))[0]:
                 yield format_sse_event(comment="ping")
-            message = following.result()
+            message = pending.result()
             if message is None:
                 return
             yield await asyncio.to_thread(_event, message)
     finally:
-        if following is not None and not following.done():
-            following.cancel()
-            await asyncio.wait([following])
+        if pending is not None and not pending.done():
+            pending.cancel()
+            await asyncio.wait([pending])
         await messages.aclose()
 
 
 async def _next(messages: AsyncGenerator[Message, None]) -> Message | None:
-    """The next message, None at the end. A failure is a message too: the status has been sent."""
+    """The next message, None at the end. A failure is a message too, since the status has already been sent."""
     try:
         return await anext(messages, None)
     except SpeechError as error:
-        return describe(error)
+        return error_body(error)
     except Exception:
         log.exception("a stream failed")
-        return describe(EngineError(UNFORESEEN))
+        return error_body(EngineError(UNFORESEEN))
 
 
 def _event(message: Message) -> bytes:

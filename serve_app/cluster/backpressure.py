@@ -1,10 +1,12 @@
-"""Lets a request's sender go no faster than the ingress takes what is sent: uploads of any size in a few megabytes of memory.
+"""Backpressure for uploads: a client sends no faster than the ingress reads. An upload of any size needs a few MB of memory.
 
-Ray Serve (2.60) hands a body on through two queues without limits, one in the proxy's process and one in the replica's, and reads
-from the socket whatever they hold. Here both wait once they hold `MAX_HELD_BYTES`; then uvicorn stops reading and TCP slows the
-sender. It reaches into classes that Serve does not promise to keep, so it belongs to the Ray that constraints.txt names: a
-warning is logged where Serve makes no use of them any more, and an import fails where they are gone. docs/design.md says why
-this way; tests/test_uploads.py measures it.
+Ray Serve (2.60) passes a request body through two unbounded queues, one in the proxy's process and one in the replica's, and
+reads the socket however long they are. This module bounds both to `MAX_HELD_BYTES`: when they are full, uvicorn stops reading
+and TCP slows the client down.
+
+It patches private classes of Serve, so it is tied to the Ray version in constraints.txt. If another version no longer has one of
+them, the import of this module fails; if it no longer uses one, a warning is logged. The reasons for this design are in
+docs/design.md; tests/server/test_uploads.py measures the effect.
 """
 
 import asyncio
@@ -22,25 +24,30 @@ from starlette.types import Message, Receive, Scope
 log = logging.getLogger("ray.serve")
 
 MAX_HELD_BYTES = 512 << 10
-"""In each of the two queues, per request. What passes between their processes lies in Ray's object store meanwhile, whose memory
-counts as theirs: with 4 MB here, 300 MB of it were in use during a large upload, with this 10 MB."""
+"""Limit of each queue, bytes per request. Data in transit between the two processes uses Ray's object store as well: during a
+large upload it held 10 MB with this limit, 300 MB with a limit of 4 MB."""
 
 POLL_S = 0.002
-LOOK_FOR_PROXIES_EVERY_S = 5.0
-ANSWER_S = 10.0
+"""How often a full queue of a replica is checked, seconds."""
+
+PROXY_SCAN_S = 5.0
+"""How often the cluster is searched for new proxies, seconds."""
+
+PROXY_TIMEOUT_S = 10.0
+"""How long a proxy may take to apply the patch, seconds."""
 
 
 def bound_this_replica() -> None:
-    """Make the requests of this process wait, those of Serve's own proxy and those that HAProxy sends here directly."""
+    """Bound the queues of this process: for requests from Serve's own proxy, and for those that HAProxy sends here directly."""
     for name, bounded in (("ASGIReceiveProxy", _Receive), ("ASGIDIReceiveProxy", _DirectReceive)):
         if not hasattr(replica, name):
-            log.warning("fast uploads may fill the memory: Serve's replicas have no %s any more", name)
+            log.warning("fast uploads may fill the memory: Serve's replica module has no %s any more", name)
         setattr(replica, name, bounded)
 
 
 async def bound_proxies() -> None:
-    """Make the HTTP proxies of the cluster wait, also those that join later. Runs until it is cancelled."""
-    # By actor: a proxy that died comes again under its old name.
+    """Bound the queues of all HTTP proxies of the cluster, including those that start later. Runs until cancelled."""
+    # Actor ids, since a restarted proxy has the name of its predecessor.
     bounded: set[str] = set()
     while True:
         try:
@@ -48,8 +55,8 @@ async def bound_proxies() -> None:
                 if actor["namespace"] == SERVE_NAMESPACE and actor["name"].startswith(SERVE_PROXY_NAME):
                     await _bound_proxy(actor["name"], bounded)
         except Exception as error:
-            log.warning("the proxies cannot be listed, fast uploads may fill the memory of new ones: %s", error)
-        await asyncio.sleep(LOOK_FOR_PROXIES_EVERY_S)
+            log.warning("fast uploads may fill the memory of new proxies: listing the proxies failed: %s", error)
+        await asyncio.sleep(PROXY_SCAN_S)
 
 
 async def _bound_proxy(name: str, bounded: set[str]) -> None:
@@ -57,16 +64,17 @@ async def _bound_proxy(name: str, bounded: set[str]) -> None:
         proxy = await asyncio.to_thread(ray.get_actor, name, namespace=SERVE_NAMESPACE)
         actor_id = proxy._actor_id.hex()
         if actor_id not in bounded:
-            await asyncio.wait_for(proxy.__ray_call__.remote(_proxy_change(), MAX_HELD_BYTES), ANSWER_S)
+            await asyncio.wait_for(proxy.__ray_call__.remote(_proxy_patch(), MAX_HELD_BYTES), PROXY_TIMEOUT_S)
             bounded.add(actor_id)
     except Exception as error:
-        log.warning("fast uploads may fill the memory of %s, it cannot be made to slow them yet: %r", name, error)
+        log.warning("fast uploads may fill the memory of %s: patching it failed, will be tried again: %r", name, error)
 
 
-def _proxy_change() -> Callable[[object, int], None]:
-    """What is to run in a proxy's process. A nested function travels by value; this module might not be found there."""
+def _proxy_patch() -> Callable[[object, int], None]:
+    """The function that patches a proxy, from within its process. It is nested, so that Ray sends it by value: the proxy may not
+    be able to import this module."""
 
-    def change(_proxy: object, most_held_bytes: int) -> None:
+    def patch(_proxy: object, max_held_bytes: int) -> None:
         from ray.serve._private import proxy
         from ray.serve._private.http_util import MessageQueue
         from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -85,7 +93,7 @@ def _proxy_change() -> Callable[[object, int], None]:
             async def __call__(self, message: Message) -> None:
                 await super().__call__(message)
                 self._held_bytes += size(message)
-                while self._held_bytes > most_held_bytes:
+                while self._held_bytes > max_held_bytes:
                     self._taken.clear()
                     await self._taken.wait()
 
@@ -95,16 +103,17 @@ def _proxy_change() -> Callable[[object, int], None]:
                 return super().get_messages_nowait()
 
         if not hasattr(proxy, "MessageQueue"):
-            raise AttributeError("Serve's proxy makes no MessageQueue any more")
+            raise AttributeError("Serve's proxy module has no MessageQueue any more")
         proxy.MessageQueue = BoundedQueue
-        # The pongs of a sender that waits lie behind what it has sent. Those that are gone are found by `live.idle_s`, or TCP.
+        # No ping timeout: the pongs of a client that is slowed down are queued after its data. `live.idle_s` and TCP detect
+        # clients that are gone.
         Protocol.ping_timeout = property(lambda _self: None, lambda _self, _seconds: None)
 
-    return change
+    return patch
 
 
 class _ByteQueue(asyncio.Queue[Any]):
-    """Counts the bytes that went in and out."""
+    """A queue that counts the bytes put and taken."""
 
     put_bytes = 0
     taken_bytes = 0
@@ -120,11 +129,11 @@ class _ByteQueue(asyncio.Queue[Any]):
 
 
 class _Receive(ASGIReceiveProxy):
-    """What Serve's own proxy received, fetched only when there is room."""
+    """Fetches messages from Serve's own proxy only while the queue has room."""
 
     def __init__(self, scope: Scope, request_metadata: Any, receive_asgi_messages: Callable[[Any], Awaitable[bytes]]) -> None:
         async def fetch(metadata: Any) -> bytes:
-            await _room(lambda: queue.put_bytes - queue.taken_bytes)
+            await _wait_for_room(lambda: queue.put_bytes - queue.taken_bytes)
             return await receive_asgi_messages(metadata)
 
         super().__init__(scope, request_metadata, fetch)
@@ -132,14 +141,17 @@ class _Receive(ASGIReceiveProxy):
 
 
 class _DirectReceive(ASGIDIReceiveProxy):
-    """What this process received itself. Fetching and taking are in two threads; each count has one writer."""
+    """Reads messages that this process receives itself only while the queue has room.
+
+    Reading and taking run in two threads without a lock: each counter has a single writer.
+    """
 
     def __init__(self, scope: Scope, receive: Receive, user_event_loop: asyncio.AbstractEventLoop) -> None:
         fetched_bytes = 0
 
         async def fetch() -> Message:
             nonlocal fetched_bytes
-            await _room(lambda: fetched_bytes - queue.taken_bytes)
+            await _wait_for_room(lambda: fetched_bytes - queue.taken_bytes)
             message = await receive()
             fetched_bytes += _size(message)
             return message
@@ -148,14 +160,14 @@ class _DirectReceive(ASGIDIReceiveProxy):
         self._queue = queue = _ByteQueue()
 
 
-async def _room(held_bytes: Callable[[], int]) -> None:
-    # Not an event: who takes may be on another thread's loop.
+async def _wait_for_room(held_bytes: Callable[[], int]) -> None:
+    # Polling instead of an asyncio.Event, as the consumer may run on the event loop of another thread.
     while held_bytes() > MAX_HELD_BYTES:  # noqa: ASYNC110
         await asyncio.sleep(POLL_S)
 
 
 def _size(message: Any) -> int:
-    """Payload of an ASGI message, HTTP or WebSocket; Serve also queues exceptions."""
+    """Payload of an ASGI message, HTTP or WebSocket, bytes. Serve also queues exceptions, which count as 0."""
     if not isinstance(message, dict):
         return 0
     return len(message.get("body") or message.get("bytes") or message.get("text") or b"")

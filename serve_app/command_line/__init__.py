@@ -1,4 +1,4 @@
-"""`parakeet-serve`, a client of the server for people. Imports nothing of the server, so that it starts at once."""
+"""`parakeet-serve`, the command-line client. It does not import the server, so it starts fast."""
 
 import asyncio
 import contextlib
@@ -13,19 +13,19 @@ import click
 
 from serve_app import __version__
 from serve_app.command_line.client import Client, Failure
-from serve_app.command_line.display import Display
+from serve_app.command_line.job_runner import run_jobs
 from serve_app.command_line.jobs import EXTENSIONS, Job, plan
 from serve_app.command_line.options import server_options
-from serve_app.command_line.work import work_through
+from serve_app.command_line.progress import ProgressDisplay
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
+"""Exit code after Ctrl-C, by the convention of shells: 128 + SIGINT."""
 
 
 @click.group()
 @click.version_option(__version__)
 def main() -> None:
-    """Speech to text by a Parakeet server."""
+    """Transcribe speech with a Parakeet server."""
 
 
 @main.command()
@@ -37,16 +37,18 @@ def main() -> None:
     type=click.Choice(list(EXTENSIONS)),
     default="text",
     show_default=True,
-    help="Form of the transcripts.",
+    help="Format of the transcripts.",
 )
 @click.option("--words", is_flag=True, help="With --format verbose_json: the time of every word.")
 @click.option(
     "--output-dir",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for one file per recording, made if missing. Without it the transcripts go to standard output.",
+    help="Folder for one transcript per recording; created if missing. Without it the transcripts go to standard output.",
 )
-@click.option("--jobs", "at_once", type=click.IntRange(min=1), default=2, show_default=True, help="Files at once.")
-@click.option("--overwrite", is_flag=True, help="Transcribe again what is already in --output-dir.")
+@click.option(
+    "--jobs", "max_parallel", type=click.IntRange(min=1), default=2, show_default=True, help="Files to transcribe in parallel."
+)
+@click.option("--overwrite", is_flag=True, help="Transcribe every file, and overwrite transcripts in --output-dir.")
 def transcribe(
     files: tuple[str, ...],
     url: str,
@@ -57,14 +59,14 @@ def transcribe(
     words: bool,
     keywords: tuple[str, ...],
     output_dir: Path | None,
-    at_once: int,
+    max_parallel: int,
     overwrite: bool,
 ) -> None:
     """Transcribe FILES: paths, patterns such as 'talks/**/*.mp3', or - for standard input.
 
-    A transcript in --output-dir is complete, and its recording is skipped the next time.
+    Transcripts appear in --output-dir only when they are complete. A recording whose transcript is there is skipped.
 
-    Ends with 0 when every file is done or skipped, 1 when one or more failed, 2 when the command line is wrong, 130 on Ctrl-C.
+    Exit code: 0 if every file is done or skipped, 1 if one or more failed, 2 if the command line is wrong, 130 after Ctrl-C.
     """
     if words and response_format != "verbose_json":
         raise click.UsageError("--words needs --format verbose_json.")
@@ -73,7 +75,7 @@ def transcribe(
         try:
             output_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise click.UsageError(f"{output_dir} cannot be made: {error.strerror}.") from None
+            raise click.UsageError(f"{output_dir} cannot be created: {error.strerror}.") from None
     fields = {
         "response_format": response_format,
         "model": model,
@@ -83,7 +85,7 @@ def transcribe(
     }
     with contextlib.ExitStack() as stack:
         try:
-            display = stack.enter_context(Display())
+            display = stack.enter_context(ProgressDisplay())
             todo: list[Job] = []
             for job in jobs:
                 if job.is_finished and not overwrite:
@@ -91,7 +93,7 @@ def transcribe(
                 else:
                     todo.append(stack.enter_context(_spooled(job)) if job.is_standard_input else job)
             client = stack.enter_context(Client(url, api_key, {name: value for name, value in fields.items() if value}))
-            failures = work_through(todo, client, display, at_once)
+            failures = run_jobs(todo, client, display, max_parallel)
         except KeyboardInterrupt:
             raise SystemExit(INTERRUPTED) from None
     raise SystemExit(1 if failures else 0)
@@ -100,14 +102,14 @@ def transcribe(
 @main.command()
 @click.argument("source", required=False)
 @server_options
-@click.option("--times", "with_times", is_flag=True, help="Begin every line with its time.")
+@click.option("--times", "with_times", is_flag=True, help="Begin every line with its start time.")
 @click.option(
     "--encoding",
     type=click.Choice(["pcm_s16le", "pcm_f32le", "mulaw", "alaw"]),
-    help="Of raw samples from standard input. Without it: a media file, or 16-bit samples.",
+    help="Encoding of raw samples from standard input. Without it: a media file, or 16-bit samples.",
 )
-@click.option("--rate", type=int, default=16_000, show_default=True, help="Of raw samples, Hz.")
-@click.option("--channels", type=int, default=1, show_default=True, help="Of raw samples, interleaved.")
+@click.option("--rate", type=int, default=16_000, show_default=True, help="Sample rate of raw samples, Hz.")
+@click.option("--channels", type=int, default=1, show_default=True, help="Interleaved channels of raw samples.")
 def listen(
     source: str | None,
     url: str,
@@ -120,34 +122,33 @@ def listen(
     rate: int,
     channels: int,
 ) -> None:
-    """Transcribe speech while it is spoken: from the microphone, from SOURCE, a file, at the pace of speech, or from - , standard
-    input.
+    """Transcribe live speech: from the microphone, from the file SOURCE in real time, or from - , standard input.
 
-    Every finished segment is a line of standard output; on a terminal the words before they are final are shown behind it.
-    Ctrl-C ends the speech, and what was said until then is transcribed to its end.
+    Every final segment is a line of standard output; on a terminal the words that follow it are shown before they are final.
+    Ctrl-C stops the audio; what was said before is still transcribed.
 
-    Ends with 0 when that is done, 1 on a failure, 2 when the command line is wrong.
+    Exit code: 0 if all of the speech is transcribed, 1 after a failure, 2 if the command line is wrong.
     """
-    # What reads audio is not needed, nor loaded, for anything else.
-    from serve_app.command_line import listening, speech
+    # These modules load what reads audio, which no other command needs.
+    from serve_app.command_line import audio_sources, live_client
 
     fields = {"model": model, "language": language, "keywords": list(keywords)}
     try:
         if source is None:
-            said = speech.of_microphone()
+            audio = audio_sources.from_microphone()
         elif source == "-":
-            said = speech.of_standard_input(encoding, rate, channels)
+            audio = audio_sources.from_standard_input(encoding, rate, channels)
         else:
-            said = speech.of_file(Path(source))
-        with listening.Screen(with_times=with_times) as screen:
-            asyncio.run(listening.listen(url, api_key, {n: v for n, v in fields.items() if v}, said, screen))
+            audio = audio_sources.from_file(Path(source))
+        with live_client.Screen(with_times=with_times) as screen:
+            asyncio.run(live_client.listen(url, api_key, {n: v for n, v in fields.items() if v}, audio, screen))
     except Failure as failure:
         raise click.ClickException(str(failure)) from None
 
 
 @contextlib.contextmanager
 def _spooled(job: Job) -> Iterator[Job]:
-    """The same with standard input in a file, which can be sent anew. It has no name, so nothing can leave it behind."""
+    """The job with standard input copied to a file, which can be sent again. The file has no name, so it is always removed."""
     with tempfile.TemporaryFile() as file:
         try:
             shutil.copyfileobj(sys.stdin.buffer, file)

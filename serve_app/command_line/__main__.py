@@ -1,4 +1,4 @@
-"""`python -m serve_app.command_line`: the same as `parakeet-serve`."""
+"""`python -m serve_app.command_line` is the same as `parakeet-serve`."""
 
 from serve_app.command_line import main
 

@@ -1,4 +1,4 @@
-"""A recording is sent to the server, and the events that come back are followed to the transcript."""
+"""HTTP client: uploads a recording, and follows the server-sent events until the transcript is there."""
 
 import io
 import json
@@ -15,22 +15,27 @@ import httpx2
 from serve_app.command_line.jobs import Source
 
 CONNECT_S = 10.0
+"""Connect timeout, seconds."""
+
 SILENCE_S = 600.0
-"""A server that says nothing for so long is gone. Once it has begun to answer it sends something every 15 s; before, it may wait
-for a model."""
+"""Read timeout, seconds. The server sends something every 15 s once its response has begun; before, it may wait for a model."""
 
 MAX_ATTEMPTS = 20
+"""Maximum number of requests for one recording while the server is busy."""
+
 MAX_WAIT_S = 600
+"""Maximum wait before the next attempt, seconds, whatever `Retry-After` says."""
+
 UNKNOWN_WAIT_S = 10
-"""Where `Retry-After` is not a number of seconds."""
+"""Wait if `Retry-After` is not a number of seconds, seconds."""
 
 
 class Failure(Exception):
-    """There is no transcript; the message says why, in one line."""
+    """The recording has no transcript. The message is the reason, in one line."""
 
 
 class Busy(Failure):
-    """The server wants to be asked again later."""
+    """The server asks for a retry after `wait_s` seconds."""
 
     def __init__(self, message: str, wait_s: int) -> None:
         super().__init__(message)
@@ -38,7 +43,7 @@ class Busy(Failure):
 
 
 class Watcher(Protocol):
-    """Who is told how far one recording is."""
+    """Receives the progress of one recording."""
 
     def sent(self, sent_bytes: int, total_bytes: int) -> None: ...
 
@@ -48,7 +53,7 @@ class Watcher(Protocol):
 
 
 class Client:
-    """Several threads may use one. `fields` are the form's beside the file."""
+    """Thread-safe. `fields` are the form fields of every request besides the file."""
 
     def __init__(self, url: str, api_key: str | None, fields: Mapping[str, str | list[str]]) -> None:
         self._url = url
@@ -56,7 +61,7 @@ class Client:
         self._http = httpx2.Client(
             headers={b"Authorization": f"Bearer {api_key}".encode()} if api_key else {},
             timeout=httpx2.Timeout(SILENCE_S, connect=CONNECT_S, pool=None),
-            # A connection kept for the next try would be closed by the server at about the same moment.
+            # No keep-alive: the server would close an idle connection at about the time of the next attempt.
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
         )
 
@@ -67,29 +72,29 @@ class Client:
         self._http.close()
 
     def transcribe(self, source: Source, watcher: Watcher) -> str:
-        """The transcript in the format that the fields ask for. Raises Failure."""
-        tries = 1
+        """The transcript in the `response_format` of the fields, sent again while the server is busy. Raises Failure."""
+        attempts = 1
         while True:
             try:
-                return self._ask(source, watcher)
+                return self._request(source, watcher)
             except Busy as busy:
-                if tries == MAX_ATTEMPTS:
+                if attempts == MAX_ATTEMPTS:
                     raise Failure(f"{busy} (asked {MAX_ATTEMPTS} times)") from None
-                tries += 1
+                attempts += 1
                 watcher.refused(str(busy), busy.wait_s)
                 time.sleep(busy.wait_s)
             except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
                 raise Failure(f"{httpx2.URL(self._url).copy_with(userinfo=b'')} cannot be reached: {_reason(error)}") from error
             except httpx2.TimeoutException as error:
-                raise Failure(f"the server was silent for {SILENCE_S:.0f} s") from error
+                raise Failure(f"the server sent nothing for {SILENCE_S:.0f} s") from error
             except httpx2.HTTPError as error:
                 raise Failure(f"the request failed: {_reason(error)}") from error
             except OSError as error:
                 raise Failure(f"cannot be read: {_reason(error)}") from error
             except (ValueError, LookupError, TypeError) as error:
-                raise Failure(f"the answer is not understood: {error!r}") from error
+                raise Failure(f"the response is not valid: {error!r}") from error
 
-    def _ask(self, source: Source, watcher: Watcher) -> str:
+    def _request(self, source: Source, watcher: Watcher) -> str:
         url = f"{self._url}/v1/audio/transcriptions"
         with _Upload(source, watcher.sent) as file:
             form: dict[str, Any] = {"data": self._fields, "files": {"file": (_file_name(source), file)}}
@@ -106,11 +111,11 @@ class Client:
                             watcher.transcribed(message["audio_s"], message.get("total_s"))
                         case "transcript.text.done":
                             return _as_text(message["content"])
-        raise Failure("the answer broke off before its end")
+        raise Failure("the response ended before the transcript")
 
 
 class _Upload(io.FileIO):
-    """A file that tells, at every reading, how far it is read."""
+    """A file that calls `on_read(read_bytes, total_bytes)` at every read."""
 
     def __init__(self, source: Source, on_read: Callable[[int, int], None]) -> None:
         super().__init__(source, closefd=isinstance(source, Path))
@@ -124,12 +129,12 @@ class _Upload(io.FileIO):
 
 
 def _file_name(source: Source) -> str:
-    # Names of other encodings cannot be sent as they are.
+    # A name that is not UTF-8 cannot be sent unchanged.
     return "stdin" if isinstance(source, int) else os.fsencode(source.name).decode(errors="replace")
 
 
 def _refusal(response: httpx2.Response) -> Failure:
-    """What an answer without a transcript means."""
+    """The failure for a response with an error status."""
     status, wait = response.status_code, response.headers.get("Retry-After")
     try:
         message = _message(json.loads(response.read()))
@@ -141,12 +146,12 @@ def _refusal(response: httpx2.Response) -> Failure:
 
 
 def _message(body: Any) -> str:
-    """What OpenAI's error object says."""
+    """The message in OpenAI's error object."""
     return one_line(body["error"]["message"])
 
 
 def one_line(text: object) -> str:
-    """In a form that a terminal may be shown."""
+    """The text without line breaks and control characters, safe for a terminal."""
     return " ".join("".join(sign if sign.isprintable() else " " for sign in str(text)).split())
 
 

@@ -1,4 +1,4 @@
-"""What is to be done: the recordings that the arguments name, and where the transcript of each goes."""
+"""Jobs of `transcribe`: the recordings that the arguments name, and where the transcript of each is written."""
 
 import glob
 import os
@@ -18,9 +18,10 @@ EXTENSIONS = {
     "csv": "csv",
     "tsv": "tsv",
 }
-"""By response format."""
+"""File name extensions of transcripts, by response format."""
 
 STANDARD_INPUT = 0
+"""Its file descriptor."""
 
 Source = Path | int
 """A path, or the descriptor of an open file."""
@@ -28,12 +29,13 @@ Source = Path | int
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One recording. An `output` of None is standard output."""
+    """One recording to transcribe."""
 
     name: str
-    """For people."""
+    """Shown in progress and messages."""
     source: Source
     output: Path | None
+    """None: standard output."""
 
     @property
     def is_standard_input(self) -> bool:
@@ -45,12 +47,12 @@ class Job:
 
 
 def plan(arguments: Sequence[str], output_dir: Path | None, response_format: str) -> list[Job]:
-    """A job for every recording, once each; raises click.UsageError."""
+    """The jobs in the order of the arguments, one for each recording. Raises click.UsageError."""
     sources = dict.fromkeys(source for argument in arguments for source in _find(argument))
     jobs = [_job(source, output_dir, EXTENSIONS[response_format]) for source in sources]
-    writers: dict[Path, Job] = {}
+    first_by_output: dict[Path, Job] = {}
     for job in jobs:
-        if job.output is not None and (other := writers.setdefault(job.output, job)) is not job:
+        if job.output is not None and (other := first_by_output.setdefault(job.output, job)) is not job:
             raise click.UsageError(f"{other.name} and {job.name} would both be written to {job.output}.")
     return jobs
 
@@ -58,11 +60,11 @@ def plan(arguments: Sequence[str], output_dir: Path | None, response_format: str
 def _find(argument: str) -> list[Source]:
     if argument == "-":
         return [STANDARD_INPUT]
-    # Before it is taken for a pattern: names may have brackets.
+    # Names first, then patterns: a name may have brackets.
     if os.path.isfile(argument):
         return [Path(argument)]
     if os.path.exists(argument):
-        raise click.UsageError(f"{argument} is not a file. The files of a folder are '{Path(argument) / '*'}'.")
+        raise click.UsageError(f"{argument} is not a file. For the files of a folder use '{Path(argument) / '*'}'.")
     found = sorted(Path(name) for name in glob.glob(argument, recursive=True) if os.path.isfile(name))
     if not found:
         raise click.UsageError(f"There is no file {argument}.")
@@ -74,9 +76,9 @@ def _job(source: Source, output_dir: Path | None, extension: str) -> Job:
     return Job(name, source, output_dir and output_dir / f"{stem}.{extension}")
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that is there completely or not at all."""
-    # Known before it exists, so that no interruption comes between its making and the clean-up.
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that it exists completely or not at all."""
+    # The name is chosen before the file is created, so that the clean-up covers an interruption at any moment.
     part = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
         with part.open("wb") as file:

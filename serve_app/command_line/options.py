@@ -1,4 +1,4 @@
-"""Options that the commands share: which server, and what to ask it for."""
+"""Command-line options that both commands share: the server's address and key, and fields of the request."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ import httpx2
 
 
 def _checked_url(_context: click.Context, _option: click.Parameter, value: str) -> str:
-    """The address without what is after the host and port, or the prefix of a proxy."""
+    """The address without a trailing `/v1`."""
     try:
         url = httpx2.URL(value)
     except httpx2.InvalidURL as error:
@@ -19,9 +19,9 @@ def _checked_url(_context: click.Context, _option: click.Parameter, value: str) 
 
 
 def _checked_key(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
-    """The server's variable of the same name holds several keys with commas between."""
+    """The first key: `API_KEY` is also a variable of the server, where it may hold several, separated by commas."""
     if value and not value.isprintable():
-        raise click.BadParameter("it has characters that a header cannot have.")
+        raise click.BadParameter("it has characters that are not allowed in a header.")
     return (value or "").split(",")[0].strip() or None
 
 
@@ -40,16 +40,17 @@ OPTIONS = (
         envvar="API_KEY",
         show_envvar=True,
         callback=_checked_key,
-        help="Key for a server that wants one; of several with commas, the first.",
+        help="API key, if the server requires one; of several separated by commas, the first is used.",
     ),
-    click.option("--model", help="A model of the server instead of its default."),
-    click.option("--language", help="Language that is spoken, as a code (en) or an English name."),
-    click.option("--keyword", "keywords", multiple=True, help="A word or phrase to listen for. May be given several times."),
+    click.option("--model", help="Name of a model. Without it: the server's default model."),
+    click.option("--language", help="Language of the speech, as a code (en) or an English name."),
+    click.option("--keyword", "keywords", multiple=True, help="A word or phrase that is likely to occur. Can be repeated."),
 )
+"""In the order of the help text."""
 
 
 def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator: `url`, `api_key`, `model`, `language` and `keywords`."""
+    """Decorator: adds `url`, `api_key`, `model`, `language` and `keywords` to a command."""
     for option in reversed(OPTIONS):
         command = option(command)
     return command

@@ -1,4 +1,4 @@
-// The page put together: what is chosen goes to the queue or the microphone, and what comes back to the transcript and its player.
+// Connects the parts of the page: files go to the queue, live speech to a session, and their results to the transcript and its player.
 
 import * as debug from "./debug.js";
 import { button } from "./elements.js";
@@ -11,17 +11,17 @@ import { Cancelled, exported, models, useKey } from "./server.js";
 import { TranscriptView } from "./transcript.js";
 
 const FORMATS = { txt: "text", srt: "srt", vtt: "vtt", csv: "csv", tsv: "tsv", json: "verbose_json" };
-const CUES = ["max_line_chars", "max_lines"];
+const CUE_FIELDS = ["max_line_chars", "max_lines"];
 
 const $ = (id) => document.getElementById(id);
 let shown = null; // { name, file, transcript, entry }
 let isLive = false;
-const known = new Map(); // Kept transcripts by id: one object each, however it is reached.
+const known = new Map(); // Stored transcripts by id, so that an edit changes the same object wherever it is shown.
 
 const view = new TranscriptView($("segments"), { play: (seconds) => player.play(seconds), changed: edited });
 const player = new Player($("player"), $("waveform"), (seconds) => {
   const row = view.at(seconds);
-  if (row && !player.video.paused) row.scrollIntoView({ block: "nearest", behavior: calm() ? "auto" : "smooth" });
+  if (row && !player.video.paused) row.scrollIntoView({ block: "nearest", behavior: prefersReducedMotion() ? "auto" : "smooth" });
 });
 const queue = new Queue($("queue"), {
   partial: (job) => job === shown?.job && showPartial(job),
@@ -35,7 +35,7 @@ const queue = new Queue($("queue"), {
   failed: (job, error) => error.code === "invalid_api_key" && askForKey(),
 });
 
-function calm() {
+function prefersReducedMotion() {
   return matchMedia("(prefers-reduced-motion: reduce)").matches;
 }
 
@@ -51,15 +51,15 @@ function add(files) {
   if (jobs.length && !isLive) showJob(jobs[0]);
 }
 
-function open(part) {
-  for (const name of ["welcome", "live", "transcript"]) $(name).hidden = name !== part;
+function openPanel(panel) {
+  for (const name of ["welcome", "live", "transcript"]) $(name).hidden = name !== panel;
 }
 
 function showJob(job) {
   if (isLive) return;
   if (job.transcript) return showTranscript({ name: job.file.name, file: job.file, transcript: job.transcript, entry: job.entry, job });
   shown = { job };
-  open("transcript");
+  openPanel("transcript");
   player.show(null, [], 0);
   view.show([]);
   $("warnings").hidden = $("tools").hidden = $("full").hidden = true;
@@ -67,7 +67,7 @@ function showJob(job) {
 }
 
 function showPartial(job) {
-  $("facts").textContent = `${job.file.name}: ${["works", "waits"].includes(job.state) ? "not finished yet" : job.state}`;
+  $("facts").textContent = `${job.file.name}: ${["running", "waiting"].includes(job.state) ? "in progress" : job.state}`;
   if (job.segments.length) {
     for (const segment of job.segments.slice(view.segments.length)) view.append(segment);
   } else {
@@ -80,9 +80,9 @@ function showPartial(job) {
 async function showTranscript(next) {
   shown = next;
   const { transcript, file, name } = next;
-  open("transcript");
+  openPanel("transcript");
   const words = transcript.segments.reduce((sum, segment) => sum + (segment.words?.length ?? 0), 0);
-  const took = next.job ? [`first text after ${next.job.times.firstSegment?.toFixed(1) ?? "-"} s`, `all after ${next.job.times.total.toFixed(1)} s`] : [];
+  const took = next.job ? [`first text after ${next.job.times.firstSegment?.toFixed(1) ?? "-"} s`, `complete after ${next.job.times.total.toFixed(1)} s`] : [];
   const facts = [name, clock(transcript.duration), `${transcript.segments.length} segments`, `${words} words`, transcript.language, ...took];
   $("facts").textContent = facts.join(" · ");
   $("tools").hidden = $("full").hidden = false;
@@ -101,7 +101,7 @@ async function caption(of) {
 }
 
 function edited() {
-  if (!shown.transcript) return; // Of a file still at work; its segments keep the edit.
+  if (!shown.transcript) return; // The file is still in progress; its segments keep the edit.
   const { transcript, entry, file } = shown;
   transcript.text = textOf(transcript.segments);
   $("full-text").textContent = transcript.text;
@@ -116,11 +116,11 @@ async function attempt(action) {
     if (error instanceof Cancelled) return;
     debug.note(`failed: ${error.message}`);
     if (error.code === "invalid_api_key") askForKey();
-    tell([error.message, error.advice].filter(Boolean).join(" "));
+    notify([error.message, error.advice].filter(Boolean).join(" "));
   }
 }
 
-function tell(text) {
+function notify(text) {
   const line = document.createElement("p");
   const close = button("", "Close");
   close.onclick = () => line.remove();
@@ -131,7 +131,7 @@ function tell(text) {
 async function download(extension) {
   const { transcript, name } = shown;
   const link = document.createElement("a");
-  const cues = Object.fromEntries(CUES.filter((name) => $(name).value && $(name).checkValidity()).map((name) => [name, +$(name).value]));
+  const cues = Object.fromEntries(CUE_FIELDS.filter((name) => $(name).value && $(name).checkValidity()).map((name) => [name, +$(name).value]));
   link.href = URL.createObjectURL(await exported(transcript, FORMATS[extension], cues));
   link.download = `${name.replace(/\.[^.]*$/, "")}.${extension}`;
   link.click();
@@ -146,19 +146,19 @@ function askForKey() {
 }
 
 async function connect() {
-  const mine = (connect.latest = {});
-  clearTimeout(connect.again);
+  const call = (connect.latest = {});
+  clearTimeout(connect.retry);
   try {
     const names = await models();
-    if (connect.latest !== mine) return;
+    if (connect.latest !== call) return;
     $("model").replaceChildren(...names.map((name) => new Option(name)));
     if (names.includes(localStorage.getItem("model"))) $("model").value = localStorage.getItem("model");
     $("server-state").textContent = "Ready";
   } catch (error) {
-    if (connect.latest !== mine) return;
-    $("server-state").textContent = error.code === "invalid_api_key" ? "Wants a key" : error.message;
+    if (connect.latest !== call) return;
+    $("server-state").textContent = error.code === "invalid_api_key" ? "API key required" : error.message;
     if (error.code === "invalid_api_key") askForKey();
-    else connect.again = setTimeout(connect, 5000);
+    else connect.retry = setTimeout(connect, 5000);
   }
 }
 
@@ -167,7 +167,7 @@ async function keep(entry) {
     entry.id = await history.keep(entry);
     known.set(entry.id, entry);
   } catch {
-    tell("This transcript could not be kept in this browser.");
+    notify("This transcript could not be saved in this browser.");
   }
   listHistory();
 }
@@ -223,7 +223,7 @@ async function live() {
   text.replaceChildren(partial);
   isLive = $("record").disabled = true;
   player.video.pause();
-  open("live");
+  openPanel("live");
   const began = performance.now();
   const timer = setInterval(() => ($("elapsed").textContent = clock((performance.now() - began) / 1000)), 250);
   $("stop").onclick = () => session.stop();
@@ -233,16 +233,17 @@ async function live() {
   clearInterval(timer);
   const file = await session.recording;
   isLive = $("record").disabled = false;
-  transcript ??= session.segments.length ? soFar(session.segments) : null;
-  if (!transcript) return open(shown ? "transcript" : "welcome");
+  transcript ??= session.segments.length ? incomplete(session.segments) : null;
+  if (!transcript) return openPanel(shown ? "transcript" : "welcome");
   const name = `Microphone, ${new Date().toLocaleString()}`;
   const entry = { name, at: Date.now(), transcript };
   showTranscript({ name, file, transcript, entry });
   keep(entry);
 }
 
-function soFar(segments) {
-  return { text: textOf(segments), language: "unknown", duration: segments.at(-1).end, segments, warnings: ["The connection broke: the end is missing."] };
+function incomplete(segments) {
+  const warnings = ["The connection was lost: the end is missing."];
+  return { text: textOf(segments), language: "unknown", duration: segments.at(-1).end, segments, warnings };
 }
 
 $("choose").onclick = () => $("files").click();
@@ -289,8 +290,8 @@ addEventListener("drop", (e) => {
 });
 addEventListener("paste", (e) => e.clipboardData.files.length && add(e.clipboardData.files));
 addEventListener("keydown", (e) => {
-  const isTaken = e.target.closest("input, select, textarea, button, summary, a, video, dialog, [tabindex='0']");
-  if (!isTaken && !e.ctrlKey && !e.metaKey && !e.altKey && player.key(e.key)) e.preventDefault();
+  const isUsed = e.target.closest("input, select, textarea, button, summary, a, video, dialog, [tabindex='0']");
+  if (!isUsed && !e.ctrlKey && !e.metaKey && !e.altKey && player.key(e.key)) e.preventDefault();
 });
 
 connect();

@@ -1,15 +1,15 @@
-// Debug mode: every message with its time, the request as a curl line.
+// Debug mode: a log of all messages with their times, and the last upload as a curl command.
 
 const MAX_LINES = 2000;
-const MAX_TOTAL_CHARS = 2000;
+const MAX_LINE_CHARS = 2000;
 const lines = [];
 const began = performance.now();
 let isShown = false;
-let isDrawing = false;
+let isDrawPending = false;
 
-export function note(what, data) {
+export function note(event, data) {
   const text = data === undefined ? "" : ` ${typeof data === "string" ? data : JSON.stringify(data)}`;
-  lines.push(`${((performance.now() - began) / 1000).toFixed(3).padStart(9)} ${what}${text}`.slice(0, MAX_TOTAL_CHARS));
+  lines.push(`${((performance.now() - began) / 1000).toFixed(3).padStart(9)} ${event}${text}`.slice(0, MAX_LINE_CHARS));
   if (lines.length > MAX_LINES) lines.shift();
   draw();
 }
@@ -25,10 +25,10 @@ export function show(isWanted) {
 }
 
 function draw() {
-  if (!isShown || isDrawing) return;
-  isDrawing = true;
+  if (!isShown || isDrawPending) return;
+  isDrawPending = true;
   requestAnimationFrame(() => {
-    isDrawing = false;
+    isDrawPending = false;
     const log = document.getElementById("log");
     log.textContent = lines.join("\n");
     log.scrollTop = log.scrollHeight;

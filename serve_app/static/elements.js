@@ -1,6 +1,6 @@
-// Pieces of the page that are made again and again.
+// Elements that several modules create.
 
-/** A button; `label` says what the text alone does not. */
+/** A button. `label` is its name for screen readers, where `text` is not enough. */
 export function button(className, text, label) {
   const element = document.createElement("button");
   element.type = "button";

@@ -1,4 +1,4 @@
-// Times and texts as people read them.
+// Formats times, speeds and texts for display.
 
 export function clock(seconds) {
   const whole = Math.max(0, Math.floor(seconds));

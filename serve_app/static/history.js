@@ -1,4 +1,4 @@
-// Transcripts that were made earlier, in this browser's IndexedDB. Recordings are not kept.
+// Earlier transcripts, stored in this browser's IndexedDB. Recordings are not stored.
 
 function run(mode, action) {
   return new Promise((resolve, reject) => {
@@ -12,7 +12,7 @@ function run(mode, action) {
         opening.result.close();
         resolve(request.result);
       };
-      // Also what fails at the end, where the storage is full.
+      // Covers errors at commit too, such as a full storage.
       transaction.onabort = () => {
         opening.result.close();
         reject(transaction.error);

@@ -1,8 +1,8 @@
-// Live speech: the microphone goes to the server, and words come back, first partial and then final.
+// Live speech: sends the microphone's audio to the server, and receives words, first partial and then final.
 
 import { Cancelled, ServerError, openSocket, transcriptOf } from "./server.js";
 
-const MAX_WAITING_BYTES = 4 << 20; // A connection so far behind is as good as lost.
+const MAX_BUFFERED_BYTES = 4 << 20; // With more unsent audio the connection counts as lost.
 
 /** `watch` has segment(segment), partial(words) and level(share). Resolves with the transcript and the recording once stopped. */
 export class LiveSession {
@@ -10,7 +10,7 @@ export class LiveSession {
     this.options = options;
     this.watch = watch;
     this.segments = [];
-    this.early = []; // Heard before the connection stands.
+    this.early = []; // Audio recorded before the connection is open.
     this.isStopped = false;
   }
 
@@ -36,12 +36,12 @@ export class LiveSession {
     const { sampleRate: sample_rate } = this.context;
     this.socket = openSocket({ encoding: "pcm_s16le", sample_rate, interim_results: true, model, language, keywords });
     this.socket.addEventListener("open", () => this.opened());
-    const segment = (heard) => {
-      this.segments.push(heard);
-      this.watch.segment(heard);
+    const segment = (received) => {
+      this.segments.push(received);
+      this.watch.segment(received);
     };
     const done = transcriptOf(this.socket, { segment, partial: this.watch.partial });
-    done.catch(() => {}); // What follows may fail before anybody waits for it.
+    done.catch(() => {}); // It may reject while the next lines run, before the caller awaits it.
     this.stream.getTracks()[0].onended = () => this.stop();
     const node = new AudioWorkletNode(this.context, "microphone");
     node.port.onmessage = ({ data: { block, level } }) => this.send(block, level);
@@ -51,11 +51,11 @@ export class LiveSession {
   }
 
   record() {
-    const pieces = [];
+    const chunks = [];
     this.recorder = new MediaRecorder(this.stream);
-    this.recorder.ondataavailable = (e) => pieces.push(e.data);
+    this.recorder.ondataavailable = (e) => chunks.push(e.data);
     this.recording = new Promise((resolve) => {
-      this.recorder.onstop = () => resolve(new File(pieces, "microphone.webm", { type: this.recorder.mimeType }));
+      this.recorder.onstop = () => resolve(new File(chunks, "microphone.webm", { type: this.recorder.mimeType }));
     });
     this.recorder.start(1000);
   }
@@ -64,7 +64,7 @@ export class LiveSession {
     this.watch.level(level);
     if (this.isStopped) return;
     if (this.socket.readyState === WebSocket.CONNECTING) this.early.push(block);
-    else if (this.socket.bufferedAmount > MAX_WAITING_BYTES) this.socket.close();
+    else if (this.socket.bufferedAmount > MAX_BUFFERED_BYTES) this.socket.close();
     else if (this.socket.readyState === WebSocket.OPEN) this.socket.send(block);
   }
 
@@ -73,7 +73,7 @@ export class LiveSession {
     if (this.isStopped) this.socket.send("END");
   }
 
-  /** What was said until now is transcribed to its end; a second time, that is not waited for. */
+  /** Stop recording; the audio so far is still transcribed. A second call closes the connection without waiting for that. */
   stop() {
     if (this.isStopped) return this.socket?.close();
     this.isStopped = true;

@@ -1,18 +1,18 @@
-// The recording: played, drawn as a waveform with its segments, and steered by keys.
+// Plays the recording, draws its waveform and segments, and handles the keys for playback.
 
 const STEP_S = 5;
-const MAX_DRAWN_S = 20 * 60; // Longer ones would be gigabytes once decoded: only their segments are drawn.
+const MAX_DRAWN_S = 20 * 60; // A longer recording would take gigabytes once decoded: only its segments are drawn.
 const MAX_DRAWN_BYTES = 300e6;
-const PEAKS_RATE = 8000;
+const PEAKS_RATE = 8000; // Hz.
 
 export class Player {
-  /** `at(seconds)` is called while it plays. */
+  /** `at(seconds)` is called whenever the position changes. */
   constructor(video, canvas, at) {
     this.video = video;
     this.canvas = canvas;
     this.at = at;
     this.segments = [];
-    this.urls = []; // That of the recording, then that of its captions.
+    this.urls = []; // Of the recording, then of its captions.
     video.addEventListener("play", () => this.follow());
     for (const event of ["seeked", "pause", "loadedmetadata"]) video.addEventListener(event, () => this.moved());
     canvas.addEventListener("click", (e) => this.seek((e.offsetX / canvas.clientWidth) * this.duration));
@@ -20,7 +20,7 @@ export class Player {
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
   }
 
-  /** `file` may be null: then there is nothing to play. */
+  /** Without a `file` (null) the player is hidden. */
   async show(file, segments, duration) {
     for (const url of this.urls.splice(0)) URL.revokeObjectURL(url);
     this.peaks = null;
@@ -69,11 +69,11 @@ export class Player {
   }
 
   start() {
-    // A pause right behind makes it fail, as it should.
+    // play() rejects when it is paused at once, which is no error.
     this.video.play().catch(() => {});
   }
 
-  /** Take a key that no other element wants. */
+  /** Handle a key that no other element uses; returns whether it had an effect. */
   key(name) {
     if (!this.video.checkVisibility()) return false;
     if (name === " ") this.video.paused ? this.start() : this.video.pause();
@@ -122,6 +122,6 @@ async function peaksOf(file) {
   for (let i = 0; i < count; i += 1) {
     for (let n = Math.floor(i * step); n < (i + 1) * step; n += 1) peaks[i] = Math.max(peaks[i], Math.abs(samples[n]));
   }
-  const loudest = Math.max(...peaks) || 1;
-  return peaks.map((peak) => peak / loudest);
+  const max = Math.max(...peaks) || 1;
+  return peaks.map((peak) => peak / max);
 }

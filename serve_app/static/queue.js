@@ -1,11 +1,11 @@
-// The files that are to be transcribed: two at a time, each with its state, in the order they came.
+// The queue of files: transcribes two at a time, in the order in which they were added, and shows the state of each.
 
 import { Cancelled, curl, transcribe } from "./server.js";
 import { note, showCurl } from "./debug.js";
 import { button } from "./elements.js";
 import { clock, speed } from "./format.js";
 
-const AT_ONCE = 2;
+const MAX_PARALLEL = 2;
 
 export class Queue {
   /** `view` has partial(job), shown(job), retried(job, again), finished(job) and failed(job, error). */
@@ -13,7 +13,7 @@ export class Queue {
     this.list = list;
     this.view = view;
     this.waiting = [];
-    this.atWork = 0;
+    this.running = 0;
   }
 
   add(file, options) {
@@ -22,16 +22,17 @@ export class Queue {
     job.row.name.onclick = () => this.view.shown(job);
     this.list.append(job.row.item);
     this.waiting.push(job);
-    this.tell(job, "waits");
+    this.setState(job, "waiting");
     this.next();
     return job;
   }
 
+  /** The job's button: cancel, remove or try again. */
   act(job) {
-    if (job.state === "works" || job.state === "waits") {
+    if (job.state === "running" || job.state === "waiting") {
       job.abort.abort();
       this.waiting = this.waiting.filter((other) => other !== job);
-      if (job.state === "waits") this.end(job, "cancelled");
+      if (job.state === "waiting") this.end(job, "cancelled");
     } else if (job.state === "done") {
       job.row.item.remove();
     } else {
@@ -40,25 +41,25 @@ export class Queue {
     }
   }
 
-  tell(job, state, text = state) {
+  setState(job, state, text = state) {
     job.state = state;
     job.row.item.className = state;
     job.row.state.textContent = text;
-    job.row.progress.hidden = state !== "works";
-    job.row.action.textContent = { works: "Cancel", waits: "Cancel", done: "Remove" }[state] ?? "Try again";
+    job.row.progress.hidden = state !== "running";
+    job.row.action.textContent = { running: "Cancel", waiting: "Cancel", done: "Remove" }[state] ?? "Try again";
     job.row.action.setAttribute("aria-label", `${job.row.action.textContent}: ${job.file.name}`);
   }
 
   end(job, state, text) {
-    this.tell(job, state, text);
+    this.setState(job, state, text);
     this.view.partial(job);
   }
 
   next() {
-    while (this.atWork < AT_ONCE && this.waiting.length) {
-      this.atWork += 1;
+    while (this.running < MAX_PARALLEL && this.waiting.length) {
+      this.running += 1;
       this.run(this.waiting.shift()).finally(() => {
-        this.atWork -= 1;
+        this.running -= 1;
         this.next();
       });
     }
@@ -66,40 +67,40 @@ export class Queue {
 
   async run(job) {
     const began = performance.now();
-    const times = (job.times = {}); // Seconds since then.
-    const passed = () => (performance.now() - began) / 1000;
-    this.tell(job, "works", "sending");
+    const times = (job.times = {}); // Seconds since the start.
+    const elapsed = () => (performance.now() - began) / 1000;
+    this.setState(job, "running", "sending");
     showCurl(curl(job.file, job.options));
     const watch = {
       sent: (share) => {
-        if (share >= 1) times.upload ??= passed();
+        if (share >= 1) times.upload ??= elapsed();
         if (times.answered) return;
         job.row.progress.value = share / 2;
-        job.row.state.textContent = share < 1 ? `sending, ${Math.floor(100 * share)} %` : "sent, waits for its turn";
+        job.row.state.textContent = share < 1 ? `sending, ${Math.floor(100 * share)} %` : "sent, waiting for the server";
       },
       progress: ({ audio_s: audio, total_s: total, windows_done: done, windows_planned: planned }) => {
-        times.answered ??= passed();
+        times.answered ??= elapsed();
         if (total) job.row.progress.value = 0.5 + audio / total / 2;
         else job.row.progress.removeAttribute("value");
-        const seconds = passed() - Math.min(times.upload ?? 0, times.answered);
+        const seconds = elapsed() - Math.min(times.upload ?? 0, times.answered);
         const windows = planned ? `, ${done} of ${planned} windows` : "";
         job.row.state.textContent = `${clock(audio)}${total ? ` of ${clock(total)}` : ""}${windows}, ${speed(audio, seconds)}`;
       },
       text: (delta) => {
-        times.firstSegment ??= passed();
+        times.firstSegment ??= elapsed();
         job.text += delta;
         this.view.partial(job);
       },
       segment: (segment) => {
-        times.firstSegment ??= passed();
+        times.firstSegment ??= elapsed();
         job.segments.push(segment);
         this.view.partial(job);
       },
     };
     try {
       job.transcript = await transcribe(job.file, job.options, watch, job.abort.signal);
-      times.total = passed();
-      this.tell(job, "done", `${clock(job.transcript.duration)} in ${times.total.toFixed(1)} s, ${speed(job.transcript.duration, times.total)}`);
+      times.total = elapsed();
+      this.setState(job, "done", `${clock(job.transcript.duration)} in ${times.total.toFixed(1)} s, ${speed(job.transcript.duration, times.total)}`);
       note(`timings of ${job.file.name} (s)`, Object.fromEntries(Object.entries(times).map(([name, value]) => [name, +value.toFixed(3)])));
       this.view.finished(job);
     } catch (error) {

@@ -1,19 +1,19 @@
-// What the page asks of the server: models, transcriptions over HTTP and WebSocket, and transcripts in other formats.
+// Requests to the server: models, transcriptions over HTTP and WebSocket, and exports in other formats.
 
 import { note } from "./debug.js";
 import { textOf } from "./format.js";
 
-const BYTES_AHEAD = 1 << 20; // What a WebSocket may hold before more of a file is read.
-const PIECE_BYTES = 256 << 10;
+const MAX_BUFFERED_BYTES = 1 << 20; // No more of a file is read while a WebSocket has so many unsent bytes.
+const CHUNK_BYTES = 256 << 10;
 
 const ADVICE = {
-  invalid_audio: "Try to play it; if that works, save it in another format.",
-  upload_too_large: "Cut it, or save its sound alone, as MP3 for example.",
-  audio_too_long: "Cut it into shorter files.",
+  invalid_audio: "Try to play the file; if that works, save it in another format.",
+  upload_too_large: "Split the file, or save only its audio, for example as MP3.",
+  audio_too_long: "Split the file into shorter ones.",
   overloaded: "Try again in a moment.",
   rate_limit_exceeded: "Try again in a minute.",
-  model_unavailable: "Try again in a while, or choose another model.",
-  shutting_down: "Try again in a while.",
+  model_unavailable: "Try again later, or choose another model.",
+  shutting_down: "Try again later.",
   unreachable: "Is the server running, and are you connected to it? Then try again.",
 };
 
@@ -64,7 +64,7 @@ export async function models() {
   return (await (await ask("v1/models")).json()).data.map((model) => model.id);
 }
 
-/** The transcript as a Blob, as the API would have answered in that format. */
+/** The transcript as a Blob, the same as a transcription in that format returns. */
 export async function exported(transcript, format, cues = {}) {
   const { language, duration, segments, warnings } = transcript;
   const body = JSON.stringify({ response_format: format, language, duration, segments, warnings, ...cues });
@@ -93,26 +93,26 @@ export function curl(file, options) {
 
 /** Transcribe a file. `watch` has sent(share), progress(event), text(delta) and segment(segment). */
 export function transcribe(file, options, watch, signal) {
-  return (options.transport === "websocket" ? bySocket : byHttp)(file, options, watch, signal);
+  return (options.transport === "websocket" ? overWebSocket : overHttp)(file, options, watch, signal);
 }
 
-// XMLHttpRequest, since fetch does not tell how much of an upload has been sent.
-function byHttp(file, options, watch, signal) {
+// XMLHttpRequest, because fetch does not report the progress of an upload.
+function overHttp(file, options, watch, signal) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     const form = new FormData();
     form.append("file", file);
     for (const [name, value] of fields(options)) form.append(name, value);
-    let taken = 0;
-    const take = () => {
+    let parsed = 0;
+    const parseEvents = () => {
       const text = request.responseText;
-      for (let end; (end = text.indexOf("\n\n", taken)) >= 0; taken = end + 2) {
-        const lines = text.slice(taken, end).split("\n");
+      for (let end; (end = text.indexOf("\n\n", parsed)) >= 0; parsed = end + 2) {
+        const lines = text.slice(parsed, end).split("\n");
         const data = lines.filter((line) => line.startsWith("data:")).map((line) => line.slice(5)).join("\n");
-        if (data) event(JSON.parse(data));
+        if (data) handle(JSON.parse(data));
       }
     };
-    const event = (message) => {
+    const handle = (message) => {
       if (message.error) return reject(new ServerError(message.error.message, message.error.code));
       note("event", message);
       if (message.type === "transcript.progress") watch.progress(message);
@@ -121,13 +121,13 @@ function byHttp(file, options, watch, signal) {
     };
     request.upload.onprogress = (e) => watch.sent(e.lengthComputable ? e.loaded / e.total : 0);
     request.upload.onload = () => watch.sent(1);
-    request.onprogress = () => request.status === 200 && take();
+    request.onprogress = () => request.status === 200 && parseEvents();
     request.onload = () => {
       if (request.status !== 200) return reject(failure(request.responseText, request.status));
-      take();
-      reject(new ServerError("The answer broke off.", "unreachable"));
+      parseEvents();
+      reject(new ServerError("The response ended before the transcript.", "unreachable"));
     };
-    request.onerror = () => reject(new ServerError("The server cannot be reached, or the connection broke.", "unreachable"));
+    request.onerror = () => reject(new ServerError("The server cannot be reached, or the connection was lost.", "unreachable"));
     request.onabort = () => reject(new Cancelled());
     signal.addEventListener("abort", () => request.abort());
     request.open("POST", "v1/audio/transcriptions");
@@ -152,7 +152,7 @@ export function openSocket(config) {
   return socket;
 }
 
-/** What comes over a socket, to its end: the transcript. `watch` has segment(segment), and partial(words) where those come. */
+/** Resolves with the transcript at the end. `watch` has segment(segment), and partial(words) if partial results were asked for. */
 export function transcriptOf(socket, watch) {
   const segments = [];
   return new Promise((resolve, reject) => {
@@ -168,7 +168,7 @@ export function transcriptOf(socket, watch) {
         reject(new ServerError(message.error, message.code));
       } else if (message.type === "final_transcription") {
         const { language, final_duration_processed_seconds: duration, warnings } = message;
-        // Segments may have been edited meanwhile.
+        // Not the message's text: segments may have been edited meanwhile.
         resolve({ text: textOf(segments), language, duration, segments, warnings });
       }
     });
@@ -177,10 +177,10 @@ export function transcriptOf(socket, watch) {
 }
 
 function closeError(code) {
-  return new ServerError(code === 1006 ? "The server cannot be reached, or the connection broke." : `The server closed the connection (${code}).`, "unreachable");
+  return new ServerError(code === 1006 ? "The server cannot be reached, or the connection was lost." : `The server closed the connection (${code}).`, "unreachable");
 }
 
-function bySocket(file, options, watch, signal) {
+function overWebSocket(file, options, watch, signal) {
   return new Promise((resolve, reject) => {
     const { model, language, keywords } = options;
     const socket = openSocket({ model, language, keywords });
@@ -188,9 +188,9 @@ function bySocket(file, options, watch, signal) {
       reject(new ServerError(`The file cannot be read: ${error.message}`, "file"));
       socket.close();
     }));
-    const segment = (heard) => {
-      watch.segment(heard);
-      watch.progress({ audio_s: heard.end });
+    const segment = (received) => {
+      watch.segment(received);
+      watch.progress({ audio_s: received.end });
     };
     transcriptOf(socket, { segment }).then(resolve, reject);
     signal.addEventListener("abort", () => {
@@ -201,13 +201,13 @@ function bySocket(file, options, watch, signal) {
 }
 
 async function send(socket, file, watch, signal) {
-  for (let start = 0; start < file.size; start += PIECE_BYTES) {
-    const piece = await file.slice(start, start + PIECE_BYTES).arrayBuffer();
-    const isWanted = () => !signal.aborted && socket.readyState === WebSocket.OPEN;
-    while (isWanted() && socket.bufferedAmount > BYTES_AHEAD) await new Promise((go) => setTimeout(go, 20));
-    if (!isWanted()) return;
-    socket.send(piece);
-    watch.sent(Math.min(1, (start + PIECE_BYTES) / file.size));
+  for (let start = 0; start < file.size; start += CHUNK_BYTES) {
+    const chunk = await file.slice(start, start + CHUNK_BYTES).arrayBuffer();
+    const canSend = () => !signal.aborted && socket.readyState === WebSocket.OPEN;
+    while (canSend() && socket.bufferedAmount > MAX_BUFFERED_BYTES) await new Promise((go) => setTimeout(go, 20));
+    if (!canSend()) return;
+    socket.send(chunk);
+    watch.sent(Math.min(1, (start + CHUNK_BYTES) / file.size));
   }
   socket.send("END");
 }

@@ -1,11 +1,11 @@
-// The transcript on the page: segments that can be played, searched and edited. Thousands of them stay smooth: they are put in a
-// few at a time, and the browser draws what is in sight (content-visibility).
+// The transcript on the page: segments that can be played, searched and edited. To stay responsive with thousands of them, rows
+// are added in steps, and the browser renders only the visible ones (content-visibility).
 
 import { button } from "./elements.js";
 import { clock } from "./format.js";
 
-const AT_ONCE = 60;
-const DOUBTFUL = 0.5;
+const ROWS_PER_STEP = 60;
+const LOW_CONFIDENCE = 0.5; // Words with a lower probability are marked.
 
 export class TranscriptView {
   /** `play(seconds)` is called for a segment or a word, `changed()` after an edit. */
@@ -28,7 +28,7 @@ export class TranscriptView {
     this.fill();
   }
 
-  /** One more at the end. */
+  /** Add a segment at the end. */
   append(segment) {
     if (!this.rows.length) this.list.replaceChildren();
     const row = this.row(segment, this.segments.push(segment) - 1);
@@ -37,16 +37,16 @@ export class TranscriptView {
   }
 
   fill() {
-    const rows = this.segments.slice(this.rows.length, this.rows.length + AT_ONCE).map((segment, i) => this.row(segment, this.rows.length + i));
+    const rows = this.segments.slice(this.rows.length, this.rows.length + ROWS_PER_STEP).map((segment, i) => this.row(segment, this.rows.length + i));
     this.rows.push(...rows);
     this.list.append(...rows);
     if (this.rows.length < this.segments.length) this.filling = setTimeout(() => this.fill());
-    else this.index();
+    else this.indexWords();
   }
 
-  row(segment, place) {
+  row(segment, index) {
     const item = document.createElement("li");
-    item.dataset.place = place;
+    item.dataset.index = index;
     const time = button("time quiet", clock(segment.start), `Play from ${clock(segment.start)}`);
     const text = document.createElement("p");
     const edit = button("edit quiet", "Edit", `Edit the segment at ${clock(segment.start)}`);
@@ -55,17 +55,17 @@ export class TranscriptView {
     return item;
   }
 
-  index() {
-    this.words = this.rows.flatMap((row, place) => {
+  indexWords() {
+    this.words = this.rows.flatMap((row, index) => {
       const spans = row.querySelectorAll(".word");
-      return (this.segments[place].words ?? []).map((word, i) => ({ start: word.start, end: word.end, place, span: spans[i] }));
+      return (this.segments[index].words ?? []).map((word, i) => ({ start: word.start, end: word.end, index, span: spans[i] }));
     });
   }
 
   click(target) {
     const row = target.closest("li");
     if (!row) return;
-    const segment = this.segments[row.dataset.place];
+    const segment = this.segments[row.dataset.index];
     if (target.matches(".edit")) this.edit(row, segment);
     else if (target.matches(".time")) this.play(segment.start);
     else if (target.matches(".word")) this.play(Number(target.dataset.start));
@@ -79,32 +79,32 @@ export class TranscriptView {
     area.setAttribute("aria-label", `Text of the segment at ${clock(segment.start)}`);
     text.replaceWith(area);
     area.focus();
-    let isOver = false;
-    const end = (isKept) => {
-      if (isOver) return;
-      isOver = true;
+    let isClosed = false;
+    const close = (isKept) => {
+      if (isClosed) return;
+      isClosed = true;
       const value = area.value.split(/\s+/).filter(Boolean).join(" ");
       if (isKept && value !== segment.text) {
         const words = value.split(" ");
         segment.text = value;
-        // Other words have times of their own only in the server's export.
+        // A different number of words gets no times here; the server's export spreads them evenly.
         segment.words = words.length === segment.words?.length ? segment.words.map((word, i) => ({ ...word, word: words[i] })) : [];
         this.changed();
       }
       area.replaceWith(text);
       fillWords(text, segment);
-      this.index();
+      this.indexWords();
       row.querySelector(".edit").focus();
     };
     area.onkeydown = (e) => {
       if (e.key === "Enter" && !e.shiftKey) e.preventDefault();
-      if (e.key === "Enter" || e.key === "Escape") end(e.key === "Enter");
+      if (e.key === "Enter" || e.key === "Escape") close(e.key === "Enter");
       e.stopPropagation();
     };
-    area.onblur = () => end(true);
+    area.onblur = () => close(true);
   }
 
-  /** Mark what is being said. */
+  /** Mark the word and the segment at that time; returns the segment's row if it was not marked before, else null. */
   at(seconds) {
     let low = 0, high = this.words.length;
     while (low < high) {
@@ -115,11 +115,11 @@ export class TranscriptView {
     const word = this.words[low - 1];
     const span = word && seconds < word.end + 0.2 ? word.span : null;
     if (span !== this.now) {
-      this.now?.classList.remove("said");
-      span?.classList.add("said");
+      this.now?.classList.remove("current");
+      span?.classList.add("current");
       this.now = span;
     }
-    const row = word ? this.rows[word.place] : null;
+    const row = word ? this.rows[word.index] : null;
     if (row !== this.nowRow) {
       this.nowRow?.classList.remove("now");
       row?.classList.add("now");
@@ -129,11 +129,11 @@ export class TranscriptView {
     return null;
   }
 
-  /** How many segments have that text; the first comes into sight. */
+  /** Mark the segments that contain the text, and scroll to the first; returns their rows. */
   search(text) {
-    const wanted = text.trim().toLocaleLowerCase();
-    const found = this.rows.filter((row, place) => {
-      const isMatch = wanted !== "" && this.segments[place].text.toLocaleLowerCase().includes(wanted);
+    const query = text.trim().toLocaleLowerCase();
+    const found = this.rows.filter((row, index) => {
+      const isMatch = query !== "" && this.segments[index].text.toLocaleLowerCase().includes(query);
       row.classList.toggle("match", isMatch);
       return isMatch;
     });
@@ -147,9 +147,9 @@ function fillWords(element, segment) {
   if (!words) return element.replaceChildren(segment.text);
   element.replaceChildren(...words.flatMap((word, i) => {
     const span = document.createElement("span");
-    const isDoubtful = word.probability < DOUBTFUL;
-    span.className = isDoubtful ? "word doubtful" : "word";
-    if (isDoubtful) span.title = `Doubtful: ${Math.round(100 * word.probability)} %`;
+    const isUncertain = word.probability < LOW_CONFIDENCE;
+    span.className = isUncertain ? "word uncertain" : "word";
+    if (isUncertain) span.title = `Confidence: ${Math.round(100 * word.probability)} %`;
     span.dataset.start = word.start;
     span.textContent = word.word;
     return i ? [" ", span] : [span];

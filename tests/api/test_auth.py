@@ -1,4 +1,4 @@
-"""Keys: who gets in, how often, and that nobody else learns anything."""
+"""API keys: authentication, limits per key, and that keys are never printed or logged."""
 
 import logging
 from contextlib import ExitStack
@@ -33,7 +33,7 @@ class TestWithKeys:
 
     @pytest.mark.parametrize("path", ["/v1/models", "/ready", "/nowhere", "/staticky"])
     @pytest.mark.parametrize("key", [None, "", "wrong", "first-key-and-more", "first"])
-    def test_the_rest_is_closed(self, path: str, key: str | None) -> None:
+    def test_other_routes_need_a_key(self, path: str, key: str | None) -> None:
         with client_with(self.AUTH, key) as client:
             assert_error(client.get(path), 401, "invalid_api_key")
             refused = post(client)
@@ -42,12 +42,12 @@ class TestWithKeys:
             assert client.get("/health").status_code == 200
 
     @pytest.mark.parametrize("path", ["/", "/static/app.js", "/docs", "/openapi.json"])
-    def test_what_is_the_same_for_everybody_is_open(self, path: str) -> None:
+    def test_public_routes_need_none(self, path: str) -> None:
         with client_with(self.AUTH) as client:
             assert client.get(path).status_code == 200
 
     @pytest.mark.parametrize("key", KEYS)
-    def test_every_key_opens(self, key: SecretStr) -> None:
+    def test_every_key_is_accepted(self, key: SecretStr) -> None:
         with client_with(self.AUTH) as client:
             bearer = b"Bearer " + key.get_secret_value().encode()
             answer = client.post("/v1/audio/transcriptions", files={"file": NOISE}, headers={b"Authorization": bearer})
@@ -55,22 +55,22 @@ class TestWithKeys:
             assert client.get("/v1/models", headers={b"authorization": bearer.replace(b"Bearer", b"bearer ")}).status_code == 200
 
     @pytest.mark.parametrize("header", ["first-key", "Basic first-key", "Bearer", "Bearer first-key second-key"])
-    def test_another_scheme_does_not(self, header: str) -> None:
+    def test_another_scheme_is_rejected(self, header: str) -> None:
         with client_with(self.AUTH) as client:
             assert_error(client.get("/v1/models", headers={"Authorization": header}), 401, "invalid_api_key")
 
-    def test_a_web_page_may_ask_and_read_why_it_was_refused(self) -> None:
+    def test_cors_preflights_and_errors_can_be_read_without_a_key(self) -> None:
         origin = {"Origin": "http://page.example", "Access-Control-Request-Method": "POST"}
         with client_with(self.AUTH) as client:
-            asked = client.options(
+            preflight = client.options(
                 "/v1/audio/transcriptions", headers=origin | {"Access-Control-Request-Headers": "authorization"}
             )
-            assert asked.status_code == 200
-            assert asked.headers["access-control-allow-origin"] == "*"
-            assert "authorization" in asked.headers["access-control-allow-headers"].lower()
+            assert preflight.status_code == 200
+            assert preflight.headers["access-control-allow-origin"] == "*"
+            assert "authorization" in preflight.headers["access-control-allow-headers"].lower()
             assert client.get("/v1/models", headers=origin).headers["access-control-allow-origin"] == "*"
 
-    def test_keys_are_in_no_text(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_keys_are_neither_printed_nor_logged(self, caplog: pytest.LogCaptureFixture) -> None:
         settings = Settings(auth=self.AUTH)
         with caplog.at_level(logging.DEBUG), client_with(self.AUTH, "first-key") as client:
             post(client)
@@ -85,8 +85,8 @@ def test_seed_bs_variable_sets_them(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Settings().auth.keys == ()
 
 
-class TestUse:
-    """What one key may ask for, in a time of our own."""
+class TestLimitsPerKey:
+    """With a fake clock."""
 
     @staticmethod
     def keys(now: list[float], **limits: int) -> tuple[Keys, bytes, bytes]:
@@ -113,9 +113,9 @@ class TestUse:
 
     def test_requests_at_once(self) -> None:
         keys, first, second = self.keys([0.0], max_requests=2)
-        with ExitStack() as at_work:
+        with ExitStack() as in_progress:
             for _ in range(2):
-                at_work.enter_context(keys.request(first))
+                in_progress.enter_context(keys.request(first))
             with pytest.raises(RateLimited), keys.request(first):
                 pass
             with keys.request(second):

@@ -1,4 +1,4 @@
-"""`chunking_strategy`: windows that a request chooses."""
+"""`chunking_strategy`: the windows of a request."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ LONG = media.wav(np.random.default_rng(1).normal(0, 0.1, 70 * 8_000), 8_000, "AL
         {"chunking_strategy[type]": "server_vad", "chunking_strategy[prefix_padding_ms]": "300"},
     ],
 )
-def test_openais_forms_cut_as_the_model_does(client: TestClient, server: FakeService, fields: dict[str, str]) -> None:
+def test_openais_values_change_nothing(client: TestClient, server: FakeService, fields: dict[str, str]) -> None:
     assert post(client, LONG, **fields).status_code == 200
     assert max(len(window.samples) for window in server.windows) / 16_000 == pytest.approx(32, abs=2)
 
@@ -57,6 +57,6 @@ def test_a_request_can_choose_its_windows(client: TestClient, server: FakeServic
         ("[" * 30_000, "must be"),
     ],
 )
-def test_what_cannot_be_done_is_said(client: TestClient, value: str, reason: str) -> None:
+def test_invalid_strategies_are_explained(client: TestClient, value: str, reason: str) -> None:
     message = assert_error(post(client, chunking_strategy=value), 400, "invalid_request", "chunking_strategy")
     assert reason in message

@@ -1,4 +1,4 @@
-"""A transcript that was answered in one format is exported in every other, byte for byte as the API would have answered."""
+"""Exports: a transcript is rendered in another format, byte for byte as a transcription in that format is."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def server(engine: ParakeetEngine) -> EngineService:
 
 @pytest.fixture(scope="module")
 def recording(speech: Samples) -> bytes:
-    """Long enough for several windows."""
+    """80 s, several windows."""
     return media.wav(np.tile(speech, 3)[: 80 * SAMPLE_RATE + 17])
 
 
@@ -46,8 +46,8 @@ def test_every_format(client: TestClient, recording: bytes, verbose: dict[str, A
         assert exported.headers["content-type"] == answer.headers["content-type"]
 
 
-def test_what_ends_after_the_audio(client: TestClient, speech: Samples) -> None:
-    """The WebSocket tells of a segment before it knows where the audio ends."""
+def test_ends_after_the_audio_are_clipped(client: TestClient, speech: Samples) -> None:
+    """The WebSocket sends segments before the duration of the audio is known."""
     fields = {"response_format": "verbose_json", "timestamp_granularities[]": ["word", "segment"]}
     answer = post(client, media.wav(speech[: 2 * SAMPLE_RATE + 777]), **fields)
     given = answer.json()
@@ -58,7 +58,7 @@ def test_what_ends_after_the_audio(client: TestClient, speech: Samples) -> None:
         assert last["end"] == given["duration"]
 
 
-def test_subtitles_of_ones_own(client: TestClient, recording: bytes, verbose: dict[str, Any]) -> None:
+def test_cues_can_be_shaped(client: TestClient, recording: bytes, verbose: dict[str, Any]) -> None:
     changes = {"max_lines": 1, "max_line_chars": 12}
     answer = post(client, recording, response_format="srt", **changes)
     assert export(client, "srt", {**verbose, **changes}).content == answer.content
@@ -73,7 +73,7 @@ def test_an_edited_text(client: TestClient, verbose: dict[str, Any]) -> None:
     assert [word["start"] for word in exported["segments"][1]["words"]] == [word["start"] for word in segment["words"]]
     assert segment["text"] in exported["text"]
     assert "uno" in export(client, "srt", verbose).text
-    segment["text"] = "More words than there were when the model heard it."
+    segment["text"] = "More words than there were in the model's transcript."
     exported = export(client, "verbose_json", verbose).json()["segments"][1]
     assert " ".join(word["word"] for word in exported["words"]) == segment["text"]
     assert exported["words"][0]["start"] == segment["start"]
@@ -103,7 +103,7 @@ def test_start_end_and_text_are_enough(client: TestClient) -> None:
         {"words": [{"word": "One", "start": 2.5, "end": 2, "probability": 1}]},
     ],
 )
-def test_what_cannot_be(client: TestClient, change: dict[str, Any]) -> None:
+def test_invalid_segments(client: TestClient, change: dict[str, Any]) -> None:
     assert_error(export(client, "srt", {"duration": 4, "segments": [{**SEGMENT, **change}]}), 400, "invalid_value", "segments")
 
 

@@ -1,4 +1,4 @@
-"""`keywords[]` and `prompt`: from the form to the model."""
+"""`keywords[]` and `prompt`: from the form's fields to the model."""
 
 import pytest
 from fastapi.testclient import TestClient
@@ -7,12 +7,12 @@ from serve_app.api.keywords import MAX_KEYWORD_CHARS, MAX_KEYWORDS, MAX_TOTAL_CH
 from testing.fake_service import FakeService, assert_error, post
 
 
-def test_they_reach_the_model_with_every_window(client: TestClient, server: FakeService) -> None:
+def test_every_window_carries_the_keywords(client: TestClient, server: FakeService) -> None:
     assert post(client, **{"keywords[]": [" Ray  Serve", "NeMo", "NeMo", ""], "prompt": "Parakeet, NeMo"}).status_code == 200
     assert {job.keywords for job in server.jobs} == {("Ray Serve", "NeMo", "Parakeet")}
 
 
-def test_none(client: TestClient, server: FakeService) -> None:
+def test_no_keywords(client: TestClient, server: FakeService) -> None:
     post(client)
     assert {job.keywords for job in server.jobs} == {()}
 
@@ -31,7 +31,7 @@ def test_none(client: TestClient, server: FakeService) -> None:
         ("Names: Bob, Alice", ()),
     ],
 )
-def test_a_prompt_counts_where_it_is_a_plain_list(prompt: str, phrases: tuple[str, ...]) -> None:
+def test_a_prompt_counts_only_if_it_is_a_plain_list(prompt: str, phrases: tuple[str, ...]) -> None:
     assert keywords(None, prompt) == phrases
 
 
@@ -46,7 +46,7 @@ def test_too_many_or_too_long(client: TestClient) -> None:
     assert post(client, **{"keywords[]": too_many[1:]}).status_code == 200
 
 
-def test_a_prompt_is_never_refused_and_fills_what_is_left() -> None:
+def test_a_prompt_is_never_rejected_and_fills_up_to_the_limits() -> None:
     given = [f"phrase {n}" for n in range(MAX_KEYWORDS - 1)]
     assert keywords(given, "one, two") == (*given, "one")
     assert keywords(None, f"one, {'x' * (MAX_KEYWORD_CHARS + 1)}, two") == ("one", "two")

@@ -1,4 +1,4 @@
-"""What a request may cost: each limit on an API of its own that allows little."""
+"""Limits of requests, each tested on a server with a low limit."""
 
 import asyncio
 import errno
@@ -21,14 +21,12 @@ from testing.fake_service import FakeService, assert_error, post
 
 
 class TestLimits:
-    """Each on a server of its own that allows little."""
-
     @staticmethod
     def limited(**limits: Any) -> tuple[FakeService, TestClient]:
         server = FakeService(limits=LimitSettings(**limits))
         return server, TestClient(create_api(server.service), raise_server_exceptions=False)
 
-    def test_audio_that_is_too_long_is_stopped_however_small_its_file(self) -> None:
+    def test_audio_that_is_too_long_in_a_small_file(self) -> None:
         _, client = self.limited(max_audio_s=3600)
         silence = media.encode(np.zeros(48_000 * 4000, np.float32), 48_000, "flac", "flac")
         assert len(silence) < 1_000_000
@@ -36,7 +34,7 @@ class TestLimits:
             assert_error(post(client, silence), 413, "audio_too_long", "file")
             assert post(client).status_code == 200
 
-    def test_more_requests_than_may_be_are_refused_and_not_less(self) -> None:
+    def test_requests_beyond_the_maximum_are_rejected(self) -> None:
         server, client = self.limited(max_requests=2)
         server.hold.clear()
         with client, ThreadPoolExecutor(3) as clients:
@@ -51,18 +49,18 @@ class TestLimits:
             assert [answer.result().status_code for answer in answers] == [200, 200]
             assert post(client).status_code == 200
 
-    def test_an_upload_that_pauses_is_ended(self) -> None:
+    def test_an_upload_that_pauses_times_out(self) -> None:
         _, client = self.limited(upload_pause_s=0.05)
         with client:
             assert_error(self._slow_post(client, pause_s=0.5), 408, "upload_too_slow", "file")
 
-    def test_an_upload_that_takes_all_the_time_is_ended(self) -> None:
+    def test_an_upload_that_takes_too_long_times_out(self) -> None:
         _, client = self.limited(request_timeout_s=0.2)
         with client:
             assert_error(self._slow_post(client, pause_s=0.05), 408, "upload_too_slow", "file")
 
-    def test_an_upload_that_trickles_is_ended(self) -> None:
-        """Each byte comes in time, and yet it would hold its place for ever."""
+    def test_an_upload_below_the_minimum_rate_times_out(self) -> None:
+        """No single pause is too long."""
         _, client = self.limited(upload_pause_s=0.3)
         with client:
             assert_error(self._slow_post(client, pause_s=0.02), 408, "upload_too_slow", "file")
@@ -77,7 +75,7 @@ class TestLimits:
             assert_error(response, 400, "invalid_request")
 
     @pytest.mark.parametrize("kind", ["file", "field"])
-    def test_a_form_of_a_thousand_parts_is_refused(self, kind: str) -> None:
+    def test_a_form_of_a_thousand_parts_is_rejected(self, kind: str) -> None:
         _, client = self.limited()
         with client:
             if kind == "file":
@@ -95,13 +93,13 @@ class TestLimits:
         with client:
             assert_error(post(client), 503, "storage_full")
 
-    def test_a_transcription_that_takes_all_the_time_is_ended(self) -> None:
+    def test_a_transcription_that_takes_too_long_times_out(self) -> None:
         server, client = self.limited(request_timeout_s=0.2)
         server.hold.clear()
         with client:
             assert_error(post(client), 504, "deadline_exceeded")
 
-    def test_a_server_that_shuts_down_takes_on_nothing_more_and_says_so(self) -> None:
+    def test_a_server_that_shuts_down_rejects_requests_and_is_not_ready(self) -> None:
         server, client = self.limited()
         with client:
             server.service.admission.close()
@@ -113,20 +111,20 @@ class TestLimits:
 
     @staticmethod
     def _slow_post(client: TestClient, pause_s: float) -> Response:
-        """An upload in pieces, with pauses."""
+        """An upload in chunks, with a pause before each."""
 
         async def app() -> Response:
             sent: list[Any] = []
             scope = {"type": "http", "method": "POST", "path": "/v1/audio/transcriptions", "query_string": b""}
             scope |= {"headers": [(b"content-type", b"multipart/form-data; boundary=x")]}
-            pieces = 0
+            chunks = 0
 
             async def receive() -> Any:
-                nonlocal pieces
-                pieces += 1
-                await asyncio.sleep(0 if pieces == 1 else pause_s)
+                nonlocal chunks
+                chunks += 1
+                await asyncio.sleep(0 if chunks == 1 else pause_s)
                 head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
-                return {"type": "http.request", "body": head if pieces == 1 else b"abc", "more_body": True}
+                return {"type": "http.request", "body": head if chunks == 1 else b"abc", "more_body": True}
 
             async def send(message: Any) -> None:
                 sent.append(message)
@@ -138,7 +136,7 @@ class TestLimits:
         return client.portal.call(app)  # type: ignore[union-attr]
 
 
-def test_jobs_share_the_windows_equally_and_each_has_one() -> None:
+def test_jobs_share_the_windows_in_flight_equally_with_at_least_one_each() -> None:
     admission = Admission(max_requests=10, max_windows=8, max_streams=1)
     with admission.job():
         assert admission.windows_per_job == 8

@@ -1,4 +1,4 @@
-"""The OpenAPI description, and requests that are made up from it: no crash, no status or answer that it does not tell of."""
+"""The OpenAPI document, and requests generated from it: every response must be one that it describes."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ TEXTS = {
     "chunking_strategy": ["auto", '{"type": "server_vad"}', '{"window_s": 10}', "{"],
     "chunking_strategy[type]": ["server_vad", "x"],
 }
-"""What a made-up text would hardly ever be."""
+"""Valid and nearly valid texts, which random generation would hardly ever find."""
 
 server = FakeService()
 server.replicas["first"] = (ReplicaStatus("replica", "ready"),)
@@ -42,7 +42,7 @@ schema = schemathesis.openapi.from_asgi("/openapi.json", api)
 
 @schema.hook
 def flatmap_body(context: Any, body: Any) -> st.SearchStrategy[Any]:
-    """Files that are audio, texts that mean something, now and then."""
+    """Sometimes replaces fields by real files and meaningful texts."""
     if not isinstance(body, dict):
         return st.just(body)
     likely = {name: st.sampled_from(values) for name, values in TEXTS.items() if name in body}
@@ -51,11 +51,11 @@ def flatmap_body(context: Any, body: Any) -> st.SearchStrategy[Any]:
     return st.fixed_dictionaries({}, optional=likely).map(lambda found: body | found)
 
 
-# Not every form that is well made can be honoured: there are files that are not audio. And some that are not well made cannot be
-# told from others once they are a form: an empty list and no field are the same.
+# Two checks are excluded. Requests that fit the schema may still be rejected: a file may not be audio. Some that do not fit it
+# become valid as a form: an empty list is the same as no field.
 @schema.parametrize()
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-def test_made_up_requests(case: Case[Any]) -> None:
+def test_generated_requests(case: Case[Any]) -> None:
     case.call_and_validate(excluded_checks=[positive_data_acceptance, negative_data_rejection])
 
 
@@ -75,12 +75,12 @@ def test_every_field_and_every_status_is_described() -> None:
             assert "null" not in str(field)
 
 
-def test_no_other_names_are_left_over() -> None:
+def test_unused_schemas_are_removed() -> None:
     assert "ValidationError" not in str(api.openapi())
 
 
 @pytest.mark.parametrize("method", ["DELETE", "GET"])
-def test_a_wrong_method_is_told_the_right_one(method: str) -> None:
+def test_a_wrong_method_is_answered_with_the_allowed_one(method: str) -> None:
     with TestClient(api) as client:
         answer = client.request(method, "/v1/audio/transcriptions")
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")

@@ -1,4 +1,4 @@
-"""OpenAI's Realtime protocol on the bundled model: every event is judged by the types of OpenAI's client."""
+"""OpenAI's Realtime protocol on the bundled model. Every event is validated with the types of OpenAI's client."""
 
 import base64
 import json
@@ -17,7 +17,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from serve_app.api import create_api
 from serve_app.api.realtime import PATH, TRANSCRIPTION
-from serve_app.api.realtime_session import Session
+from serve_app.api.realtime_config import SessionConfig
 from serve_app.engine.parakeet import ParakeetEngine
 from serve_app.errors import EngineError
 from serve_app.live.endpointing import Endpointing
@@ -45,7 +45,7 @@ def session(client: TestClient) -> Iterator["Talk"]:
 
 
 class Talk:
-    """A session that was opened; sends and receives what OpenAI's client would."""
+    """An open session, which sends and receives events as OpenAI's client does."""
 
     def __init__(self, socket: WebSocketTestSession) -> None:
         self.socket = socket
@@ -59,13 +59,13 @@ class Talk:
         return dict(self.until("session.updated")[-1]["session"])
 
     def speak(self, samples: Samples, rate: int = 24_000, encoding: Any = "pcm_s16le", frame_bytes: int = 9_601) -> None:
-        """The samples, which are at 16 kHz, in frames that may split a sample."""
+        """Send samples, int16 [samples] at 16 kHz, in frames that may split a sample."""
         data = encoded(soxr.resample(samples / 32768, SAMPLE_RATE, rate).astype(np.float32), encoding)
         for start in range(0, len(data), frame_bytes):
             self.send("input_audio_buffer.append", audio=base64.b64encode(data[start : start + frame_bytes]).decode())
 
     def until(self, kind: str) -> list[dict[str, Any]]:
-        """Events up to and with the next of that type."""
+        """Events up to and including the next of that type."""
         events: list[dict[str, Any]] = []
         while not events or events[-1]["type"] != kind:
             events.append(self.socket.receive_json())
@@ -88,18 +88,18 @@ def update(**audio_input: Any) -> dict[str, Any]:
 
 
 def is_of_another_rate(event: dict[str, Any]) -> bool:
-    """OpenAI has PCM of 24 kHz only."""
+    """Whether the event names a sample rate that OpenAI's types do not allow: they have PCM of 24 kHz only."""
     return bool(event["type"] == "session.updated" and event["session"]["audio"]["input"]["format"].get("rate", 24_000) != 24_000)
 
 
 def kinds(events: list[dict[str, Any]]) -> list[str]:
-    """The types in order, deltas once."""
+    """The types in order; successive deltas count as one."""
     names = [event["type"].rpartition(".")[2] for event in events]
-    return [name for name, before in zip(names, ["", *names], strict=False) if (name, before) != ("delta", "delta")]
+    return [name for name, previous in zip(names, ["", *names], strict=False) if (name, previous) != ("delta", "delta")]
 
 
 class TestServerVad:
-    def test_turns_become_items(self, session: Talk, spoken: list[DigitString], speech: Samples) -> None:
+    def test_utterances_become_items(self, session: Talk, spoken: list[DigitString], speech: Samples) -> None:
         session.speak(speech)
         text, said, last = "", [word for string in spoken for word in string.words], ""
         while len(text.split()) < len(said):
@@ -124,7 +124,7 @@ class TestServerVad:
         assert started == pytest.approx(1000 + words[0].start_sample / 16 - 300, abs=200)
         assert stopped == pytest.approx(1000 + words[-1].end_sample / 16 + 500, abs=300)
 
-    def test_silence_of_ones_own(self, session: Talk, spoken: list[DigitString], speech: Samples) -> None:
+    def test_silence_duration(self, session: Talk, spoken: list[DigitString], speech: Samples) -> None:
         session.update(turn_detection={"type": "server_vad", "silence_duration_ms": 30_000})
         session.speak(speech)
         session.send("input_audio_buffer.commit")
@@ -132,7 +132,7 @@ class TestServerVad:
         assert events[-1]["transcript"] == " ".join(string.text for string in spoken)
         assert kinds(events).count("speech_started") == 1
 
-    def test_semantic_turns_end_by_silence_too(self, session: Talk, spoken: list[DigitString], speech: Samples) -> None:
+    def test_semantic_vad_ends_utterances_by_silence(self, session: Talk, spoken: list[DigitString], speech: Samples) -> None:
         updated = session.update(turn_detection={"type": "semantic_vad", "eagerness": "high"})
         assert updated["audio"]["input"]["turn_detection"] == {"type": "semantic_vad", "eagerness": "high"}
         session.speak(speech)
@@ -149,7 +149,7 @@ class TestServerVad:
             text, ends = f"{text} {events[-1]['transcript']}".strip(), [*ends, stopped]
         assert text == " ".join(string.text for string in spoken)
 
-    def test_a_commit_while_somebody_speaks(self, session: Talk, spoken: list[DigitString]) -> None:
+    def test_a_commit_during_speech(self, session: Talk, spoken: list[DigitString]) -> None:
         samples = to_int16(spoken[0].samples)
         middle = (spoken[0].words[0].end_sample + spoken[0].words[1].start_sample) // 2
         session.speak(samples[:middle])
@@ -159,8 +159,8 @@ class TestServerVad:
         events += session.until(f"{TRANSCRIPTION}.completed")
         assert kinds(events).count("committed") == kinds(events).count("completed") == 2
         assert "speech_stopped" not in kinds(events)
-        heard = " ".join(event["transcript"] for event in events if "transcript" in event)
-        assert heard.lower().replace(".", "") == spoken[0].text.lower().replace(".", "")
+        text = " ".join(event["transcript"] for event in events if "transcript" in event)
+        assert text.lower().replace(".", "") == spoken[0].text.lower().replace(".", "")
 
 
 class TestManual:
@@ -178,7 +178,7 @@ class TestManual:
             assert events[-1]["transcript"] == string.text
             assert events[-1]["usage"]["seconds"] == pytest.approx(len(string.samples) / SAMPLE_RATE, abs=0.01)
 
-    def test_all_sent_ahead(self, session: Talk, strings: list[DigitString]) -> None:
+    def test_several_commits_before_the_first_text(self, session: Talk, strings: list[DigitString]) -> None:
         for string in strings[4:7]:
             session.speak(to_int16(string.samples))
             session.send("input_audio_buffer.commit")
@@ -194,7 +194,7 @@ class TestManual:
         session.speak(to_int16(strings[4].samples))
         assert session.commit()[-1]["transcript"] == strings[4].text
 
-    def test_nothing_is_said(self, session: Talk) -> None:
+    def test_silence_is_an_empty_transcript(self, session: Talk) -> None:
         session.speak(PAUSE)
         assert session.commit()[-1]["transcript"] == ""
 
@@ -206,12 +206,12 @@ class TestManual:
         assert session.commit()[-1]["transcript"] == strings[5].text
 
     @pytest.mark.parametrize(("kind", "encoding"), [("audio/pcmu", "mulaw"), ("audio/pcma", "alaw")])
-    def test_telephones(self, session: Talk, strings: list[DigitString], kind: str, encoding: str) -> None:
+    def test_telephone_encodings(self, session: Talk, strings: list[DigitString], kind: str, encoding: str) -> None:
         assert session.update(format={"type": kind})["audio"]["input"]["format"] == {"type": kind}
         session.speak(to_int16(strings[5].samples), 8_000, encoding)
         assert session.commit()[-1]["transcript"] == strings[5].text
 
-    def test_what_was_said_before_an_update_is_not_lost(self, session: Talk, strings: list[DigitString]) -> None:
+    def test_an_update_first_completes_the_audio_before_it(self, session: Talk, strings: list[DigitString]) -> None:
         session.speak(to_int16(strings[5].samples))
         session.send("session.update", session={"audio": {"input": {"transcription": {"language": "en"}}}})
         events = session.until("session.updated")
@@ -226,7 +226,7 @@ class TestManual:
         assert "".join(entry["token"] for entry in completed["logprobs"]).strip() == completed["transcript"]
 
 
-def test_the_session_says_what_it_is_set_to(session: Talk) -> None:
+def test_the_session_reports_its_configuration(session: Talk) -> None:
     assert session.created["type"] == "transcription"
     assert session.created["object"] == "realtime.transcription_session"
     before = session.created["audio"]["input"]
@@ -242,7 +242,7 @@ def test_the_session_says_what_it_is_set_to(session: Talk) -> None:
 
 
 @pytest.mark.parametrize(
-    ("audio_input", "silence_s", "threshold", "patience"),
+    ("audio_input", "silence_s", "threshold", "right_context_scale"),
     [
         ({}, 0.5, 0.5, 1.0),
         ({"turn_detection": None}, math.inf, 0.5, 1.0),
@@ -251,10 +251,12 @@ def test_the_session_says_what_it_is_set_to(session: Talk) -> None:
         ({"turn_detection": {"type": "semantic_vad", "eagerness": "low"}, "transcription": {"delay": "xhigh"}}, 2.0, 0.5, 4.0),
     ],
 )
-def test_what_settings_mean(audio_input: dict[str, Any], silence_s: float, threshold: float, patience: float) -> None:
-    session = Session().updated({"audio": {"input": audio_input}})
-    assert session.endpointing == Endpointing(silence_s, threshold)
-    assert session.right_context_scale == patience
+def test_meaning_of_the_configuration(
+    audio_input: dict[str, Any], silence_s: float, threshold: float, right_context_scale: float
+) -> None:
+    config = SessionConfig().updated({"audio": {"input": audio_input}})
+    assert config.endpointing == Endpointing(silence_s, threshold)
+    assert config.right_context_scale == right_context_scale
 
 
 def test_keywords_reach_the_model(server: EngineService, session: Talk, spoken: list[DigitString]) -> None:
@@ -264,7 +266,7 @@ def test_keywords_reach_the_model(server: EngineService, session: Talk, spoken: 
     assert server.jobs[-1].keywords == ("seven", "eight", "nine")
 
 
-class TestWrong:
+class TestErrors:
     @pytest.mark.parametrize(
         ("event", "param"),
         [
@@ -290,7 +292,7 @@ class TestWrong:
             (update(format={"type": "audio/pcm", "rate": 1}), "sample_rate"),
         ],
     )
-    def test_an_event_is_refused_and_the_session_goes_on(
+    def test_an_invalid_event_is_rejected_and_the_session_goes_on(
         self, session: Talk, strings: list[DigitString], event: Any, param: str | None
     ) -> None:
         if isinstance(event, dict):
@@ -302,7 +304,9 @@ class TestWrong:
         session.speak(np.concatenate([to_int16(strings[5].samples), PAUSE]))
         assert session.until(f"{TRANSCRIPTION}.completed")[-1]["transcript"] == strings[5].text
 
-    def test_recognition_fails_and_comes_back(self, server: EngineService, session: Talk, strings: list[DigitString]) -> None:
+    def test_the_item_after_a_failed_one_is_transcribed(
+        self, server: EngineService, session: Talk, strings: list[DigitString]
+    ) -> None:
         session.update(turn_detection=None)
         server.failure = EngineError("It broke.")
         session.speak(to_int16(strings[5].samples))
@@ -315,14 +319,14 @@ class TestWrong:
         assert session.commit()[-1]["transcript"] == strings[4].text
 
     @pytest.mark.parametrize(("url", "param"), [(f"{PATH}?intent=conversation", "intent"), (f"{URL}&model=none", "model")])
-    def test_the_address(self, client: TestClient, url: str, param: str) -> None:
+    def test_query_parameters(self, client: TestClient, url: str, param: str) -> None:
         with client.websocket_connect(url) as socket:
             error = socket.receive_json()
             assert (error["type"], error["error"]["param"]) == ("error", param)
             with pytest.raises(WebSocketDisconnect):
                 socket.receive_json()
 
-    def test_a_turn_fails_and_the_next_one_does_not(
+    def test_the_utterance_after_a_failed_one_is_transcribed(
         self, server: EngineService, session: Talk, strings: list[DigitString]
     ) -> None:
         server.failure = EngineError("It broke.")
@@ -334,11 +338,11 @@ class TestWrong:
             assert event["transcript"] in strings[5].text
 
     @pytest.mark.parametrize("event", [{"type": "x" * 10_000}, {"type": "x", "event_id": "y" * 10_000}, {"type": "\ud800"}])
-    def test_little_is_sent_back(self, session: Talk, event: dict[str, str]) -> None:
+    def test_long_values_are_not_echoed(self, session: Talk, event: dict[str, str]) -> None:
         session.socket.send_text(json.dumps(event))
         assert len(json.dumps(session.error())) < 2_000
 
-    def test_a_client_that_never_speaks_is_closed(self, engine: ParakeetEngine) -> None:
+    def test_a_silent_client_is_disconnected(self, engine: ParakeetEngine) -> None:
         server = EngineService(engine, live=LiveSettings(idle_s=0.2))
         with TestClient(create_api(server.service)) as client, client.websocket_connect(URL) as socket:
             session = Talk(socket)
@@ -370,9 +374,11 @@ class TestKeys:
             Talk(socket)
 
 
-def test_a_server_that_ends_finishes_what_it_has(server: EngineService, session: Talk, strings: list[DigitString]) -> None:
+def test_a_server_that_shuts_down_transcribes_what_it_has_read(
+    server: EngineService, session: Talk, strings: list[DigitString]
+) -> None:
     session.update(turn_detection=None)
-    # One event: what the server had not read yet when it was told to end would not be transcribed.
+    # A single event, since events that the server has not read before the shutdown are not transcribed.
     session.speak(np.concatenate([to_int16(strings[5].samples), PAUSE]), frame_bytes=10**6)
     session.until(f"{TRANSCRIPTION}.delta")
     server.service.admission.close()

@@ -1,4 +1,4 @@
-"""The HTTP side on the real pipeline and decoder, with a recogniser that needs no model and no Ray."""
+"""The REST routes on the real pipeline and decoder, with a simulated engine."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ from testing.fake_service import NOISE, FakeService, assert_error, post
 
 
 class TestTranscriptions:
-    def test_the_default_is_what_clients_of_other_servers_expect(self, client: TestClient) -> None:
+    def test_the_default_has_the_fields_that_clients_of_other_servers_expect(self, client: TestClient) -> None:
         body = post(client).json()
         TranscriptionDefault.model_validate(body)
         assert set(body) == {
@@ -44,9 +44,9 @@ class TestTranscriptions:
             assert word in answer.text
 
     def test_cues_can_be_shaped_per_request(self, client: TestClient) -> None:
-        usual = post(client, response_format="srt").text
+        default = post(client, response_format="srt").text
         narrow = post(client, response_format="srt", max_line_chars="8", max_lines="1").text
-        assert narrow.count("-->") > usual.count("-->")
+        assert narrow.count("-->") > default.count("-->")
         lines = [line for line in narrow.splitlines() if line.startswith("w")]
         assert max(map(len, lines)) <= 8
         assert_error(post(client, response_format="srt", max_lines="0"), 400, "invalid_value", "max_lines")
@@ -80,7 +80,7 @@ class TestTranscriptions:
     def test_a_model_is_chosen_by_name(self, client: TestClient) -> None:
         assert post(client, model="second", response_format="verbose_json").json()["language"] == "german"
 
-    def test_segments_have_words_as_whispers_own(self, client: TestClient) -> None:
+    def test_segments_have_words_in_whispers_form(self, client: TestClient) -> None:
         body = post(client, response_format="verbose_json", **{"timestamp_granularities[]": "word"}).json()
         nested = [word for segment in body["segments"] for word in segment["words"]]
         assert [word["word"] for word in nested] == [word["word"] for word in body["words"]]
@@ -96,22 +96,22 @@ class TestTranscriptions:
             assert bytes(entry["bytes"]).decode() == entry["token"]
             assert entry["logprob"] == 0
 
-    def test_what_cannot_be_included(self, client: TestClient) -> None:
+    def test_an_unknown_value_of_include(self, client: TestClient) -> None:
         assert_error(post(client, **{"include[]": "secrets"}), 400, "invalid_value", "include[]")
 
-    def test_speakers_are_not_told_apart(self, client: TestClient) -> None:
+    def test_diarization_is_not_supported(self, client: TestClient) -> None:
         message = assert_error(post(client, response_format="diarized_json"), 400, "invalid_request", "response_format")
         assert "speakers" in message
 
     def test_unknown_fields_are_ignored(self, client: TestClient) -> None:
         assert post(client, temperature="0", prompt="x", made_up="1").status_code == 200
 
-    def test_the_first_window_goes_ahead(self, client: TestClient, server: FakeService) -> None:
+    def test_the_first_window_has_priority(self, client: TestClient, server: FakeService) -> None:
         post(client, media.wav(media.tone(50, rate=8000), rate=8000))
         assert server.lanes == [Lane.INTERACTIVE, Lane.BULK]
 
     @pytest.mark.parametrize("fields", [{"language": "en"}, {"language": "en-US"}, {"language": "English"}, {"language": ""}])
-    def test_a_language_that_the_model_speaks(self, client: TestClient, fields: dict[str, str]) -> None:
+    def test_a_supported_language(self, client: TestClient, fields: dict[str, str]) -> None:
         assert post(client, **fields).json()["language"] == "en"
 
     def test_one_of_several_languages(self, client: TestClient) -> None:
@@ -119,10 +119,10 @@ class TestTranscriptions:
         assert post(client, **fields).json()["language"] == "german"
 
     @pytest.mark.parametrize("fields", [{"language": "fr"}, {"language": "klingon"}, {"languages[]": ["de", "fr"]}])
-    def test_a_language_that_it_does_not_speak(self, client: TestClient, fields: dict[str, str]) -> None:
-        assert "It speaks: en." in assert_error(post(client, **fields), 400, "invalid_request", "language")
+    def test_an_unsupported_language(self, client: TestClient, fields: dict[str, str]) -> None:
+        assert "Supported languages: en." in assert_error(post(client, **fields), 400, "invalid_request", "language")
 
-    def test_translation_is_transcription_where_all_is_english_and_refused_elsewhere(self, client: TestClient) -> None:
+    def test_translation_is_transcription_for_an_english_model_and_rejected_for_others(self, client: TestClient) -> None:
         files = {"file": ("x.wav", NOISE)}
         english = client.post("/v1/audio/translations", files=files)
         assert english.json() == post(client, response_format="json").json()
@@ -131,8 +131,8 @@ class TestTranscriptions:
         german = client.post("/v1/audio/translations", files=files, data={"model": "second"})
         assert "does not translate" in assert_error(german, 400, "invalid_request", "model")
 
-    def test_silence_asks_the_model_once(self, client: TestClient, server: FakeService) -> None:
-        """So that a model which cannot be had is said to, and hours of silence cost nothing."""
+    def test_only_the_first_window_of_silence_goes_to_the_model(self, client: TestClient, server: FakeService) -> None:
+        """An unavailable model is reported all the same, and hours of silence cost nothing."""
         silence = media.wav(np.zeros(100 * 8_000), 8_000, "PCM_U8")
         assert post(client, silence).json()["text"] == ""
         assert [window.index for window in server.windows] == [0]
@@ -165,7 +165,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         "data", [b"", b"no media", media.silent_video(), media.wav(np.zeros(0))], ids=["empty", "text", "no sound", "no samples"]
     )
-    def test_what_is_no_audio(self, client: TestClient, data: bytes) -> None:
+    def test_files_without_audio(self, client: TestClient, data: bytes) -> None:
         assert_error(post(client, data), 400, "invalid_audio", "file")
 
     def test_an_unknown_format(self, client: TestClient) -> None:
@@ -209,7 +209,7 @@ class TestBadInput:
         ],
         ids=["one sample", "not numbers", "192 kHz"],
     )
-    def test_odd_but_good_audio(self, client: TestClient, data: bytes) -> None:
+    def test_unusual_but_valid_audio(self, client: TestClient, data: bytes) -> None:
         assert post(client, data).status_code == 200
 
     def test_the_next_request_is_served(self, client: TestClient) -> None:
@@ -230,12 +230,12 @@ class TestFailures:
         assert assert_error(response, status, failure.code) == failure.message
         assert response.headers.get("retry-after") == retry_after
 
-    def test_the_unforeseen_tells_no_secrets(self, client: TestClient, server: FakeService) -> None:
+    def test_an_unexpected_failure_reveals_no_details(self, client: TestClient, server: FakeService) -> None:
         server.failure = RuntimeError("secret detail")
         assert "secret" not in assert_error(post(client), 500, "server_error")
 
 
-def test_damage_is_told(client: TestClient) -> None:
+def test_a_damaged_file_has_a_warning(client: TestClient) -> None:
     data = bytearray(media.encode(media.tone(20, 48_000), 48_000, "mp4", "aac"))
     middle = len(data) // 2
     data[middle : middle + 3000] = np.random.default_rng(0).integers(0, 256, 3000, dtype=np.uint8).tobytes()

@@ -1,4 +1,4 @@
-"""Models, health, readiness, and how the server describes itself."""
+"""Models, health, readiness, and the OpenAPI document."""
 
 from fastapi.testclient import TestClient
 
@@ -25,7 +25,7 @@ def test_health(client: TestClient) -> None:
     assert client.get("/health").json() == {"status": "ok"}
 
 
-def test_not_ready_until_the_kept_model_is_loaded(client: TestClient, server: FakeService) -> None:
+def test_not_ready_until_the_model_with_min_replicas_is_loaded(client: TestClient, server: FakeService) -> None:
     response = client.get("/ready")
     assert response.status_code == 503
     assert [(m["id"], m["state"]) for m in response.json()["models"]] == [("first", "unloaded"), ("second", "unloaded")]
@@ -40,13 +40,13 @@ def test_not_ready_until_the_kept_model_is_loaded(client: TestClient, server: Fa
     assert model["replicas"][1]["windows"] == 9
 
 
-def test_the_progress_of_a_download_shows(client: TestClient, server: FakeService) -> None:
+def test_the_progress_of_a_download_is_shown(client: TestClient, server: FakeService) -> None:
     server.replicas["second"] = (ReplicaStatus("r", "downloading", detail="downloaded 20 of 2400 MB"),)
     model = client.get("/ready").json()["models"][1]
     assert (model["state"], model["detail"]) == ("downloading", "downloaded 20 of 2400 MB")
 
 
-def test_the_description_names_every_field(client: TestClient) -> None:
+def test_the_openapi_document_describes_every_field(client: TestClient) -> None:
     assert client.get("/docs").status_code == 200
     schema = client.get("/openapi.json").json()
     (form,) = (s for name, s in schema["components"]["schemas"].items() if name.startswith("Body_transcribe"))

@@ -1,4 +1,4 @@
-"""`stream=true`: text while later audio is still at work, judged by OpenAI's own types."""
+"""`stream=true`: text while later audio is still in progress, validated with the types of OpenAI's client."""
 
 import asyncio
 import io
@@ -19,7 +19,7 @@ from serve_app.window import Job, Lane, Window
 from testing import media
 from testing.fake_service import NOISE, FakeService, assert_error, post
 
-# Noise, with silences that end segments.
+# Noise, with silences in between that end segments.
 SPEECH = [
     part
     for n in range(5)
@@ -28,8 +28,8 @@ SPEECH = [
 LONG = media.wav(np.concatenate(SPEECH), 8_000, "PCM_U8")
 
 
-class Halting(FakeService):
-    """Windows from `halt_at` on wait, or fail with `failure`."""
+class HaltingService(FakeService):
+    """Windows from index `halt_at` on wait for `gate`, then fail with `failure` if there is one."""
 
     halt_at = 10**6
 
@@ -51,12 +51,12 @@ class Halting(FakeService):
 
 
 @pytest.fixture
-def server() -> Halting:
-    return Halting()
+def server() -> HaltingService:
+    return HaltingService()
 
 
 @pytest.fixture
-def client(server: Halting) -> Iterator[TestClient]:
+def client(server: HaltingService) -> Iterator[TestClient]:
     with TestClient(create_api(server.service), raise_server_exceptions=False) as client:
         yield client
 
@@ -107,21 +107,21 @@ def test_progress_goes_up_to_the_length_of_the_file(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize("response_format", ["json", "text", "srt", "vtt", "csv", "tsv", "verbose_json"])
-def test_the_last_event_carries_the_answer_in_the_format_asked_for(client: TestClient, response_format: str) -> None:
+def test_the_last_event_carries_the_transcript_in_the_requested_format(client: TestClient, response_format: str) -> None:
     fields = {"response_format": response_format, "timestamp_granularities[]": "word"}
     answer = post(client, LONG, **fields)
     content = events_of(client, fields=fields)[-1]["content"]
     assert content == (answer.json() if response_format.endswith("json") else answer.content.decode())
 
 
-def test_a_failure_before_the_first_event_has_its_status(client: TestClient, server: Halting) -> None:
+def test_a_failure_before_the_first_event_has_its_status(client: TestClient, server: HaltingService) -> None:
     assert_error(post(client, b"no media", stream="true"), 400, "invalid_audio", "file")
     server.halt_at, server.failure = 0, Overloaded("full")
     assert_error(post(client, NOISE, stream="true"), 429, "overloaded")
 
 
 @pytest.mark.parametrize(("failure", "code"), [(EngineError("broken"), "engine_error"), (KeyError("secret"), "engine_error")])
-def test_a_later_failure_is_an_event(client: TestClient, server: Halting, failure: Exception, code: str) -> None:
+def test_a_later_failure_is_an_event(client: TestClient, server: HaltingService, failure: Exception, code: str) -> None:
     server.halt_at, server.failure = 3, failure
     *deltas, last = events_of(client)
     assert deltas
@@ -131,8 +131,8 @@ def test_a_later_failure_is_an_event(client: TestClient, server: Halting, failur
     assert "secret" not in last["error"]["message"]
 
 
-async def test_text_comes_while_later_windows_are_at_work_and_pings_keep_the_line(
-    server: Halting, monkeypatch: pytest.MonkeyPatch
+async def test_text_is_sent_while_later_windows_are_in_progress_and_pings_keep_the_connection_open(
+    server: HaltingService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streaming, "PING_S", 0.05)
     server.halt_at = 3
@@ -150,7 +150,7 @@ async def test_text_comes_while_later_windows_are_at_work_and_pings_keep_the_lin
     assert b"transcript.text.done" in rest[-1]
 
 
-async def test_a_client_that_leaves_stops_the_work(server: Halting) -> None:
+async def test_the_work_stops_when_the_client_disconnects(server: HaltingService) -> None:
     server.halt_at = 3
     server.gate.clear()
     response: Any = await streaming.stream(server.service.transcribe_events(_audio(), server.service.find_model(None)))

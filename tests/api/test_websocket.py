@@ -1,4 +1,4 @@
-"""Seed A's WebSocket: live speech and files by the bundled model, and what it says to those who do it wrong."""
+"""Seed A's WebSocket protocol on the bundled model: live speech, files, and errors."""
 
 import asyncio
 import base64
@@ -69,14 +69,15 @@ def as_floats(samples: Samples) -> NDArray[np.float32]:
 
 
 def until_end(socket: WebSocketTestSession) -> list[dict[str, Any]]:
-    """Every message up to the last, and the close that follows it."""
+    """All messages up to the last one."""
     messages: list[dict[str, Any]] = []
     while not messages or messages[-1]["type"] not in ("final_transcription", "error"):
         messages.append(socket.receive_json())
     return messages
 
 
-def heard(client: TestClient, data: bytes, config: dict[str, Any] | None, size: int = 3_200) -> list[dict[str, Any]]:
+def transcribed(client: TestClient, data: bytes, config: dict[str, Any] | None, size: int = 3_200) -> list[dict[str, Any]]:
+    """All messages for audio sent in frames of `size` bytes."""
     with client.websocket_connect(PATH) as socket:
         if config is not None:
             socket.send_json(config)
@@ -91,8 +92,8 @@ def heard(client: TestClient, data: bytes, config: dict[str, Any] | None, size: 
 
 
 class TestLive:
-    def test_the_text_and_what_comes_with_it(self, client: TestClient, speech: Samples, text: str) -> None:
-        *segments, last = heard(client, speech.tobytes(), RAW)
+    def test_segments_and_the_final_transcription(self, client: TestClient, speech: Samples, text: str) -> None:
+        *segments, last = transcribed(client, speech.tobytes(), RAW)
         assert last["type"] == "final_transcription"
         assert last["text"] == text
         assert [segment["type"] for segment in segments] == ["segment"] * last["total_segments"]
@@ -104,7 +105,7 @@ class TestLive:
         assert last["language"] == "en"
 
     def test_partial_words_are_revised_and_final_ones_are_not(self, client: TestClient, speech: Samples, text: str) -> None:
-        *messages, last = heard(client, speech.tobytes(), {**RAW, "interim_results": True})
+        *messages, last = transcribed(client, speech.tobytes(), {**RAW, "interim_results": True})
         said: list[str] = []
         seen: list[str] = []
         for message in messages:
@@ -128,13 +129,13 @@ class TestLive:
 
         samples = soxr.resample(as_floats(speech), SAMPLE_RATE, rate_hz)
         config = {"encoding": encoding, "sample_rate": rate_hz, "channels": channels}
-        messages = heard(client, encoded(samples, encoding, channels), config, size)
+        messages = transcribed(client, encoded(samples, encoding, channels), config, size)
         assert messages[-1]["text"] == text
 
-    def test_seed_as_way_to_say_it_and_none_at_all(self, client: TestClient, speech: Samples, text: str) -> None:
+    def test_seed_as_configuration_and_none(self, client: TestClient, speech: Samples, text: str) -> None:
         config = {"sample_rate": 16_000, "channels": 1, "bytes_per_sample": 2, "format": "binary"}
-        assert heard(client, speech.tobytes(), config)[-1]["text"] == text
-        assert heard(client, speech.tobytes(), None)[-1]["text"] == text
+        assert transcribed(client, speech.tobytes(), config)[-1]["text"] == text
+        assert transcribed(client, speech.tobytes(), None)[-1]["text"] == text
 
     def test_base64(self, client: TestClient, speech: Samples, text: str) -> None:
         with client.websocket_connect(PATH) as socket:
@@ -144,28 +145,28 @@ class TestLive:
             socket.send_text(" end ")
             assert until_end(socket)[-1]["text"] == text
 
-    def test_utterances_end_with_a_silence_of_ones_choice(self, client: TestClient, speech: Samples, text: str) -> None:
+    def test_endpointing(self, client: TestClient, speech: Samples, text: str) -> None:
         for endpointing in (False, 300, True):
-            *segments, last = heard(client, speech.tobytes(), {**RAW, "endpointing": endpointing})
+            *segments, last = transcribed(client, speech.tobytes(), {**RAW, "endpointing": endpointing})
             assert last["text"].lower().replace(".", "") == text.lower().replace(".", "")
             assert segments
 
-    def test_live_speech_goes_before_all_else(self, client: TestClient, server: EngineService, speech: Samples) -> None:
-        heard(client, speech.tobytes(), {**RAW, "keywords": ["Nine nine"]})
+    def test_live_speech_uses_the_live_lane(self, client: TestClient, server: EngineService, speech: Samples) -> None:
+        transcribed(client, speech.tobytes(), {**RAW, "keywords": ["Nine nine"]})
         assert set(server.lanes) == {Lane.LIVE}
         assert {job.keywords for job in server.jobs} == {("Nine nine",)}
 
 
 class TestFiles:
     @pytest.mark.parametrize(("container", "codec"), [*CONTAINERS, ("mp4", "aac")])
-    def test_segments_are_those_of_rest(self, client: TestClient, speech: Samples, container: str, codec: str) -> None:
+    def test_segments_are_the_same_as_over_rest(self, client: TestClient, speech: Samples, container: str, codec: str) -> None:
         data = media.encode(as_floats(speech), SAMPLE_RATE, container, codec)
-        *segments, last = heard(client, data, {"sample_rate": 16_000, "channels": 1, "format": "binary"})
+        *segments, last = transcribed(client, data, {"sample_rate": 16_000, "channels": 1, "format": "binary"})
         answer = client.post("/v1/audio/transcriptions", files={"file": ("x", data)}).json()
         assert last["text"] == answer["text"]
         assert last["csv_content"] == answer["csv_content"]
         assert last["srt_content"] == answer["srt_content"]
-        # Confidences may differ a little: where a file's end is not known, its last samples are heard too.
+        # Confidences may differ a little: without a known end of the file, its last samples are transcribed too.
         same = ("id", "text", "start", "end", "seek", "tokens")
         assert [[segment[name] for name in same] for segment in segments] == [
             [segment[name] for name in same] for segment in answer["segments"]
@@ -189,22 +190,22 @@ class TestFiles:
             socket.send_text("END")
             assert until_end(socket)[-1]["type"] == "final_transcription"
 
-    def test_a_sender_that_stops_half_way_has_sent_no_file(self, engine: ParakeetEngine, speech: Samples) -> None:
+    def test_an_upload_that_stops_in_the_middle_is_an_error(self, engine: ParakeetEngine, speech: Samples) -> None:
         server = EngineService(engine, live=LiveSettings(idle_s=0.3))
         with TestClient(create_api(server.service)) as client, client.websocket_connect(PATH) as socket:
             socket.send_bytes(media.wav(speech)[:100_000])
             assert until_end(socket)[-1]["code"] == "stream_idle"
         wait_for(lambda: server.service.admission.streams == 0)
 
-    def test_more_than_the_file_holds_is_not_waited_for(self, client: TestClient, speech: Samples, text: str) -> None:
-        """The header tells the length, and what follows is no part of the file."""
+    def test_bytes_after_the_end_of_the_file_are_ignored(self, client: TestClient, speech: Samples, text: str) -> None:
+        """The header of the file gives its length."""
         with client.websocket_connect(PATH) as socket:
             for piece in pieces(media.encode(as_floats(speech), SAMPLE_RATE, "webm", "libopus") + bytes(3_000_000), 100_000):
                 socket.send_bytes(piece)
             socket.send_text("END")
             assert until_end(socket)[-1]["text"] == text
 
-    def test_no_more_bytes_than_an_upload_may_have(self, engine: ParakeetEngine) -> None:
+    def test_an_upload_that_is_too_large(self, engine: ParakeetEngine) -> None:
         server = EngineService(engine, limits=LimitSettings(max_upload_bytes=100_000))
         frames = [b"\0\0\0\x20ftypM4A " + bytes(50_000), bytes(50_000), "END"]
         with TestClient(create_api(server.service)) as client:
@@ -216,7 +217,7 @@ class TestFiles:
 
 
 def failure(client: TestClient, frames: list[Any], code: int) -> dict[str, Any]:
-    """The error that frames lead to; the connection is closed with that code."""
+    """The error that the frames cause; asserts the close code."""
     with client.websocket_connect(PATH) as socket:
         for frame in frames:
             if isinstance(frame, bytes):
@@ -232,9 +233,9 @@ def failure(client: TestClient, frames: list[Any], code: int) -> dict[str, Any]:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + 20
+    deadline_s = time.monotonic() + 20
     while not condition():
-        assert time.monotonic() < until
+        assert time.monotonic() < deadline_s
         time.sleep(0.01)
 
 
@@ -257,14 +258,14 @@ class TestErrors:
         ],
         ids=str,
     )
-    def test_what_is_wrong(
+    def test_invalid_messages(
         self, client: TestClient, server: EngineService, frames: list[Any], code: int, param: str | None
     ) -> None:
         assert failure(client, frames, code)["param"] == param
         wait_for(lambda: server.service.admission.streams == 0)
 
     @pytest.mark.parametrize(
-        ("error", "code", "said"),
+        ("error", "code", "message"),
         [
             (EngineError("broken"), 1011, "broken"),
             (ModelUnavailable("no file"), 1013, "no file"),
@@ -272,10 +273,10 @@ class TestErrors:
         ],
     )
     def test_a_model_that_fails(
-        self, client: TestClient, server: EngineService, speech: Samples, error: Exception, code: int, said: str
+        self, client: TestClient, server: EngineService, speech: Samples, error: Exception, code: int, message: str
     ) -> None:
         server.failure = error
-        assert failure(client, [RAW, speech.tobytes(), "END"], code)["error"] == said
+        assert failure(client, [RAW, speech.tobytes(), "END"], code)["error"] == message
         wait_for(lambda: server.service.admission.streams == 0)
 
     def test_limits(self, engine: ParakeetEngine) -> None:
@@ -290,7 +291,7 @@ class TestErrors:
                 wait_for(lambda: server.service.admission.streams == 1)
                 assert failure(client, [RAW, bytes(2)], 1013)["code"] == "overloaded"
 
-    def test_the_longest_session(self, engine: ParakeetEngine) -> None:
+    def test_the_maximum_duration_of_a_session(self, engine: ParakeetEngine) -> None:
         server = EngineService(engine, live=LiveSettings(max_session_s=0.3))
         with TestClient(create_api(server.service)) as client:
             assert failure(client, [RAW, bytes(2)], 1008)["code"] == "stream_too_long"
@@ -304,11 +305,11 @@ class TestKeys:
             yield client
 
     @pytest.mark.parametrize("config", [{}, {"api_key": "wrong"}])
-    def test_none_or_a_wrong_one(self, client: TestClient, config: dict[str, str]) -> None:
+    def test_no_key_and_a_wrong_one(self, client: TestClient, config: dict[str, str]) -> None:
         assert failure(client, [{**RAW, **config}, bytes(2), "END"], 1008)["code"] == "invalid_api_key"
 
     def test_in_the_configuration(self, client: TestClient) -> None:
-        assert heard(client, bytes(32_000), {**RAW, "api_key": "secret"})[-1]["text"] == ""
+        assert transcribed(client, bytes(32_000), {**RAW, "api_key": "secret"})[-1]["text"] == ""
 
     def test_as_a_header(self, client: TestClient) -> None:
         with client.websocket_connect(PATH, headers={"Authorization": "Bearer secret"}) as socket:
@@ -318,7 +319,7 @@ class TestKeys:
             assert until_end(socket)[-1]["type"] == "final_transcription"
 
 
-def test_a_client_that_goes_leaves_nothing(client: TestClient, server: EngineService, speech: Samples) -> None:
+def test_the_stream_ends_when_the_client_disconnects(client: TestClient, server: EngineService, speech: Samples) -> None:
     for data, config in ((speech.tobytes(), RAW), (media.wav(speech), {})):
         server.hold.clear()
         with client.websocket_connect(PATH) as socket:
@@ -329,7 +330,9 @@ def test_a_client_that_goes_leaves_nothing(client: TestClient, server: EngineSer
         server.hold.set()
 
 
-def test_a_server_that_ends_finishes_what_it_has(client: TestClient, server: EngineService, speech: Samples, text: str) -> None:
+def test_a_server_that_shuts_down_transcribes_what_it_has_read(
+    client: TestClient, server: EngineService, speech: Samples, text: str
+) -> None:
     with client.websocket_connect(PATH) as socket:
         socket.send_json(RAW)
         socket.send_bytes(speech.tobytes())
@@ -343,18 +346,18 @@ def test_a_server_that_ends_finishes_what_it_has(client: TestClient, server: Eng
     assert failure(client, [RAW, bytes(2), "END"], 1012)["code"] == "shutting_down"
 
 
-async def test_no_task_file_or_stream_is_left(server: EngineService, speech: Samples) -> None:
+async def test_broken_connections_leave_no_task_file_or_stream(server: EngineService, speech: Samples) -> None:
     with serving(create_api(server.service)) as url:
         address = url.replace("http", "ws")
         httpx2.get(f"{url}/ready")
 
-        def left() -> tuple[int, int, set[str]]:
+        def open_resources() -> tuple[int, int, set[str]]:
             assert server.loop is not None
             return len(asyncio.all_tasks(server.loop)), server.service.admission.streams, open_files(psutil.Process())
 
-        before = left()
+        before = open_resources()
         append = json.dumps({"type": "input_audio_buffer.append", "audio": base64.b64encode(speech.tobytes()).decode()})
-        cut_off: list[tuple[str, list[str | bytes]]] = [
+        broken: list[tuple[str, list[str | bytes]]] = [
             (PATH, []),
             (PATH, [json.dumps(RAW)]),
             (PATH, [json.dumps({**RAW, "interim_results": True}), speech.tobytes()]),
@@ -369,10 +372,10 @@ async def test_no_task_file_or_stream_is_left(server: EngineService, speech: Sam
             (realtime.PATH, ["garbage", "[]"]),
             (realtime.PATH, [bytes(9_000_000)]),
         ]
-        for path, frames in cut_off * 2:
+        for path, frames in broken * 2:
             async with websockets.connect(address + path) as socket:
                 for frame in frames:
                     await socket.send(frame)
                 await asyncio.sleep(0.1)
                 socket.transport.abort()
-        await asyncio.to_thread(wait_for, lambda: left() == before)
+        await asyncio.to_thread(wait_for, lambda: open_resources() == before)

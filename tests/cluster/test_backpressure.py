@@ -1,4 +1,4 @@
-"""The queues of a request's body: full ones make the sender wait. tests/test_uploads.py measures it on the real server."""
+"""The queues of a request body: reading stops when they are full. tests/server/test_uploads.py measures it on a real server."""
 
 import asyncio
 import pickle
@@ -25,26 +25,26 @@ pytestmark = pytest.mark.parametrize("message", [HTTP, WEBSOCKET_BYTES, WEBSOCKE
 
 @pytest.fixture
 def bounded_replica(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The change to this process, for the length of a test."""
+    """Patches this process for one test."""
     for name in ("ASGIReceiveProxy", "ASGIDIReceiveProxy"):
         monkeypatch.setattr(replica, name, getattr(replica, name))
     backpressure.bound_this_replica()
 
 
 async def settled(count: Callable[[], int]) -> int:
-    """What a count comes to once nothing moves any more."""
-    before = -1
-    while before != count():
-        before = count()
+    """The value of a counter once it no longer changes."""
+    last = -1
+    while last != count():
+        last = count()
         await asyncio.sleep(10 * POLL_S)
-    return before
+    return last
 
 
 async def test_the_proxy_stops_reading_until_the_replica_has_fetched(
     monkeypatch: pytest.MonkeyPatch, message: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(proxy, "MessageQueue", proxy.MessageQueue)
-    backpressure._proxy_change()(None, MAX_HELD_BYTES)
+    backpressure._proxy_patch()(None, MAX_HELD_BYTES)
     queue = proxy.MessageQueue()
     received = 0
 
@@ -82,7 +82,7 @@ async def test_a_replica_stops_fetching_until_the_application_has_taken(message:
 
 
 @pytest.mark.usefixtures("bounded_replica")
-async def test_so_does_one_that_receives_directly(message: dict[str, Any]) -> None:
+async def test_a_replica_that_receives_directly_stops_reading(message: dict[str, Any]) -> None:
     received = 0
 
     async def uvicorn() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`parakeet-serve listen` over a real WebSocket, to the API on the bundled model."""
+"""`parakeet-serve listen` over a real WebSocket, against the API on the bundled model."""
 
 import contextlib
 import os
@@ -62,7 +62,7 @@ def run(url: str, *arguments: str) -> Result:
     return CliRunner().invoke(main, ["listen", *arguments], env={"PARAKEET_URL": url})
 
 
-def test_a_file_at_the_pace_of_speech(url: str, recording: str, said: DigitString, server: EngineService) -> None:
+def test_a_file_in_real_time(url: str, recording: str, said: DigitString, server: EngineService) -> None:
     done = run(url, recording, "--times", "--keyword", "seven")
     assert done.exit_code == 0, done.output
     (line,) = done.stdout.splitlines()
@@ -96,7 +96,7 @@ def test_partial_words_are_shown_on_a_terminal(url: str, recording: str, said: D
         os.close(its_side)
         shown = b""
         with open(terminal, "rb", 0) as screen, contextlib.suppress(OSError):
-            # A terminal whose other side has been closed ends with an error.
+            # Reading a terminal whose other side is closed raises an error.
             while data := screen.read(65_536):
                 shown += data
     assert process.returncode == 0
@@ -106,7 +106,9 @@ def test_partial_words_are_shown_on_a_terminal(url: str, recording: str, said: D
     assert b"\x1b[2m" in shown
 
 
-def test_ctrl_c_ends_the_speech_and_not_the_text(url: str, samples: Samples, said: DigitString, tmp_path: Path) -> None:
+def test_ctrl_c_stops_the_audio_and_the_rest_is_transcribed(
+    url: str, samples: Samples, said: DigitString, tmp_path: Path
+) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     path = tmp_path / "long.wav"
     path.write_bytes(media.wav(np.concatenate([samples, np.zeros(60 * SAMPLE_RATE, np.int16)])))
@@ -119,7 +121,7 @@ def test_ctrl_c_ends_the_speech_and_not_the_text(url: str, samples: Samples, sai
 
 
 class Microphone:
-    """In the place of sounddevice: this machine has nothing to record with."""
+    """Replaces the module sounddevice, as test machines have no microphone."""
 
     PortAudioError = type("PortAudioError", (Exception,), {})
 
@@ -146,8 +148,8 @@ class Microphone:
 
 
 def test_a_microphone(url: str, samples: Samples, said: DigitString, monkeypatch: pytest.MonkeyPatch) -> None:
-    loud = np.concatenate([samples, np.zeros(2 * SAMPLE_RATE, np.int16)])
-    monkeypatch.setitem(sys.modules, "sounddevice", Microphone(loud, SAMPLE_RATE))
+    recorded = np.concatenate([samples, np.zeros(2 * SAMPLE_RATE, np.int16)])
+    monkeypatch.setitem(sys.modules, "sounddevice", Microphone(recorded, SAMPLE_RATE))
     done = run(url)
     assert (done.exit_code, done.stdout) == (0, f"{said.text}\n"), done.output
 
@@ -157,7 +159,7 @@ def test_no_microphone(url: str, monkeypatch: pytest.MonkeyPatch, module: Any) -
     monkeypatch.setitem(sys.modules, "sounddevice", module)
     done = run(url)
     assert done.exit_code == 1
-    assert done.stderr.startswith("Error: there is no microphone to listen to: ")
+    assert done.stderr.startswith("Error: no microphone is available: ")
 
 
 def test_failures(server: EngineService, url: str, recording: str, tmp_path: Path) -> None:
@@ -168,7 +170,7 @@ def test_failures(server: EngineService, url: str, recording: str, tmp_path: Pat
         "text.txt: The file is not an audio or video file": [url, str(tmp_path / "text.txt")],
         "none.wav cannot be read: No such file": [url, str(tmp_path / "none.wav")],
         "cannot be reached": ["http://127.0.0.1:1", recording],
-        "does not take live speech": [f"{url}/elsewhere", recording],
+        "does not accept live speech": [f"{url}/elsewhere", recording],
         "The model `none` does not exist": [url, recording, "--model", "none"],
     }
     for message, arguments in failures.items():

@@ -1,4 +1,4 @@
-"""`parakeet-serve transcribe` over real HTTP: against the API, and against a stand-in for what the API does not do on demand."""
+"""`parakeet-serve transcribe` over real HTTP: against the API, and against a fake server with failures on demand."""
 
 import asyncio
 import errno
@@ -39,8 +39,8 @@ def event(**fields: Any) -> str:
     return f"data: {json.dumps(fields)}\n\n"
 
 
-class Contract:
-    """Does what the name of the file says, or under /large counts the bytes."""
+class FakeServer:
+    """Behaves as the name of the uploaded file says; under /large it counts the bytes of the upload."""
 
     url = ""
 
@@ -92,11 +92,11 @@ def api() -> Iterator[str]:
 
 
 @pytest.fixture
-def contract() -> Iterator[Contract]:
-    contract = Contract()
-    with serving(contract.app) as contract.url:
-        yield contract
-        contract.gate.set()
+def fake() -> Iterator[FakeServer]:
+    fake = FakeServer()
+    with serving(fake.app) as fake.url:
+        yield fake
+        fake.gate.set()
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +120,7 @@ def written(folder: str = "out") -> dict[str, str]:
 
 
 @pytest.mark.parametrize("response_format", EXTENSIONS)
-def test_every_format_is_what_the_api_answers_without_a_stream(api: str, response_format: str) -> None:
+def test_every_format_is_the_same_as_without_streaming(api: str, response_format: str) -> None:
     plain = httpx2.post(f"{api}/v1/audio/transcriptions", files={"file": NOISE}, data={"response_format": response_format})
     arguments = [*files("a.wav"), "--format", response_format]
     shown, kept = run(api, *arguments), run(f"{api}/v1/", *arguments, "--output-dir", "deep/out")
@@ -132,32 +132,32 @@ def test_every_format_is_what_the_api_answers_without_a_stream(api: str, respons
     assert (shown.exit_code, kept.exit_code, kept.stdout) == (0, 0, "")
 
 
-def test_what_is_asked_for_is_sent(api: str, contract: Contract) -> None:
+def test_options_are_sent_as_form_fields(api: str, fake: FakeServer) -> None:
     options = ["--model", "m", "--language", "de", "--keyword", "Zürich", "--keyword", "Ray Serve"]
-    assert run("http://ignored", *files("a.wav"), *options, "--url", contract.url).exit_code == 0
+    assert run("http://ignored", *files("a.wav"), *options, "--url", fake.url).exit_code == 0
     streamed = {"stream": ["true"], "include[]": ["progress"], "response_format": ["text"]}
-    assert contract.form == {"model": ["m"], "language": ["de"], "keywords[]": ["Zürich", "Ray Serve"], **streamed}
+    assert fake.form == {"model": ["m"], "language": ["de"], "keywords[]": ["Zürich", "Ray Serve"], **streamed}
     assert json.loads(run(api, "a.wav", "--format", "verbose_json", "--words").stdout)["words"]
 
 
-def test_standard_output_has_the_order_of_the_files(contract: Contract) -> None:
-    done = run(contract.url, *files("waits.wav", "b.wav", "opens.wav"), "--jobs", "2")
+def test_standard_output_is_in_the_order_of_the_files(fake: FakeServer) -> None:
+    done = run(fake.url, *files("waits.wav", "b.wav", "opens.wav"), "--jobs", "2")
     assert (done.exit_code, done.stdout) == (0, "waits\nb\nopens\n")
 
 
-def test_finished_ones_are_skipped_unless_overwritten(contract: Contract) -> None:
+def test_finished_files_are_skipped_without_overwrite(fake: FakeServer) -> None:
     Path("out").mkdir()
     Path("out/a.txt").write_text("before")
-    again = run(contract.url, *files("a.wav", "b.c.wav"), "--output-dir", "out")
-    assert (again.exit_code, again.stdout, contract.asked) == (0, "", {"b.c": 1})
+    again = run(fake.url, *files("a.wav", "b.c.wav"), "--output-dir", "out")
+    assert (again.exit_code, again.stdout, fake.asked) == (0, "", {"b.c": 1})
     assert written() == {"a.txt": "before", "b.c.txt": "b.c\n"}
     assert again.stderr == "a.wav: skipped, out/a.txt is there\nb.c.wav: out/b.c.txt\n"
-    assert run(contract.url, "a.wav", "--output-dir", "out", "--overwrite").stderr == "a.wav: out/a.txt\n"
+    assert run(fake.url, "a.wav", "--output-dir", "out", "--overwrite").stderr == "a.wav: out/a.txt\n"
     assert written()["a.txt"] == "a\n"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["x/a.wav", "b.wav", "a.mp3", "--output-dir", "out"], "x/a.wav and a.mp3 would both be written to out/a.txt"),
         (["b.wav", "no/*.mp3"], "no/*.mp3"),
@@ -168,17 +168,17 @@ def test_finished_ones_are_skipped_unless_overwritten(contract: Contract) -> Non
         (["b.wav", "--url", "http://h:x"], "Invalid port"),
     ],
 )
-def test_wrong_use_is_said_before_anything_is_sent(contract: Contract, arguments: list[str], said: str) -> None:
+def test_a_wrong_command_line_is_rejected_before_anything_is_sent(fake: FakeServer, arguments: list[str], message: str) -> None:
     files("x/a.wav", "a.mp3", "b.wav")
-    wrong = run(contract.url, *arguments)
-    assert (wrong.exit_code, wrong.stdout, contract.asked) == (2, "", {})
-    assert said in wrong.stderr
+    wrong = run(fake.url, *arguments)
+    assert (wrong.exit_code, wrong.stdout, fake.asked) == (2, "", {})
+    assert message in wrong.stderr
     assert not Path("out").exists()
 
 
-def test_patterns_name_each_file_once(contract: Contract) -> None:
+def test_patterns_name_each_file_once(fake: FakeServer) -> None:
     files("talks/b.mp3", "talks/deep/c.mp3", "talks/d.txt", "talk [1].mp3", os.fsdecode(b"\xff.mp3"))
-    found = run(contract.url, "talks/b.mp3", "talks/**/*.mp3", "talk [1].mp3", "*.mp3")
+    found = run(fake.url, "talks/b.mp3", "talks/**/*.mp3", "talk [1].mp3", "*.mp3")
     assert found.stdout == "b\nc\ntalk [1]\n\N{REPLACEMENT CHARACTER}\n"
 
 
@@ -188,30 +188,32 @@ def test_standard_input(api: str) -> None:
     assert run(api, "-", "--output-dir", "out", input=b"no media").stderr == "stdin: skipped, out/stdin.txt is there\n"
 
 
-def test_a_failure_is_said_and_stops_no_other(contract: Contract) -> None:
+def test_a_failure_is_reported_and_does_not_stop_other_files(fake: FakeServer) -> None:
     names = ["ends", "breaks", "fails", "down", "junk", "other", "a"]
-    done = run(contract.url, *files(*(f"{name}.wav" for name in names)), "--output-dir", "out", "--jobs", "3")
+    done = run(fake.url, *files(*(f"{name}.wav" for name in names)), "--output-dir", "out", "--jobs", "3")
     assert (done.exit_code, done.stdout, written()) == (1, "", {"a.txt": "a\n"})
     lines = dict(line.split(": ", 1) for line in done.stderr.splitlines())
     assert lines["a.wav"] == "out/a.txt"
-    assert lines["ends.wav"] == "failed: the answer broke off before its end"
+    assert lines["ends.wav"] == "failed: the response ended before the transcript"
     assert lines["breaks.wav"].startswith("failed: the request failed: ")
     assert lines["fails.wav"] == "failed: It failed on the way."
     assert lines["down.wav"] == "failed: HTTP 503 Service Unavailable"
-    assert lines["junk.wav"].startswith("failed: the answer is not understood: ")
+    assert lines["junk.wav"].startswith("failed: the response is not valid: ")
     assert "text/plain" in lines["other.wav"]
-    assert set(contract.asked.values()) == {1}
+    assert set(fake.asked.values()) == {1}
 
 
-@pytest.mark.parametrize(("most_tries", "end"), [(3, "done"), (2, "failed: The server is full. (asked 2 times)")])
-def test_a_busy_server_is_asked_again(contract: Contract, monkeypatch: pytest.MonkeyPatch, most_tries: int, end: str) -> None:
+@pytest.mark.parametrize(("max_attempts", "end"), [(3, "done"), (2, "failed: The server is full. (asked 2 times)")])
+def test_a_request_is_retried_while_the_server_is_busy(
+    fake: FakeServer, monkeypatch: pytest.MonkeyPatch, max_attempts: int, end: str
+) -> None:
     monkeypatch.setattr(client, "UNKNOWN_WAIT_S", 0)
-    monkeypatch.setattr(client, "MAX_ATTEMPTS", most_tries)
-    done = run(contract.url, *files("busy.wav"))
-    assert done.stderr == "busy.wav: again in 0 s: The server is full.\n" * (most_tries - 1) + f"busy.wav: {end}\n"
+    monkeypatch.setattr(client, "MAX_ATTEMPTS", max_attempts)
+    done = run(fake.url, *files("busy.wav"))
+    assert done.stderr == "busy.wav: again in 0 s: The server is full.\n" * (max_attempts - 1) + f"busy.wav: {end}\n"
     assert (done.exit_code, done.stdout) == ((0, "busy\n") if end == "done" else (1, ""))
-    again = run(contract.url, "-", "--model", "busy", input=NOISE)
-    assert (again.exit_code, contract.received_bytes) == (done.exit_code, len(NOISE))
+    again = run(fake.url, "-", "--model", "busy", input=NOISE)
+    assert (again.exit_code, fake.received_bytes) == (done.exit_code, len(NOISE))
 
 
 def test_keys() -> None:
@@ -222,53 +224,55 @@ def test_keys() -> None:
             assert "failed: A valid API key is needed" in run(url, "a.wav", "--api-key", key).stderr
 
 
-def test_a_server_that_is_not_there() -> None:
+def test_an_unreachable_server() -> None:
     gone = run("http://127.0.0.1:1", *files("a.wav"))
     assert (gone.exit_code, gone.stderr.partition(" reached: ")[0]) == (1, "a.wav: failed: http://127.0.0.1:1 cannot be")
 
 
 @pytest.mark.parametrize(("fault", "code"), [(OSError(errno.ENOSPC, "No space"), 1), (KeyboardInterrupt(), 130)])
-def test_no_part_of_a_file_is_left(contract: Contract, monkeypatch: pytest.MonkeyPatch, fault: BaseException, code: int) -> None:
+def test_an_interrupted_write_leaves_no_file(
+    fake: FakeServer, monkeypatch: pytest.MonkeyPatch, fault: BaseException, code: int
+) -> None:
     def fail(_descriptor: int) -> None:
         raise fault
 
     monkeypatch.setattr(os, "fsync", fail)
-    done = run(contract.url, *files("a.wav"), "--output-dir", "out")
+    done = run(fake.url, *files("a.wav"), "--output-dir", "out")
     assert (done.exit_code, written()) == (code, {})
     assert done.stderr == ("a.wav: failed: out/a.txt cannot be written: No space\n" if code == 1 else "")
 
 
-def test_memory_does_not_hold_the_file(api: str, contract: Contract) -> None:
+def test_the_file_is_not_read_into_memory(api: str, fake: FakeServer) -> None:
     files("large.wav", data=b"")
     os.truncate("large.wav", LARGE_BYTES)
     tracemalloc.start()
-    sent, refused = run(f"{contract.url}/large", "large.wav"), run(api, "large.wav")
+    sent, refused = run(f"{fake.url}/large", "large.wav"), run(api, "large.wav")
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert (sent.stdout, contract.received_bytes > LARGE_BYTES) == ("large\n", True)
+    assert (sent.stdout, fake.received_bytes > LARGE_BYTES) == ("large\n", True)
     assert refused.stderr == "large.wav: failed: The upload is larger than the 1 MB that this server accepts.\n"
     assert peak_bytes < LARGE_BYTES / 10
 
 
-def test_rows_are_on_a_terminal_and_results_are_not(contract: Contract) -> None:
+def test_progress_rows_go_to_the_terminal_and_results_to_standard_output(fake: FakeServer) -> None:
     terminal, its_side = pty.openpty()
-    command = [*COMMAND, contract.url, *files("waits.wav")]
+    command = [*COMMAND, fake.url, *files("waits.wav")]
     with subprocess.Popen(command, env=ENVIRONMENT, stdout=PIPE, stderr=its_side) as process, open(terminal, "rb", 0) as screen:
         os.close(its_side)
         shown = b""
         while b"waits.wav: done" not in shown:
             shown += screen.read(65_536)
             if b"transcribed 0:02:00 of 1:00:00" in shown:
-                contract.gate.set()
+                fake.gate.set()
         assert process.communicate()[0] == b"waits\n"
     assert process.returncode == 0
 
 
-def test_ctrl_c_leaves_nothing_half_done(contract: Contract) -> None:
-    # A process inherits that a signal is ignored, and nothing else.
+def test_ctrl_c_leaves_no_incomplete_file(fake: FakeServer) -> None:
+    # A child process inherits an ignored SIGINT: set a handler, which it resets to the default.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     Path("tmp").mkdir()
-    command = [*COMMAND, contract.url, *files("a.wav", "waits.wav"), "--output-dir", "out", "-"]
+    command = [*COMMAND, fake.url, *files("a.wav", "waits.wav"), "--output-dir", "out", "-"]
     with Path("a.wav").open("rb") as audio, subprocess.Popen(command, env=ENVIRONMENT, stdin=audio, stderr=PIPE) as process:
         assert process.stderr is not None
         assert [process.stderr.readline() for _ in "12"] == [b"a.wav: out/a.txt\n", b"stdin: out/stdin.txt\n"]
@@ -278,7 +282,7 @@ def test_ctrl_c_leaves_nothing_half_done(contract: Contract) -> None:
     assert not list(Path("tmp").iterdir())
 
 
-def test_it_imports_nothing_of_the_server() -> None:
+def test_the_client_does_not_import_the_server() -> None:
     code = "import sys, serve_app.command_line as _; print(*sys.modules)"
     names = subprocess.check_output([sys.executable, "-c", code], env=ENVIRONMENT, text=True).split()
     assert not {"ray", "torch", "nemo", "numpy", "fastapi", "starlette", "pydantic", "av"}.intersection(names)

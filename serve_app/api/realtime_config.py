@@ -1,4 +1,4 @@
-"""What a Realtime session is set to: OpenAI's transcription session, and what it means here. Pure."""
+"""Configuration of a Realtime session: the fields of OpenAI's transcription session, and their meaning on this server. Pure."""
 
 import math
 from collections.abc import Mapping
@@ -14,13 +14,16 @@ from serve_app.service import JobOptions
 from serve_app.settings import ModelSettings
 
 PCM_RATE = 24_000
+"""Default sample rate of `audio/pcm`, Hz."""
+
 TELEPHONE_RATE = 8_000
+"""Sample rate of `audio/pcmu` and `audio/pcma`, Hz."""
 
 SILENCE_S = {"low": 2.0, "medium": 1.0, "auto": 1.0, "high": 0.5}
-"""What the eagerness of `semantic_vad` means here: the silence that ends a turn, in seconds."""
+"""Silence that ends an utterance, seconds, by the `eagerness` of `semantic_vad`."""
 
 RIGHT_CONTEXT_SCALE = {"minimal": 0.25, "low": 0.5, "medium": 1.0, "high": 2.0, "xhigh": 4.0}
-"""What `delay` means here: see SpeechService.transcribe_stream."""
+"""`right_context_scale` of SpeechService.transcribe_stream, by `delay`."""
 
 
 class Pcm(BaseModel):
@@ -61,35 +64,36 @@ class Input(BaseModel):
 
     @field_validator("transcription", mode="before")
     @classmethod
-    def _is_always_on(cls, given: Any) -> Any:
-        return {} if given is None else given
+    def _cannot_be_disabled(cls, value: Any) -> Any:
+        return {} if value is None else value
 
     @field_validator("noise_reduction", mode="before")
     @classmethod
-    def _is_not_done(cls, _given: Any) -> None:
-        """The models are trained on noise; cleaning the audio first makes them worse."""
+    def _is_ignored(cls, _value: Any) -> None:
+        """Always None: the models are trained on noisy audio, and noise reduction makes their results worse."""
 
 
 class Audio(BaseModel):
     input: Input = Input()
 
 
-class Session(BaseModel):
-    """All of it. Fields that are not known are passed over."""
+class SessionConfig(BaseModel):
+    """The whole configuration. Unknown fields are ignored."""
 
     type: Literal["transcription"] = "transcription"
     audio: Audio = Audio()
     include: list[Literal["item.input_audio_transcription.logprobs"]] | None = None
 
-    def updated(self, changes: Mapping[str, Any]) -> "Session":
-        """The session with what `changes` has of it replaced. Raises RequestError."""
+    def updated(self, changes: Mapping[str, Any]) -> "SessionConfig":
+        """The configuration with the fields in `changes` replaced. Raises RequestError."""
         try:
-            return Session.model_validate(_merged(self.model_dump(), changes))
+            return SessionConfig.model_validate(_merged(self.model_dump(), changes))
         except ValidationError as error:
             first = error.errors()[0]
-            # A tagged union adds its tag to the place.
-            place = ".".join(str(part) for part in ("session", *first["loc"]) if "/" not in str(part) and "_vad" not in str(part))
-            raise RequestError(f"`{place}` is wrong: {first['msg']}.", param=place) from None
+            # Pydantic puts the tag of a tagged union into the location.
+            names = ("session", *first["loc"])
+            field = ".".join(str(name) for name in names if "/" not in str(name) and "_vad" not in str(name))
+            raise RequestError(f"`{field}` is wrong: {first['msg']}.", param=field) from None
 
     @property
     def pcm_format(self) -> PcmFormat:
@@ -102,6 +106,7 @@ class Session(BaseModel):
 
     @property
     def endpointing(self) -> Endpointing:
+        """Without turn detection only the client ends utterances: the silence is infinite."""
         detection = self.audio.input.turn_detection
         if detection is None:
             return Endpointing(math.inf)
@@ -111,7 +116,7 @@ class Session(BaseModel):
 
     @property
     def padding_s(self) -> float:
-        """Audio before its first sound that counts as part of a turn."""
+        """Audio before the detected start of speech that counts as part of the utterance, seconds."""
         detection = self.audio.input.turn_detection
         return detection.prefix_padding_ms / 1000 if isinstance(detection, ServerVad) else 0.0
 
@@ -120,14 +125,14 @@ class Session(BaseModel):
         return RIGHT_CONTEXT_SCALE[self.audio.input.transcription.delay or "medium"]
 
     def options(self, model: ModelSettings) -> JobOptions:
-        """Raises RequestError for what that model cannot do."""
+        """Raises RequestError for a language that the model does not support, and for keywords beyond the limits."""
         asked = self.audio.input.transcription
-        spoken = language.check(language.codes([asked.language or "", *(asked.languages or [])]), model)
-        return JobOptions(keywords=keywords.keywords(asked.keywords, asked.prompt), language=spoken)
+        code = language.check(language.codes([asked.language or "", *(asked.languages or [])]), model)
+        return JobOptions(keywords=keywords.keywords(asked.keywords, asked.prompt), language=code)
 
 
 def _merged(old: Any, new: Any) -> Any:
-    """What `new` says, and what `old` said of the rest; an object of another `type` has nothing from the old one."""
+    """`new`, completed by `old`. Objects are merged field by field, unless `new` names another `type`: then it replaces `old`."""
     if not isinstance(old, dict) or not isinstance(new, Mapping) or ("type" in new and new["type"] != old.get("type")):
         return new
     return {**old, **{name: _merged(old.get(name), value) for name, value in new.items()}}

@@ -1,4 +1,4 @@
-"""Live speech goes to the server, and what it hears comes back: words that may change in place, finished segments as lines."""
+"""Client of the live WebSocket: sends audio, and prints final segments as lines and partial words in place."""
 
 import asyncio
 import json
@@ -15,14 +15,14 @@ from rich.live import Live
 from rich.text import Text
 from websockets.asyncio.client import ClientConnection
 
+from serve_app.command_line.audio_sources import AudioSource
 from serve_app.command_line.client import CONNECT_S, Failure, one_line
-from serve_app.command_line.speech import Speech
 
 PATH = "/v1/audio/transcriptions/ws"
 
 
 class Screen:
-    """Standard output. Words that may change are shown on a terminal only."""
+    """Standard output. Partial words are shown on a terminal only."""
 
     def __init__(self, *, with_times: bool) -> None:
         self._with_times = with_times
@@ -38,7 +38,7 @@ class Screen:
         self._partial.stop()
 
     def show_partial(self, words: list[dict[str, Any]]) -> None:
-        """Words behind the last line; those that may change are dim."""
+        """Show the words after the last segment; those that may still change are dim."""
         text = Text()
         for word in words:
             text.append(f"{word['word']} ", style="" if word["is_final"] else "dim")
@@ -50,37 +50,40 @@ class Screen:
         self._console.print(f"{time}{segment['text']}", markup=False, emoji=False, soft_wrap=True)
 
 
-async def listen(url: str, api_key: str | None, fields: Mapping[str, Any], speech: Speech, screen: Screen) -> None:
-    """Until the speech ends, or Ctrl-C ends it; what was said is shown to its end. Raises Failure."""
+async def listen(url: str, api_key: str | None, fields: Mapping[str, Any], audio: AudioSource, screen: Screen) -> None:
+    """Transcribe `audio` until it ends or Ctrl-C stops it, and show all of its text. Raises Failure.
+
+    `fields` are those of the stream's configuration that do not describe the audio.
+    """
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     address = "ws" + url.removeprefix("http") + PATH
     try:
-        # Where a server lets a fast sender wait, its pongs wait too.
+        # No ping timeout: when the server slows a fast sender down, its pongs are late too.
         options: dict[str, Any] = {"max_size": None, "open_timeout": CONNECT_S, "ping_timeout": None}
         connection = websockets.connect(address, additional_headers=headers, **options)
         async with connection as socket:
-            await socket.send(json.dumps({**fields, **speech.form, "interim_results": True}))
-            speaking = asyncio.create_task(_speak(socket, speech))
-            with _stopped_by_ctrl_c(speaking):
+            await socket.send(json.dumps({**fields, **audio.config, "interim_results": True}))
+            sending = asyncio.create_task(_send(socket, audio))
+            with _stopped_by_ctrl_c(sending):
                 try:
-                    await _hear(socket, screen)
+                    await _receive(socket, screen)
                 finally:
-                    speaking.cancel()
-                    await asyncio.wait([speaking])
-                    if not speaking.cancelled():
-                        # A failure here is the cause of the one that was heard.
-                        speaking.result()
+                    sending.cancel()
+                    await asyncio.wait([sending])
+                    if not sending.cancelled():
+                        # If sending failed, report that instead of the error that it caused while receiving.
+                        sending.result()
     except websockets.InvalidHandshake as error:
-        raise Failure(f"{url} does not take live speech: {error}") from error
+        raise Failure(f"{url} does not accept live speech: {error}") from error
     except (OSError, TimeoutError) as error:
         raise Failure(f"{url} cannot be reached: {error}") from error
     except websockets.ConnectionClosed as error:
-        raise Failure("the server broke off") from error
+        raise Failure("the server closed the connection too early") from error
 
 
 @contextmanager
 def _stopped_by_ctrl_c(task: asyncio.Task[None]) -> Iterator[None]:
-    """The first Ctrl-C cancels the task; the next one is as usual."""
+    """The first Ctrl-C cancels the task; the next one has its usual effect."""
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
@@ -99,11 +102,11 @@ def _stopped_by_ctrl_c(task: asyncio.Task[None]) -> Iterator[None]:
         loop.remove_signal_handler(signal.SIGINT)
 
 
-async def _speak(socket: ClientConnection, speech: Speech) -> None:
-    """Send what is said, and its end however it comes; the connection's own end is seen by who hears."""
+async def _send(socket: ClientConnection, audio: AudioSource) -> None:
+    """Send the audio, then END, also when cancelled. A closed connection is no error here: `_receive` reports it."""
     try:
-        async for piece in speech.pieces:
-            await socket.send(piece)
+        async for chunk in audio.chunks:
+            await socket.send(chunk)
     except websockets.ConnectionClosed:
         return
     finally:
@@ -111,7 +114,7 @@ async def _speak(socket: ClientConnection, speech: Speech) -> None:
             await socket.send("END")
 
 
-async def _hear(socket: ClientConnection, screen: Screen) -> None:
+async def _receive(socket: ClientConnection, screen: Screen) -> None:
     async for data in socket:
         message = json.loads(data)
         match message["type"]:
@@ -123,7 +126,7 @@ async def _hear(socket: ClientConnection, screen: Screen) -> None:
                 raise Failure(one_line(message["error"]))
             case "final_transcription":
                 return
-    raise Failure("the server broke off")
+    raise Failure("the server closed the connection too early")
 
 
 def _clock(seconds: float) -> str:

@@ -1,11 +1,11 @@
-"""The web page as files: what a browser is told of them, and that they stay small, our own and to themselves."""
+"""The files of the web page: their headers, their size, and that they load nothing from other servers."""
 
 import re
 
 import pytest
 from fastapi.testclient import TestClient
 
-from serve_app.api.page import FOLDER
+from serve_app.api.web_page import FOLDER
 from testing.fake_service import assert_error
 
 MAX_LINES = 2_000
@@ -13,7 +13,7 @@ FILES = sorted(path.name for path in FOLDER.iterdir())
 
 
 @pytest.mark.parametrize("path", ["/", *(f"/static/{name}" for name in FILES)])
-def test_every_file_is_served_to_be_asked_for_again_and_strictly(client: TestClient, path: str) -> None:
+def test_every_file_is_revalidated_and_has_a_strict_policy(client: TestClient, path: str) -> None:
     answer = client.get(path)
     assert answer.status_code == 200
     assert answer.headers["cache-control"] == "no-cache"
@@ -24,7 +24,7 @@ def test_every_file_is_served_to_be_asked_for_again_and_strictly(client: TestCli
     assert client.get(path, headers={"If-None-Match": answer.headers["etag"]}).status_code == 304
 
 
-def test_what_is_not_there(client: TestClient) -> None:
+def test_unknown_files(client: TestClient) -> None:
     assert_error(client.get("/static/none.js"), 404, "invalid_request")
     assert_error(client.get("/static/../settings.py"), 404, "invalid_request")
     assert client.post("/").status_code == 405
@@ -35,7 +35,7 @@ def test_the_page_is_small() -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_no_other_address_is_named(name: str) -> None:
+def test_no_other_server_is_named(name: str) -> None:
     text = (FOLDER / name).read_text().replace("http://www.w3.org/2000/svg", "")
     assert not re.search(r"(https?:)?//[a-z0-9-]+\.[a-z]", text)
     assert "style=" not in text

@@ -1,4 +1,4 @@
-"""The web page under `/`: plain files, told to browsers as what they are and nothing else."""
+"""The web page at `/`: static files, with a strict content security policy."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from starlette.types import Scope
 FOLDER = Path(__file__).parent.parent / "static"
 
 HEADERS = {
-    # Browsers ask whether it has changed, and mostly it has not.
+    # Browsers revalidate with the ETag, and get a 304 if the file has not changed.
     "Cache-Control": "no-cache",
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; media-src 'self' blob:; connect-src 'self'; "
@@ -30,7 +30,7 @@ class _Files(StaticFiles):
 
 
 def install(api: FastAPI) -> None:
-    """Serve the page."""
+    """Add the routes of the page."""
 
     files = _Files(directory=FOLDER)
 

@@ -1,4 +1,4 @@
-"""A transcript as the answer to a request: every `response_format`, and what may be in it."""
+"""Response formats: renders a transcript in the `response_format` of a request."""
 
 import asyncio
 import time
@@ -19,16 +19,17 @@ ResponseFormat = Literal["json", "text", "srt", "vtt", "verbose_json", "csv", "t
 Granularity = Literal["word", "segment"]
 Inclusion = Literal["logprobs", "progress"]
 
-MaxLines = Annotated[int, Field(ge=1, le=10, description="Subtitles: most lines of a cue.")]
-MaxLineChars = Annotated[int, Field(ge=8, le=500, description="Subtitles: most characters of a line.")]
-MaxCueS = Annotated[float, Field(ge=1, le=60, description="Subtitles: longest a cue stays, seconds.")]
+MaxLines = Annotated[int, Field(ge=1, le=10, description="Subtitles: maximum lines of a cue.")]
+MaxLineChars = Annotated[int, Field(ge=8, le=500, description="Subtitles: maximum characters of a line.")]
+MaxCueS = Annotated[float, Field(ge=1, le=60, description="Subtitles: maximum duration of a cue, seconds.")]
 
 MEDIA_TYPES = {"csv": "text/csv", "tsv": "text/tab-separated-values"}
+"""Media types by response format; the other text formats are `text/plain`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """When a request began, and when its transcription did, on the monotonic clock."""
+    """When a request and its transcription began; seconds of the monotonic clock."""
 
     request_began_s: float
     transcription_began_s: float
@@ -36,8 +37,10 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """What a request asks of its answer. Without a `response_format` it is a superset of what clients written for other servers
-    expect."""
+    """How a request wants its transcript rendered.
+
+    Without a `response_format`, the response is `verbose_json` and the fields that clients of other servers expect.
+    """
 
     response_format: ResponseFormat | None = None
     with_words: bool = False
@@ -47,19 +50,19 @@ class Rendering:
     task: Literal["transcribe", "translate"] = "transcribe"
 
     async def response(self, transcript: Transcript, defaults: SubtitleSettings, timing: Timing) -> Response:
-        """The answer. `defaults` are the server's rules for cues."""
-        # An hour of speech takes some tenths of a second, in which other requests go on.
+        """The response. `defaults` are the server's rules for cues."""
+        # In a thread: an hour of speech takes some tenths of a second, which would block the event loop.
         return await asyncio.to_thread(self.respond, transcript, defaults, timing)
 
     def respond(self, transcript: Transcript, defaults: SubtitleSettings, timing: Timing) -> Response:
-        """The same, for a worker thread."""
+        """The same, blocking."""
         content = self.content(transcript, defaults, timing)
         if isinstance(content, str):
             return PlainTextResponse(content, media_type=MEDIA_TYPES.get(self.response_format or ""))
         return JSONResponse(content)
 
     def content(self, transcript: Transcript, defaults: SubtitleSettings, timing: Timing) -> str | dict[str, Any]:
-        """The answer as text or as a JSON object."""
+        """The body of the response: text, or a JSON object."""
         rules = CueRules(**(dict(defaults) | dict(self.cue_changes)))
         match self.response_format:
             case None:
@@ -97,15 +100,15 @@ def rendering(
     response_format: Annotated[
         ResponseFormat | None,
         Form(
-            description="Form of the answer; none is a superset of what clients of other servers expect. `diarized_json` is "
-            "refused: speakers are not told apart."
+            description="Format of the response. If omitted: `verbose_json` and the fields that clients of other servers expect. "
+            "`diarized_json` is rejected: this server does not identify speakers."
         ),
     ] = None,
     timestamp_granularities: Annotated[
         list[Granularity],
         Form(
             alias="timestamp_granularities[]",
-            description="With `verbose_json`: `word` adds the words and their times. Segments are always there.",
+            description="With `verbose_json`: `word` adds the words and their times. Segments are always included.",
         ),
     ] = ["segment"],  # noqa: B006
     include: Annotated[
@@ -113,16 +116,16 @@ def rendering(
         Form(
             alias="include[]",
             description="`logprobs` adds the model's tokens with their log probabilities, in `json`, `verbose_json` and streams; "
-            "`progress` adds events to a stream that tell how far it is.",
+            "`progress` adds progress events to a stream.",
         ),
     ] = None,
     max_lines: Annotated[MaxLines | None, Form()] = None,
     max_line_chars: Annotated[MaxLineChars | None, Form()] = None,
     max_cue_s: Annotated[MaxCueS | None, Form()] = None,
 ) -> Rendering:
-    """FastAPI dependency: what the form's fields ask of the answer. Raises RequestError."""
+    """FastAPI dependency: the rendering that the form's fields ask for. Raises RequestError."""
     if response_format == "diarized_json":
-        raise RequestError("`diarized_json` is not supported: speakers are not told apart.", param="response_format")
+        raise RequestError("`diarized_json` is not supported: this server does not identify speakers.", param="response_format")
     return Rendering(
         response_format,
         with_words="word" in timestamp_granularities,
@@ -132,9 +135,9 @@ def rendering(
     )
 
 
-def cue_changes(**asked: float | None) -> tuple[tuple[str, float], ...]:
-    """What a request changes of the server's rules for cues."""
-    return tuple((name, value) for name, value in asked.items() if value is not None)
+def cue_changes(**fields: float | None) -> tuple[tuple[str, float], ...]:
+    """The server's rules for cues that a request overrides, with its values; None is no override."""
+    return tuple((name, value) for name, value in fields.items() if value is not None)
 
 
 def _srt(transcript: Transcript, rules: CueRules) -> str:

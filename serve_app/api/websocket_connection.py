@@ -1,4 +1,4 @@
-"""What the WebSocket entry points share: receiving with limits of time and size, and failures as messages and close codes."""
+"""What both WebSocket routes share: a connection with limits of time and size, and failures as messages and close codes."""
 
 import asyncio
 import logging
@@ -24,10 +24,14 @@ from serve_app.settings import LiveSettings
 
 log = logging.getLogger("ray.serve")
 
-RESTART = 1012
+SERVICE_RESTART = 1012
+"""Close code of a server that shuts down (IANA's registry of close codes)."""
+
 DRAIN_POLL_S = 1.0
+"""How often a waiting connection checks whether the server is shutting down, seconds."""
+
 MAX_REASON_BYTES = 120
-"""Of a close frame, which holds 123 (RFC 6455, 5.5)."""
+"""Maximum reason in a close frame, bytes; RFC 6455, 5.5 allows 123."""
 
 CLOSE_CODES: dict[str, int] = {
     AudioError.code: 1003,
@@ -38,18 +42,18 @@ CLOSE_CODES: dict[str, int] = {
     "overloaded": 1013,
     "model_unavailable": 1013,
     "engine_broken": 1013,
-    "shutting_down": RESTART,
+    "shutting_down": SERVICE_RESTART,
 }
-"""By the code of the failure (RFC 6455 and its registry). Others: 1008 where the client can mend it, else 1011."""
+"""Close codes (RFC 6455 and IANA's registry) by error code. Other errors: 1008 for the client's, 1011 for the server's."""
 
 
 def close_code(error: SpeechError) -> int:
-    """The WebSocket close code that fits a failure."""
+    """The WebSocket close code for a failure."""
     return CLOSE_CODES.get(error.code, 1008 if error.status < 500 else 1011)
 
 
-class Socket:
-    """One connection. Frames are read when they are asked for and not before, so a fast sender waits."""
+class Connection:
+    """One WebSocket connection. It reads a frame only when one is asked for, so that a fast sender is slowed down."""
 
     def __init__(self, websocket: WebSocket, limits: LiveSettings, admission: Admission) -> None:
         self._websocket = websocket
@@ -58,44 +62,44 @@ class Socket:
         self._until_s = time.monotonic() + limits.max_session_s
         self._receiving: asyncio.Future[Any] | None = None
 
-    async def receive(self, within_s: float) -> str | bytes | None:
-        """The next frame, None once the server is being shut down.
+    async def receive(self, timeout_s: float) -> str | bytes | None:
+        """The next frame; None once the server is shutting down.
 
-        Raises WebSocketDisconnect when the client has gone, StreamIdle, StreamTooLong, or UploadTooLarge for a large frame.
+        Raises WebSocketDisconnect if the client is gone, StreamIdle, StreamTooLong, or UploadTooLarge for a large frame.
         """
-        deadline_s = time.monotonic() + within_s
-        receiving = self._next()
+        deadline_s = time.monotonic() + timeout_s
+        receiving = self._next_message()
         while not receiving.done():
             now_s = time.monotonic()
             if self._admission.is_closed:
                 return None
             if now_s >= self._until_s:
-                raise StreamTooLong(f"A stream may stay open for {self._limits.max_session_s:.0f} s.")
+                raise StreamTooLong(f"The stream was open for the maximum of {self._limits.max_session_s:.0f} s.")
             if now_s >= deadline_s:
-                raise StreamIdle(f"Nothing came for {within_s:.0f} s.")
+                raise StreamIdle(f"Nothing was received for {timeout_s:.0f} s.")
             await asyncio.wait([receiving], timeout=min(DRAIN_POLL_S, deadline_s - now_s, self._until_s - now_s))
-        message = self._taken(receiving)
+        message = self._take(receiving)
         frame: str | bytes = message.get("bytes") if message.get("bytes") is not None else message.get("text", "")
         if len(frame) > self._limits.max_frame_bytes:
-            raise UploadTooLarge(f"A frame may have {self._limits.max_frame_bytes} bytes.")
+            raise UploadTooLarge(f"A message may have at most {self._limits.max_frame_bytes} bytes.")
         return frame
 
-    async def until_gone(self) -> None:
-        """Raises WebSocketDisconnect when the client goes; passes over what it still sends."""
+    async def wait_until_gone(self) -> None:
+        """Ignore frames until the client disconnects; then raise WebSocketDisconnect."""
         while True:
-            receiving = self._next()
+            receiving = self._next_message()
             await asyncio.wait([receiving])
-            self._taken(receiving)
+            self._take(receiving)
 
-    def _next(self) -> asyncio.Future[Any]:
-        """The next message. Who stops waiting for it has lost nothing: it is there for the next who asks."""
+    def _next_message(self) -> asyncio.Future[Any]:
+        """The next ASGI message. It stays pending for the next caller if this one stops waiting."""
         self._receiving = self._receiving or asyncio.ensure_future(self._websocket.receive())
         return self._receiving
 
-    def _taken(self, received: asyncio.Future[Any]) -> Any:
-        """A message that has come; raises WebSocketDisconnect."""
+    def _take(self, receiving: asyncio.Future[Any]) -> Any:
+        """The message that was received; raises WebSocketDisconnect."""
         self._receiving = None
-        message = received.result()
+        message = receiving.result()
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", 1005))
         return message
@@ -103,31 +107,31 @@ class Socket:
     async def send(self, message: dict[str, Any]) -> None:
         await self._websocket.send_json(message)
 
-    async def run(self, talk: Callable[[], Awaitable[None]], describe: Callable[[SpeechError], dict[str, Any]]) -> None:
-        """Have `talk` to its end, and tell the client what went wrong, as `describe` puts it; then close."""
+    async def run(self, handle: Callable[[], Awaitable[None]], describe: Callable[[SpeechError], dict[str, Any]]) -> None:
+        """Run `handle`, then close the connection. `describe` makes the message for a failure of `handle`."""
         try:
-            await talk()
+            await handle()
             if self._admission.is_closed:
-                await self._websocket.close(RESTART, "The server is being shut down.")
+                await self._websocket.close(SERVICE_RESTART, "The server is shutting down.")
             else:
                 await self._websocket.close()
         except WebSocketDisconnect:
             pass
         except SpeechError as error:
-            await self._end(error, describe)
+            await self._fail(error, describe)
         except Exception as error:
-            # So Starlette says that it cannot send because the client has gone.
+            # Starlette's text when something is sent after the client has gone.
             if "close message" not in str(error):
                 log.exception("a stream failed")
-                await self._end(EngineError(UNFORESEEN), describe)
+                await self._fail(EngineError(UNFORESEEN), describe)
         finally:
             if self._receiving is not None:
                 self._receiving.cancel()
 
-    async def _end(self, error: SpeechError, describe: Callable[[SpeechError], dict[str, Any]]) -> None:
+    async def _fail(self, error: SpeechError, describe: Callable[[SpeechError], dict[str, Any]]) -> None:
         try:
             await self.send(describe(error))
             await self._websocket.close(close_code(error), error.message.encode()[:MAX_REASON_BYTES].decode(errors="ignore"))
         except (WebSocketDisconnect, RuntimeError):
-            # The client has gone; nobody is left to be told.
+            # The client is gone.
             return

@@ -1,4 +1,4 @@
-"""Standard error: a line for every file that has ended, and on a terminal a row for every file in work."""
+"""Progress on standard error: a line for every finished file, and on a terminal a row for every file in progress."""
 
 import math
 import sys
@@ -16,8 +16,8 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 
-class Display:
-    """Several threads may use one, but only one of them `write`."""
+class ProgressDisplay:
+    """Thread-safe, except that only one thread may call `write`."""
 
     def __init__(self) -> None:
         self.is_live = sys.stderr.isatty()
@@ -41,14 +41,14 @@ class Display:
         self._console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def write(self, result: bytes) -> None:
-        """To standard output, which may be the same terminal: the rows step aside."""
+        """Write to standard output. The rows are hidden meanwhile, as it may be the same terminal."""
         self._hide()
         click.echo(result, nl=False)
         self._show()
 
     @contextmanager
     def row(self, name: str) -> Iterator["Row"]:
-        """The row of one file, as long as the block lasts."""
+        """The row of one file, shown inside the `with` block."""
         task = self._progress.add_task(name, total=None, status="")
         try:
             yield Row(self, self._progress, name, task)
@@ -56,7 +56,7 @@ class Display:
             self._progress.remove_task(task)
 
     def _show(self) -> None:
-        # A new one each time: one that starts again wipes what was written meanwhile.
+        # A new object each time: a restarted one erases what was written in between.
         if self.is_live:
             self._rows = Live(
                 self._progress,
@@ -76,9 +76,9 @@ class Display:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """How far one file is; the Watcher of its request."""
+    """The row of one file. It is the Watcher of the file's request."""
 
-    display: Display
+    display: ProgressDisplay
     progress: Progress
     name: str
     task: TaskID
