@@ -27,8 +27,7 @@ from serve_app.engine.parakeet import ParakeetEngine
 from serve_app.settings import Settings, bundled_model_path
 from serve_app.window import SAMPLE_RATE
 from testing import media
-from testing.accuracy import to_int16
-from testing.digit_strings import Bank, DigitString, compose, load_bank
+from testing.digit_strings import Bank, DigitString, compose, load_bank, to_int16
 from testing.paths import DIGITS, ROOT
 from testing.server import Server, serve_run
 

@@ -25,8 +25,8 @@ import websockets
 from serve_app.api.websocket import PATH
 from serve_app.window import SAMPLE_RATE, Samples
 from testing import media
-from testing.accuracy import HELD_OUT_INDEXES, held_out_strings, to_int16
-from testing.digit_strings import Bank, load_bank
+from testing.accuracy import HELD_OUT_INDEXES, held_out_strings
+from testing.digit_strings import Bank, load_bank, to_int16
 from testing.paths import ROOT
 from testing.server import Server, serve_run
 

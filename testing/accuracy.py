@@ -10,9 +10,9 @@ import numpy as np
 from serve_app.engine.protocol import Engine
 from serve_app.output.segments import Segmenter
 from serve_app.transcript import Word
-from serve_app.window import SAMPLE_RATE, Samples
+from serve_app.window import SAMPLE_RATE
 from testing.augmentation import coloured_noise
-from testing.digit_strings import Bank, DigitString, compose
+from testing.digit_strings import Bank, DigitString, compose, to_int16
 
 HELD_OUT_INDEXES = range(5, 10)
 MAX_STRING_DIGITS = 12
@@ -39,11 +39,6 @@ def held_out_strings(bank: Bank, count: int, seed: int) -> list[DigitString]:
         compose(bank[speakers[i % len(speakers)]], [rng.randrange(10) for _ in range(rng.randint(1, MAX_STRING_DIGITS))], rng)
         for i in range(count)
     ]
-
-
-def to_int16(samples: Sequence[float] | np.ndarray) -> Samples:
-    """Float samples in [-1, 1] as int16, with head room."""
-    return np.round(np.clip(np.asarray(samples) * 0.7, -1, 1) * 32767).astype(np.int16)
 
 
 def add_noise(string: DigitString, ratio_db: float, seed: int) -> DigitString:

@@ -11,7 +11,7 @@ import random
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -160,6 +160,11 @@ def compose(
         if ends_sentence:
             left_in_sentence = rng.randint(*sentence_words)
     return DigitString(np.concatenate(parts).astype(np.float32), tuple(words))
+
+
+def to_int16(samples: Sequence[float] | np.ndarray) -> NDArray[np.int16]:
+    """Float samples in [-1, 1] as int16, with head room."""
+    return np.round(np.clip(np.asarray(samples) * 0.7, -1, 1) * 32767).astype(np.int16)
 
 
 def _silence(rng: random.Random, span_s: tuple[float, float]) -> Samples:

@@ -59,6 +59,7 @@ class FakeHub:
         bytes_per_s: int = 1_000_000,
         limit_bytes: int = 1_000_000,
         breaks: int | None = None,
+        port: int = 0,
     ) -> None:
         self.mode = mode
         self.bytes_per_s = bytes_per_s
@@ -70,7 +71,7 @@ class FakeHub:
         self.etag = hashlib.sha256(self.content).hexdigest()
         self.location = f"/{repository}/resolve/main/{repository.split('/')[1]}.nemo"
         self.closing = threading.Event()
-        self._server = _Server(self)
+        self._server = _Server(self, port)
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
         """What HF_ENDPOINT has to be."""
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
@@ -106,8 +107,8 @@ class FakeHub:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, hub: FakeHub) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, hub: FakeHub, port: int) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
         self.hub = hub
 
     def handle_error(self, request: Any, client_address: Any) -> None:

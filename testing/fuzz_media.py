@@ -196,7 +196,7 @@ class Load:
         for process in psutil.Process(server_pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess, IndexError, FileNotFoundError):
                 kind = process.cmdline()[0].removeprefix("ray::")
-                if kind.startswith(("ProxyActor", "ingress", "ServeReplica", "model", "board")):
+                if kind.startswith(("ProxyActor", "ingress", "ServeReplica", "model", "status")):
                     held_mb[f"{kind} {process.pid}"] = held_bytes(process) / 1e6
                     # Shared memory of Ray's object store is mapped from deleted files too.
                     files += sum(f.endswith("(deleted)") and not f.startswith("/memfd") for f in open_files(process))

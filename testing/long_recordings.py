@@ -15,8 +15,8 @@ import av
 import numpy as np
 
 from serve_app.window import SAMPLE_RATE, Samples, Window
-from testing.accuracy import MAX_STRING_DIGITS, to_int16
-from testing.digit_strings import USUAL_PAUSES, Bank, Pauses, SpokenWord, compose
+from testing.accuracy import MAX_STRING_DIGITS
+from testing.digit_strings import USUAL_PAUSES, Bank, Pauses, SpokenWord, compose, to_int16
 
 BLOCK_SAMPLES = 10 * SAMPLE_RATE
 CUT_SEARCH_S = 4.0

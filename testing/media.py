@@ -16,6 +16,8 @@ import soxr
 from av.stream import Disposition
 from numpy.typing import NDArray
 
+from testing.digit_strings import DigitString, to_int16
+
 if TYPE_CHECKING:
     Packet = av.Packet[Any]
 else:
@@ -91,6 +93,11 @@ def wav(samples: NDArray[Any], rate: int = 16_000, subtype: str = "PCM_16") -> b
     file = io.BytesIO()
     sf.write(file, samples, rate, format="WAV", subtype=subtype)
     return file.getvalue()
+
+
+def as_wav(string: DigitString) -> bytes:
+    """A digit string as a WAV file, 16 kHz."""
+    return wav(to_int16(string.samples))
 
 
 def wav_header(rate: int, *, channels: int = 1, codec: int = 1, data_bytes: int = 32_000) -> bytes:

@@ -30,13 +30,15 @@ class Server:
     client: httpx2.Client
     log_path: Path
     process_id: int
+    temporary: Path
+    """Where it puts its temporary files."""
 
     @property
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")
 
     def processes(self, name: str) -> list[psutil.Process]:
-        """Its processes of that name: `ProxyActor`, `ingress`, `board`, `model NAME`."""
+        """Its processes of that name: `ProxyActor`, `ingress`, `status`, `model NAME`."""
         found = []
         for process in psutil.Process(self.process_id).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -78,19 +80,25 @@ def serve_run(
     With `drains` it is `python -m serve_app.run` instead. With `dot_env` it starts in `folder`, where a `.env` has that and a
     PORT that is not the config's.
     """
-    port = _free_port()
+    port = free_port()
     if dot_env:
         (folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in {**dot_env, "PORT": str(port)}.items()))
     content = yaml.safe_load(config.read_text())
-    content["http_options"] = {"host": "127.0.0.1", "port": _free_port() if dot_env else port}
+    content["http_options"] = {"host": "127.0.0.1", "port": free_port() if dot_env else port}
     content["applications"][0]["args"] |= args
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(content))
     log_path = folder / "serve.log"
     program = ["-m", "serve_app.run"] if drains else [str(Path(sys.executable).parent / "serve"), "run"]
     command = [sys.executable, *program, str(path)]
-    # A cluster of its own, with a dashboard port and folder that no other cluster of this machine uses.
-    own = {"RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
+    temporary = folder / "temporary"
+    temporary.mkdir()
+    own = {
+        # A cluster of its own, with a dashboard port and folder that no other cluster of this machine uses.
+        **{"RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"},
+        # Ray's sockets, whose paths must be short, stay where they always are.
+        **{"TMPDIR": str(temporary), "RAY_TMPDIR": "/tmp"},
+    }
     with log_path.open("w") as log:
         process = subprocess.Popen(
             command,
@@ -101,7 +109,7 @@ def serve_run(
         )
     try:
         with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as client:
-            server = Server(f"http://127.0.0.1:{port}", client, log_path, process.pid)
+            server = Server(f"http://127.0.0.1:{port}", client, log_path, process.pid, temporary)
             _wait_until_up(server, process)
             yield server
     finally:
@@ -143,7 +151,8 @@ def _wait_until_up(server: Server, process: "subprocess.Popen[bytes]") -> None:
         time.sleep(0.2)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -13,8 +13,8 @@ from serve_app.api import create_api
 from serve_app.engine.parakeet import ParakeetEngine
 from serve_app.settings import bundled_model_path
 from serve_app.window import SAMPLE_RATE, Samples
-from testing.accuracy import add_noise, to_int16
-from testing.digit_strings import Bank, DigitString, compose, load_bank
+from testing.accuracy import add_noise
+from testing.digit_strings import Bank, DigitString, compose, load_bank, to_int16
 from testing.fake_service import FakeService
 from testing.paths import DIGITS
 

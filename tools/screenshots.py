@@ -16,8 +16,7 @@ from playwright.sync_api import Browser, FloatRect, Page, ViewportSize, expect, 
 
 from serve_app.window import SAMPLE_RATE
 from testing import media
-from testing.accuracy import to_int16
-from testing.digit_strings import compose, load_bank
+from testing.digit_strings import compose, load_bank, to_int16
 from testing.paths import ROOT
 from testing.server import Server, serve_run
 

@@ -23,8 +23,7 @@ from serve_app.errors import EngineError
 from serve_app.live.endpointing import Endpointing
 from serve_app.settings import AuthSettings, LiveSettings
 from serve_app.window import SAMPLE_RATE, Samples
-from testing.accuracy import to_int16
-from testing.digit_strings import DigitString
+from testing.digit_strings import DigitString, to_int16
 from testing.fake_service import EngineService
 from tests.audio.test_pcm import encoded
 

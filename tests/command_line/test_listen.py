@@ -22,8 +22,7 @@ from serve_app.errors import EngineError
 from serve_app.settings import AuthSettings
 from serve_app.window import SAMPLE_RATE, Samples
 from testing import media
-from testing.accuracy import to_int16
-from testing.digit_strings import DigitString
+from testing.digit_strings import DigitString, to_int16
 from testing.fake_service import EngineService, serving
 from tests.command_line.test_transcribe import ENVIRONMENT
 

@@ -10,8 +10,7 @@ from serve_app.engine.parakeet import ParakeetEngine
 from serve_app.output.segments import Segmenter
 from serve_app.transcript import Token
 from serve_app.window import Keywords, Samples
-from testing.accuracy import to_int16
-from testing.digit_strings import DigitString
+from testing.digit_strings import DigitString, to_int16
 from tests.conftest import MISHEARD
 
 BATCH = 32

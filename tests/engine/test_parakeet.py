@@ -18,8 +18,8 @@ from serve_app.errors import EngineBroken, EngineOutOfMemory, ModelUnavailable
 from serve_app.settings import bundled_model_path
 from serve_app.transcript import Token
 from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE, Keywords, Samples
-from testing.accuracy import judge, recognise, to_int16
-from testing.digit_strings import DigitString
+from testing.accuracy import judge, recognise
+from testing.digit_strings import DigitString, to_int16
 
 
 def times(tokens: Sequence[Token]) -> list[tuple[int, int, int]]:

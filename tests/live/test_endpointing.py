@@ -9,8 +9,7 @@ import pytest
 from serve_app.live.endpointing import VAD_FRAME_SAMPLES, Endpointer, Endpointing, VadEvent
 from serve_app.live.vad import SileroModel
 from serve_app.window import SAMPLE_RATE, Samples
-from testing.accuracy import to_int16
-from testing.digit_strings import DigitString
+from testing.digit_strings import DigitString, to_int16
 
 SILENCE = np.zeros(3 * SAMPLE_RATE, np.int16)
 

@@ -13,8 +13,8 @@ from serve_app.merging.gaps import FREE_RETRIES, WINDOWS_PER_RETRY, Gap, GapRepa
 from serve_app.merging.seams import group_words
 from serve_app.transcript import Token
 from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE, Samples, Window
-from testing.accuracy import add_noise, to_int16
-from testing.digit_strings import DigitString
+from testing.accuracy import add_noise
+from testing.digit_strings import DigitString, to_int16
 
 
 class Forgetful:

@@ -21,12 +21,11 @@ from openai.types.audio import (
 
 from serve_app.window import SAMPLE_RATE
 from testing import media
-from testing.accuracy import to_int16
-from testing.digit_strings import DigitString
+from testing.digit_strings import DigitString, to_int16
+from testing.media import as_wav
 from testing.paths import ROOT
 from testing.server import Server, serve_run
 from tests.conftest import MISHEARD
-from tests.server.test_serve import as_wav
 
 pytestmark = [pytest.mark.serve, pytest.mark.slow]
 

@@ -11,9 +11,9 @@ import webvtt
 
 from serve_app.settings import bundled_model_path
 from testing.digit_strings import DigitString
+from testing.media import as_wav
 from testing.paths import ROOT
 from testing.server import Server, serve_run
-from tests.server.test_serve import as_wav
 
 pytestmark = [pytest.mark.serve, pytest.mark.slow]
 

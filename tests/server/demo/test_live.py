@@ -2,9 +2,8 @@
 
 import asyncio
 import base64
-import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,19 @@ import soxr
 import websockets
 from websockets.asyncio.client import ClientConnection
 
-from serve_app.api.websocket import PATH
 from serve_app.window import SAMPLE_RATE, Samples
 from testing import media
 from testing.digit_strings import DigitString
 from testing.paths import ROOT
 from testing.server import Server, open_files, serve_run
+from testing.streams import REALTIME, connect
 from tests.audio.test_pcm import encoded
+from tests.server.demo.conftest import IDLE_STREAMS
 
 pytestmark = [pytest.mark.serve, pytest.mark.slow]
 
 FRAME_S = 0.1
 STREAMS = 3
-IDLE_STREAMS = 200
-REALTIME = "/v1/realtime?intent=transcription"
 
 
 WRONG: list[tuple[list[str | bytes], str, int]] = [
@@ -41,18 +39,6 @@ WRONG: list[tuple[list[str | bytes], str, int]] = [
     ([bytes(9_000_000)], "upload_too_large", 1009),
 ]
 """Frames, and the code and close code that answer them."""
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    args = {"live": {"config_s": 5, "max_streams": IDLE_STREAMS + 20}}
-    with serve_run(ROOT / "configs" / "demo.yaml", tmp_path_factory.mktemp("live"), args=args) as server:
-        server.wait_for_state("digits", "ready")
-        yield server
-
-
-def connect(server: Server, path: str = PATH, **options: Any) -> Any:
-    return websockets.connect(server.url.replace("http", "ws") + path, max_size=None, **options)
 
 
 async def speak(socket: ClientConnection, speech: Samples) -> None:
@@ -230,19 +216,6 @@ def connections(process: psutil.Process) -> int:
     return len(process.net_connections())
 
 
-async def test_a_server_that_is_shut_down_finishes_its_streams(
-    tmp_path: Path, speech: Samples, spoken: list[DigitString]
-) -> None:
-    with serve_run(ROOT / "configs" / "demo.yaml", tmp_path, drains=True) as server:
-        server.wait_for_state("digits", "ready")
-        async with connect(server) as socket, connect(server, REALTIME) as realtime:
-            await socket.send(json.dumps({"encoding": "pcm_s16le"}))
-            await socket.send(speech.tobytes())
-            psutil.Process(server.process_id).terminate()
-            assert (await until_closed(socket, 1012))[-1]["text"] == " ".join(string.text for string in spoken)
-            assert [event["type"] for event in await until_closed(realtime, 1012)] == ["session.created"]
-
-
 @pytest.mark.long
 async def test_a_sender_that_has_to_wait_is_not_taken_for_dead(tmp_path: Path) -> None:
     seconds, pace = 400, 0.25
@@ -257,13 +230,3 @@ async def test_a_sender_that_has_to_wait_is_not_taken_for_dead(tmp_path: Path) -
             await socket.send("END")
             last = (await listen(socket))[-1]
     assert last["final_duration_processed_seconds"] == seconds
-
-
-async def until_closed(socket: ClientConnection, code: int) -> list[dict[str, Any]]:
-    """What comes until the server closes with that code."""
-    messages: list[dict[str, Any]] = []
-    with contextlib.suppress(websockets.ConnectionClosedError):
-        async for data in socket:
-            messages.append(json.loads(data))
-    assert socket.close_code == code
-    return messages

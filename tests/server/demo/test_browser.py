@@ -19,11 +19,11 @@ from serve_app.engine.parakeet import ParakeetEngine
 from serve_app.settings import AuthSettings
 from serve_app.window import SAMPLE_RATE, Samples
 from testing import media
-from testing.accuracy import HELD_OUT_INDEXES, held_out_strings, to_int16
-from testing.digit_strings import DigitString, load_bank
+from testing.accuracy import HELD_OUT_INDEXES, held_out_strings
+from testing.digit_strings import DigitString, load_bank, to_int16
 from testing.fake_service import EngineService, serving
 from testing.paths import ROOT
-from testing.server import Server, serve_run
+from testing.server import Server
 
 CHROMIUM = shutil.which("chromium")
 AXE = ROOT / ".venv" / "npm" / "node_modules" / "axe-core" / "axe.min.js"
@@ -41,13 +41,6 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("browser")
-
-
-@pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[Server]:
-    with serve_run(ROOT / "configs" / "demo.yaml", folder) as server:
-        server.wait_for_state("digits", "ready")
-        yield server
 
 
 @pytest.fixture(scope="module")

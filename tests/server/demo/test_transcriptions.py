@@ -1,0 +1,103 @@
+"""The server as its users have it: `serve run`, HTTP, real speech."""
+
+import concurrent.futures
+import itertools
+import time
+
+import numpy as np
+import pytest
+import srt
+import webvtt
+
+from testing import media
+from testing.digit_strings import SAMPLE_RATE, DigitString, to_int16
+from testing.media import as_wav
+from testing.server import Server
+
+pytestmark = [pytest.mark.serve]
+
+
+def test_words_with_times_and_confidences(server: Server, strings: list[DigitString]) -> None:
+    string = strings[6]
+    body = server.transcribe(as_wav(string), response_format="verbose_json", **{"timestamp_granularities[]": "word"}).json()
+    assert body["text"] == string.text
+    assert [w["word"] for w in body["words"]] == [w.text for w in string.words]
+    for heard, spoken in zip(body["words"], string.words, strict=True):
+        assert heard["start"] == pytest.approx(spoken.start_sample / SAMPLE_RATE, abs=0.25)
+        assert heard["end"] == pytest.approx(spoken.end_sample / SAMPLE_RATE, abs=0.25)
+        assert 0 < heard["confidence"] <= 1
+
+
+def test_eight_clients_at_once_get_right_answers_from_shared_batches(server: Server, strings: list[DigitString]) -> None:
+    jobs = [strings[n % 6 + 2] for n in range(32)]
+    with concurrent.futures.ThreadPoolExecutor(8) as clients:
+        texts = list(clients.map(lambda string: server.transcribe(as_wav(string)).json()["text"], jobs))
+    assert texts == [string.text for string in jobs]
+    (replica,) = server.wait_for_state("digits", "ready")["replicas"]
+    assert replica["largest_batch"] > 1
+    assert replica["batches"] < replica["windows"]
+
+
+def test_a_request_id_comes_back_and_is_in_the_log(server: Server) -> None:
+    answer = server.client.get("/v1/models", headers={"x-request-id": "the-id-of-this-request"})
+    assert answer.headers["x-request-id"] == "the-id-of-this-request"
+    until = time.monotonic() + 30
+    while "the-id-of-this-request" not in server.log:
+        assert time.monotonic() < until, "Ray passes log lines on with a delay, but not with this one"
+        time.sleep(0.1)
+    assert server.client.get("/v1/models").headers["x-request-id"]
+
+
+def test_bad_input_is_refused_and_the_next_request_served(server: Server, strings: list[DigitString]) -> None:
+    for data in (b"", b"no media", media.silent_video()):
+        response = server.transcribe(data)
+        assert response.status_code == 400
+        assert response.json()["error"]["code"] == "invalid_audio"
+    odd = (
+        media.wav(np.array([0.1])),
+        media.wav(np.full(16_000, np.nan, np.float32), subtype="FLOAT"),
+        media.wav(np.zeros((192_000, 8)), 192_000),
+        media.wav(np.zeros(5 * SAMPLE_RATE)),
+    )
+    for data in odd:
+        response = server.transcribe(data)
+        assert (response.status_code, response.json()["text"]) == (200, "")
+    assert server.transcribe(as_wav(strings[3])).json()["text"] == strings[3].text
+
+
+def test_a_recording_of_several_windows(server: Server, strings: list[DigitString]) -> None:
+    """Two minutes: cut, fanned out, merged."""
+    pause = np.zeros(SAMPLE_RATE, np.float32)
+    parts = [part for _ in range(2) for string in strings for part in (string.samples, pause)]
+    body = server.transcribe(media.wav(to_int16(np.concatenate(parts)))).json()
+    assert body["text"] == " ".join(string.text for _ in range(2) for string in strings)
+
+
+def test_ten_minutes_as_subtitles(server: Server, strings: list[DigitString]) -> None:
+    """Read by other libraries than the writer: every word is there, in cues that can be read."""
+    pause = np.zeros(SAMPLE_RATE, np.float32)
+    parts = [part for _ in range(8) for string in strings for part in (string.samples, pause)]
+    samples = to_int16(np.concatenate(parts))
+    assert len(samples) >= 600 * SAMPLE_RATE
+    spoken = [string.text for _ in range(8) for string in strings]
+    audio = media.wav(samples)
+    srt_cues = [
+        (cue.start.total_seconds(), cue.end.total_seconds(), cue.content)
+        for cue in srt.parse(server.transcribe(audio, response_format="srt").text)
+    ]
+    captions = webvtt.from_string(server.transcribe(audio, response_format="vtt").text).captions
+    vtt_cues = [(caption.start_in_seconds, caption.end_in_seconds, caption.text) for caption in captions]
+    for cues in (srt_cues, vtt_cues):
+        assert " ".join(" ".join(text.split()) for _, _, text in cues) == " ".join(spoken)
+        assert all(len(text.split("\n")) <= 2 for _, _, text in cues)
+        assert all(len(line) <= 42 for _, _, text in cues for line in text.split("\n"))
+        assert all(0 < end_s - start_s <= 6.001 for start_s, end_s, _ in cues)
+        assert all(before[1] <= after[0] for before, after in itertools.pairwise(cues))
+        assert all(len(text) / (end_s - start_s) <= 20.5 for start_s, end_s, text in cues)
+    assert [text for _, _, text in srt_cues] == [text for _, _, text in vtt_cues]
+
+
+def test_nemo_is_quiet_in_the_log(server: Server) -> None:
+    assert "loaded digits.nemo" in server.log
+    assert "[NeMo" not in server.log
+    assert "OneLogger" not in server.log
