@@ -1,11 +1,11 @@
-"""Stages 2 and 4: cut a recording into overlapping windows, and join the tokens of the windows again.
+"""Cut a recording into overlapping windows, and join the tokens of the windows again.
 
-In: 16 kHz mono int16 blocks of any size; later each window's tokens in recording time. Out: `Window`s; one token list.
+`Planner`: 16 kHz mono int16 blocks of any size in, windows out. Every sample lies in a window. Windows start on the frame grid
+and are never longer than `window_s`. Neighbours share at least the overlap, and no window lies within another. The size of the
+blocks makes no difference. It holds about one window and one block in memory.
 
-Plan: every sample lies in a window; windows start on the frame grid and are never longer than asked; neighbours share
-at least the overlap; no window lies within another; how the audio came in blocks makes no difference; memory is about
-one window and a block.
-Merge: see `seams.merge`; here it is done window by window, and tokens are let go as soon as they are final.
+`Merger`: the tokens of each window in, with times of the recording; one token list out, as soon as tokens are final.
+`merging/seams.py` does what happens at one seam.
 """
 
 import math
@@ -20,11 +20,13 @@ from serve_app.transcript import Token
 from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE, Samples, Window
 
 _HALF_FRAME = FRAME_SAMPLES // 2
+"""Resolution of the search for a quiet cut, samples (40 ms)."""
+
 _SEARCH_FRAMES = SAMPLE_RATE // FRAME_SAMPLES
-"""How far a cut may move to either side of the planned one, frames (0.96 s)."""
+"""How far a cut may move to either side of the planned one, encoder frames (0.96 s)."""
 
 _SETTLED = 2 * SAMPLE_RATE
-"""A word that ends this long before the next overlap is beyond every rule of `merge`."""
+"""A word that ends this long before the next overlap, samples, is out of reach of every rule of `merge`."""
 
 
 def _overlap_frames(overlap_s: float) -> int:
@@ -34,15 +36,15 @@ def _overlap_frames(overlap_s: float) -> int:
 class Planner:
     """Cuts a stream into windows of at most `window_s` seconds that share `overlap_s`, rounded up to frames of 80 ms.
 
-    The middle of an overlap is the quietest point within about a second of the planned one: there the seam will be. The
-    last window begins early, in audio that its predecessor has too, rather than be short.
+    The middle of an overlap, where the seam will be, is the quietest point within about a second of the planned one. The last
+    window is not shorter than the others: it starts earlier, and shares more with its predecessor.
     """
 
     def __init__(self, window_s: float, overlap_s: float) -> None:
         self._window = int(window_s * SAMPLE_RATE + 1e-6)
         self._overlap_frames = _overlap_frames(overlap_s)
-        # A step leads from one start to the next, frames. It is at least half the longest, so that narrow windows get
-        # on, and at least the overlap, so that no stretch lies in three windows (but the last one reaches back).
+        # A step is the distance between two starts, frames. It is at least half the longest step, so that narrow windows advance,
+        # and at least the overlap, so that no audio lies in three windows (except where the last one reaches back).
         longest = self._window // FRAME_SAMPLES - self._overlap_frames
         if not 0 <= overlap_s <= window_s / 2 or longest < 1:
             raise ValueError("overlap_s must be from 0 to half of window_s, and window_s longer than a frame")
@@ -54,7 +56,7 @@ class Planner:
         self._index = 0
 
     def push(self, block: Samples) -> list[Window]:
-        """Take int16 [samples]; give the windows that later audio cannot change."""
+        """Take int16 [samples]; return the windows that are complete."""
         self._audio.push(block)
         windows = []
         while self._audio.total - self._start > self._window:
@@ -65,7 +67,7 @@ class Planner:
         return windows
 
     def finish(self) -> list[Window]:
-        """Give what is left once the audio has ended: one window, or none if there was no audio. Call it once."""
+        """Return the last window once the audio has ended, or none if there was no audio. Call it once."""
         total = self._audio.total
         if not total:
             return []
@@ -77,7 +79,7 @@ class Planner:
         return Window(self._index - 1, start, self._audio.read(start, stop))
 
     def _quietest_step(self) -> int:
-        """Frames to the next start for which 80 ms, and then 480 ms, about the overlap's middle are quietest."""
+        """Frames to the next start for which the 80 ms and the 240 ms around the middle of the overlap have the least power."""
         audio = self._audio.read(self._start, self._start + self._window)
         halves = audio[: len(audio) // _HALF_FRAME * _HALF_FRAME].reshape(-1, _HALF_FRAME)
         power = np.square(halves.astype(np.float32)).mean(axis=1)
@@ -91,11 +93,11 @@ class Planner:
 
 
 class Merger:
-    """Joins the token lists of windows that arrive in order; lets tokens go once no later window can change them.
+    """Joins the token lists of windows, which must come in order, and returns tokens once no later window can change them.
 
-    Given the planner's `overlap_s`, tokens are final up to two seconds before the next overlap; where the last window
-    reaches farther back, its predecessor stands. Without it, all that two windows share is compared, and a window's
-    tokens are held until the next one has come.
+    With the planner's `overlap_s`, tokens are final up to two seconds before the next overlap. Where the last window reaches
+    farther back, the tokens of its predecessor are kept. Without `overlap_s`, all that two windows share is compared, and the
+    tokens of a window are held until the next one has come.
     """
 
     def __init__(self, overlap_s: float = math.inf) -> None:
@@ -105,7 +107,7 @@ class Merger:
         self._floor = 0
 
     def add(self, window_start: int, window_end: int, tokens: Sequence[Token]) -> list[Token]:
-        """Take the next window's tokens; give those now final. Span (half-open) and times: samples of the recording."""
+        """Take the next window's tokens; return those now final. Span (half-open) and times: samples of the recording."""
         merged = merge(self._pending, tokens, (max(window_start, self._end - self._reach), self._end))
         self._end = window_end
         settled = max(window_start, window_end - self._reach) - _SETTLED
@@ -118,7 +120,7 @@ class Merger:
         return self._released(merged[:count])
 
     def finish(self) -> list[Token]:
-        """Give the tokens still held."""
+        """Return the tokens still held."""
         tokens, self._pending = self._pending, []
         return self._released(tokens)
 

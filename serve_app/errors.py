@@ -1,31 +1,31 @@
-"""Every failure a client can be told about. `api/errors.py` maps the tree once to HTTP; nothing else chooses a status.
+"""Every error that a client can receive. `api/errors.py` maps this tree to HTTP; nothing else chooses a status.
 
 SpeechError
-├── RequestError                 400  the request cannot be honoured as it stands
-│   ├── AudioError               400  the file is empty, not media, has no sound, or is damaged from the start
+├── RequestError                 400  the request is invalid
+│   ├── AudioError               400  the file is empty, not media, without audio, or damaged from the start
 │   ├── ModelNotFound            404  no model of that name is configured
 │   ├── InvalidKey               401  no API key, or not one of this server's
-│   ├── UploadTooSlow            408  the sender paused too long, or took all the time that the request had
-│   ├── StreamIdle               408  nothing came over a live stream
-│   ├── StreamTooLong            408  a live stream was open for as long as it may be
+│   ├── UploadTooSlow            408  the upload paused too long, or took longer than a request may
+│   ├── StreamIdle               408  a live stream received nothing for too long
+│   ├── StreamTooLong            408  a live stream reached its maximum duration
 │   ├── UploadTooLarge           413  more bytes than the server accepts
 │   └── AudioTooLong             413  more seconds of audio than the server accepts
-├── ModelUnavailable             503  the model is configured but cannot be had now (hub, file, no replica, still loading)
-├── RateLimited                  429  the key has used up what it may ask for; try again later
+├── ModelUnavailable             503  the model is configured but unavailable (hub, file, no replica, still loading)
+├── RateLimited                  429  the key has reached its rate limit
 ├── StorageFull                  503  an upload cannot be written to disk
-├── ShuttingDown                 503  the server takes on nothing more
-├── Overloaded                   429  as many requests as the server takes at once are at work; try again later
-├── DeadlineExceeded             504  the answer did not come within the limit
+├── ShuttingDown                 503  the server is shutting down
+├── Overloaded                   429  the server has as many requests in progress as it accepts
+├── DeadlineExceeded             504  the answer took longer than a request may
 └── EngineError                  500  inference failed
-    ├── EngineOutOfMemory        500  even a single window does not fit on the device
-    └── EngineBroken             503  the device is lost to this process; the replica will be replaced
+    ├── EngineOutOfMemory        500  not even a single window fits into the device's memory
+    └── EngineBroken             503  the device is lost to this process; the replica is replaced
 """
 
 UNFORESEEN = "The server failed; its log says how."
 
 
 class SpeechError(Exception):
-    """Base. `message` is for people; `code` is for programs and never changes; `param` names the request field at fault."""
+    """Base. `message` is for people; `code` is for programs and stable; `param` names the invalid request field."""
 
     status = 500
     code = "server_error"
@@ -86,7 +86,7 @@ class UploadTooLarge(RequestError):
 
     @classmethod
     def over(cls, max_bytes: int) -> "UploadTooLarge":
-        """The error for a limit of that many bytes."""
+        """The error for an upload of more than `max_bytes`."""
         return cls(f"The upload is larger than the {max_bytes / 1e6:.0f} MB that this server accepts.", param="file")
 
 

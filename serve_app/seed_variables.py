@@ -1,6 +1,6 @@
-"""Environment variables of the servers that this one replaces, as settings: deployments that set them go on as they are.
+"""Environment variables of the servers that this one replaces, as settings: deployments that use them work unchanged.
 
-docs/migrating.md tells what each one does here; a test compares the two. Our own names win over them.
+docs/migrating.md says what each one does here; a test compares the two. This server's own variables have precedence.
 """
 
 import os
@@ -13,11 +13,11 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 TRUE, FALSE = frozenset({"1", "true", "t", "yes", "on"}), frozenset({"0", "false", "f", "no", "off"})
 LOG_LEVELS = {"WARN": "WARNING", "CRITICAL": "ERROR", "FATAL": "ERROR", "TRACE": "DEBUG", "NOTSET": "DEBUG"}
-"""Levels that Python's logging has and this server's log does not."""
+"""Levels of Python's logging, by the level that this server uses instead."""
 
 
 class SeedVariables(PydanticBaseSettingsSource):
-    """Reads them over `file`, the settings of the YAML. Values out of the range that is allowed here are brought into it."""
+    """Reads them on top of `file`, the settings of the YAML. Values out of range are clipped to the allowed range."""
 
     def __init__(self, settings_cls: type[BaseSettings], file: PydanticBaseSettingsSource) -> None:
         super().__init__(settings_cls)
@@ -53,7 +53,7 @@ class SeedVariables(PydanticBaseSettingsSource):
         return {} if items is None else {"batching": {"max_batch_items": max(1, int(items))}}
 
     def _models(self) -> dict[str, Any]:
-        """Every model is let go after the idle time; the default model is the one that is loaded at the start, or not."""
+        """Every model is unloaded after the idle time; whether the default model is loaded at the start."""
         idle_minutes, is_lazy = _number("IDLE_TIMEOUT_MINUTES"), _truth("ENABLE_LAZY_LOAD")
         if idle_minutes is None and is_lazy is None:
             return {}

@@ -33,15 +33,15 @@ class SimulationSettings(_Group):
 
 
 class WindowSettings(_Group):
-    """How recordings are cut."""
+    """How recordings are cut into windows."""
 
     MIN_WINDOW_S: ClassVar = 3.0
     MAX_WINDOW_S: ClassVar = 600.0
     MIN_OVERLAP_S: ClassVar = 1.5
 
-    window_s: float = Field(32.0, ge=MIN_WINDOW_S, le=MAX_WINDOW_S, description="Longest window that goes to the model, seconds.")
+    window_s: float = Field(32.0, ge=MIN_WINDOW_S, le=MAX_WINDOW_S, description="Maximum length of a window, seconds.")
     overlap_s: float = Field(
-        2.0, ge=MIN_OVERLAP_S, description="Seconds that neighbouring windows share; shorter ones harm words."
+        2.0, ge=MIN_OVERLAP_S, description="Overlap of neighbouring windows, seconds; a shorter one costs accuracy."
     )
 
     @model_validator(mode="after")
@@ -57,35 +57,39 @@ class ModelSettings(_Group):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name that requests use in `model`.")
     source: str = Field(
         description="A hub name (`nvidia/parakeet-tdt-0.6b-v2`), the path of a `.nemo` file, `bundled` (the demo model, which "
-        "knows spoken digits) or `simulated` (no recognition; for capacity tests)."
+        "recognises spoken digits) or `simulated` (no recognition; for capacity tests)."
     )
-    languages: tuple[str, ...] = Field(("en",), min_length=1, description="ISO 639-1 codes of the languages the model speaks.")
-    min_replicas: int = Field(0, ge=0, description="Replicas kept loaded; 0 loads on the first request and unloads when idle.")
-    max_replicas: int = Field(1, ge=1, description="Most replicas.")
+    languages: tuple[str, ...] = Field(
+        ("en",), min_length=1, description="ISO 639-1 codes of the languages that the model supports."
+    )
+    min_replicas: int = Field(
+        0, ge=0, description="Replicas that stay loaded; 0 loads the model on the first request and unloads it when idle."
+    )
+    max_replicas: int = Field(1, ge=1, description="Maximum number of replicas.")
     idle_unload_s: float = Field(
         1800.0, ge=0, description="Seconds without work before replicas above `min_replicas` stop; 0 keeps them."
     )
-    cpus_per_replica: float = Field(0.5, ge=0, description="CPUs that Ray reserves for a replica.")
+    cpus_per_replica: float = Field(0.5, ge=0, description="CPUs that Ray reserves to schedule a replica; not a limit.")
     gpus_per_replica: float | None = Field(
         None,
         ge=0,
         description="GPUs that Ray reserves for a replica, fractions allowed; unset is a whole GPU if there is one for each such "
         "model, else an equal share.",
     )
-    device: Device = Field("auto", description="Where the model runs; `auto` is the GPU if the replica has one.")
+    device: Device = Field("auto", description="Where the model runs; `auto`: on the GPU if the replica has one.")
     precision: Precision = Field(
         "auto", description="`auto`: bf16 on GPUs that have it, else fp16; on CPUs bf16 if measured faster."
     )
-    cpu_threads: int = Field(
-        0, ge=0, description="Threads of a CPU replica; 0 takes every core it may use, for a small model one."
+    cpu_threads: int = Field(0, ge=0, description="Threads of a CPU replica; 0: all cores it may use, one for a small model.")
+    load_timeout_s: float = Field(3600.0, gt=0, description="Maximum duration of a download, seconds.")
+    windows: WindowSettings | None = Field(
+        None, description="How recordings are cut for this model; unset: as `windows` of the root says."
     )
-    load_timeout_s: float = Field(3600.0, gt=0, description="Longest a download may stay without finishing.")
-    windows: WindowSettings | None = Field(None, description="How recordings are cut for this model; unset takes the root's.")
     keyword_weight: float = Field(
         0.5,
         ge=0,
         le=1,
-        description="How much `keywords[]` count: more helps with phrases that are said, and harms with others.",
+        description="Weight of `keywords[]`: a higher one helps with phrases that are said, and harms with others.",
     )
     simulation: SimulationSettings = Field(SimulationSettings(), description="Costs for `source: simulated`.")
 
@@ -102,29 +106,33 @@ class BatchingSettings(_Group):
     max_batch_audio_s: float = Field(
         0.0,
         ge=0,
-        description="Most padded audio in a batch, seconds (longest times count); 0 takes 600 on a GPU and 60 on a CPU.",
+        description="Maximum padded audio per batch, seconds (longest window times windows); 0: 600 on a GPU, 60 on a CPU.",
     )
-    max_batch_items: int = Field(64, ge=1, description="Most windows in a batch.")
+    max_batch_items: int = Field(64, ge=1, description="Maximum number of windows per batch.")
     batch_timeout_s: float = Field(
         300.0,
         gt=0,
-        description="Longest a batch may run; then the replica is taken to hang and replaced, its windows sent again.",
+        description="Maximum duration of a batch, seconds; then the replica is replaced, and its windows are retried.",
     )
     ageing_s: float = Field(
-        5.0, gt=0, description="Windows that waited this long head every fourth batch, so that bulk work never starves."
+        5.0,
+        gt=0,
+        description="Every fourth batch starts with the oldest window once that has waited this long, seconds.",
     )
 
 
 class LimitSettings(_Group):
-    """What a client may ask for, and how long it may wait."""
+    """Limits of requests."""
 
-    max_upload_bytes: int = Field(8_589_934_592, gt=0, description="Largest upload; more is 413.")
-    max_audio_s: float = Field(86_400.0, gt=0, description="Longest audio, seconds, however small its file; more is 413.")
-    upload_pause_s: float = Field(60.0, gt=0, description="Longest the sender of an upload may pause; then 408.")
-    request_timeout_s: float = Field(
-        21_600.0, gt=0, description="Longest a request may take: 408 if it is still being sent then, else 504."
+    max_upload_bytes: int = Field(8_589_934_592, gt=0, description="Maximum size of an upload; more is 413.")
+    max_audio_s: float = Field(
+        86_400.0, gt=0, description="Maximum length of the audio, seconds, however small its file; more is 413."
     )
-    max_requests: int = Field(256, ge=1, description="Transcriptions that one ingress replica takes on at once; more is 429.")
+    upload_pause_s: float = Field(60.0, gt=0, description="Maximum pause of an upload, seconds; then 408.")
+    request_timeout_s: float = Field(
+        21_600.0, gt=0, description="Maximum duration of a request, seconds: then 408 if it is still being uploaded, else 504."
+    )
+    max_requests: int = Field(256, ge=1, description="Transcriptions in progress per ingress replica; more is 429.")
     max_windows_in_flight: int = Field(
         256,
         ge=1,
@@ -132,30 +140,42 @@ class LimitSettings(_Group):
         "theirs. A window takes about 2 MB.",
     )
     model_wait_s: float = Field(
-        60.0, gt=0, description="Longest a request waits for a model to load; then 503 with the progress."
+        60.0, gt=0, description="Maximum wait of a request for a model to load, seconds; then 503 with the progress."
     )
 
 
 class LiveSettings(_Group):
-    """Speech that is transcribed while it is spoken."""
+    """Live streams: speech that is transcribed while it is spoken."""
 
-    step_s: float = Field(0.4, gt=0, le=10, description="Seconds of new audio after which a stream is heard again.")
-    left_s: float = Field(8.0, ge=1, le=60, description="Seconds heard again before the first word that is not final.")
-    right_s: float = Field(2.0, ge=0.5, le=30, description="Seconds heard after a word before it is final.")
-    longest_window_s: float = Field(30.0, ge=5, le=600, description="Longest window, for streams that fell behind, seconds.")
+    step_s: float = Field(0.4, gt=0, le=10, description="New audio per step, seconds; each step decodes one window.")
+    left_s: float = Field(
+        8.0, ge=1, le=60, description="Left context of a window: audio before the first word that is not final, seconds."
+    )
+    right_s: float = Field(2.0, ge=0.5, le=30, description="Right context: audio after a word before it is final, seconds.")
+    longest_window_s: float = Field(
+        30.0, ge=5, le=600, description="Maximum length of a window, seconds; streams with a backlog use it."
+    )
     endpoint_s: float = Field(0.8, ge=0.1, le=30, description="Silence that ends an utterance, seconds.")
-    max_backlog_s: float = Field(60.0, ge=10, description="Audio that may wait to be heard, seconds; then no more is read.")
-    max_streams: int = Field(256, ge=1, description="Streams that one ingress replica has open at once.")
-    max_session_s: float = Field(14_400.0, gt=0, description="Longest a stream may stay open, seconds.")
-    max_frame_bytes: int = Field(8_388_608, ge=1_024, description="Largest message of a stream.")
-    idle_s: float = Field(60.0, gt=0, description="Longest a stream may be silent, seconds; then it is closed with an error.")
-    config_s: float = Field(20.0, gt=0, description="Longest a stream may take to begin, seconds.")
+    max_backlog_s: float = Field(
+        60.0, ge=10, description="Maximum audio that is not decoded yet, seconds; beyond it, the server stops reading."
+    )
+    max_streams: int = Field(256, ge=1, description="Open streams per ingress replica; more is refused.")
+    max_session_s: float = Field(14_400.0, gt=0, description="Maximum duration of a stream, seconds.")
+    max_frame_bytes: int = Field(8_388_608, ge=1_024, description="Maximum size of a message.")
+    idle_s: float = Field(
+        60.0, gt=0, description="Maximum time without a message, seconds; then the stream is closed with an error."
+    )
+    config_s: float = Field(20.0, gt=0, description="Maximum time until the first message, seconds.")
 
     @property
     def windows(self) -> LiveWindows:
-        """The same in samples."""
-        lengths = (self.step_s, self.left_s, self.right_s, self.longest_window_s)
-        return LiveWindows(*(round(seconds * SAMPLE_RATE) for seconds in lengths))
+        """The lengths in samples."""
+        return LiveWindows(
+            step=round(self.step_s * SAMPLE_RATE),
+            left=round(self.left_s * SAMPLE_RATE),
+            right=round(self.right_s * SAMPLE_RATE),
+            max_window=round(self.longest_window_s * SAMPLE_RATE),
+        )
 
     @model_validator(mode="after")
     def _window_has_room(self) -> "LiveSettings":
@@ -165,23 +185,25 @@ class LiveSettings(_Group):
 
 
 class SubtitleSettings(_Group):
-    """What a cue of srt and vtt may be; the first three can be set per request."""
+    """Rules for the cues of srt and vtt; a request may override the first three."""
 
-    max_lines: int = Field(CUES.max_lines, ge=1, le=10, description="Most lines of a cue.")
+    max_lines: int = Field(CUES.max_lines, ge=1, le=10, description="Maximum lines of a cue.")
     max_line_chars: int = Field(
-        CUES.max_line_chars, ge=8, le=500, description="Most characters of a line; full-width ones count as two."
+        CUES.max_line_chars, ge=8, le=500, description="Maximum characters of a line; full-width ones count as two."
     )
-    max_cue_s: float = Field(CUES.max_cue_s, ge=1, le=60, description="Longest a cue stays, seconds.")
+    max_cue_s: float = Field(CUES.max_cue_s, ge=1, le=60, description="Maximum duration of a cue, seconds.")
     min_cue_s: float = Field(
-        CUES.min_cue_s, gt=0, le=10, description="Shortest a cue stays where the next one leaves room, seconds."
+        CUES.min_cue_s, gt=0, le=10, description="Minimum duration of a cue, seconds, where the next one leaves room."
     )
     max_chars_per_s: float = Field(
-        CUES.max_chars_per_s, gt=0, description="Reading speed; a cue stays longer for it where there is room."
+        CUES.max_chars_per_s,
+        gt=0,
+        description="Reading speed, characters a second; a cue stays longer where the next one leaves room.",
     )
 
 
 class AuthSettings(_Group):
-    """Who may use the server."""
+    """API keys and their limits."""
 
     keys: tuple[SecretStr, ...] = Field(
         (),
@@ -201,10 +223,10 @@ class AuthSettings(_Group):
 class IngressSettings(_Group):
     """The HTTP side."""
 
-    cors_origins: tuple[str, ...] = Field(("*",), description="Origins whose web pages may read the answers; `*` is all.")
+    cors_origins: tuple[str, ...] = Field(("*",), description="Origins whose web pages may read the responses; `*`: all.")
 
-    replicas: int = Field(1, ge=0, description="Ingress replicas; 0 puts one on every node that the cluster has at the start.")
-    cpus_per_replica: float = Field(0.25, ge=0, description="CPUs that Ray reserves for an ingress replica.")
+    replicas: int = Field(1, ge=0, description="Ingress replicas; 0: one on every node that the cluster has at the start.")
+    cpus_per_replica: float = Field(0.25, ge=0, description="CPUs that Ray reserves to schedule an ingress replica; not a limit.")
 
 
 def _default_models() -> tuple[ModelSettings, ...]:
@@ -222,12 +244,12 @@ class Settings(BaseSettings):
     default_model: str = Field(
         "", description="Model of a request that names none, or `whisper-1`; empty is the first of `models`."
     )
-    windows: WindowSettings = Field(WindowSettings(), description="How recordings are cut.")
+    windows: WindowSettings = Field(WindowSettings(), description="How recordings are cut into windows.")
     batching: BatchingSettings = Field(BatchingSettings(), description="How a replica forms batches.")
-    limits: LimitSettings = Field(LimitSettings(), description="What a client may ask for.")
-    live: LiveSettings = Field(LiveSettings(), description="Speech that is transcribed while it is spoken.")
-    subtitles: SubtitleSettings = Field(SubtitleSettings(), description="What a cue of srt and vtt may be.")
-    auth: AuthSettings = Field(AuthSettings(), description="Who may use the server.")
+    limits: LimitSettings = Field(LimitSettings(), description="Limits of requests.")
+    live: LiveSettings = Field(LiveSettings(), description="Live streams.")
+    subtitles: SubtitleSettings = Field(SubtitleSettings(), description="Rules for the cues of srt and vtt.")
+    auth: AuthSettings = Field(AuthSettings(), description="API keys and their limits.")
     ingress: IngressSettings = Field(IngressSettings(), description="The HTTP side.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Level of the server's own log.")
 
@@ -267,5 +289,5 @@ class Settings(BaseSettings):
 
 
 def bundled_model_path() -> Path:
-    """Where the demo model lies."""
+    """Path of the bundled model."""
     return Path(__file__).parent / "bundled" / "digits.nemo"

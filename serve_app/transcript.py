@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, replace
 
 MIN_CONFIDENCE = 1e-10
+"""Keeps logarithms of confidences finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Token:
         return math.log(max(self.confidence, MIN_CONFIDENCE))
 
     def moved(self, samples: int) -> "Token":
-        """The same token `samples` later."""
+        """The same token, `samples` later."""
         return replace(self, start_sample=self.start_sample + samples, end_sample=self.end_sample + samples)
 
 
@@ -39,12 +40,12 @@ class Word:
     start_s: float
     end_s: float
     confidence: float
-    """Smallest confidence of its tokens: a word is as doubtful as its weakest part."""
+    """The lowest confidence of its tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A sentence, or a stretch between pauses."""
+    """A sentence, or the words between two long pauses."""
 
     index: int
     text: str
@@ -61,7 +62,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """What was said in one recording."""
+    """The transcript of one recording."""
 
     segments: tuple[Segment, ...]
     duration_s: float

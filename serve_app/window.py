@@ -20,7 +20,7 @@ Samples = NDArray[np.int16]
 
 
 class Lane(IntEnum):
-    """Who goes first when work waits."""
+    """Priority of queued windows; lower is more urgent."""
 
     LIVE = 0
     INTERACTIVE = 1
@@ -28,12 +28,12 @@ class Lane(IntEnum):
 
 
 Keywords = tuple[str, ...]
-"""Phrases that are likely in a recording; the decoder leans towards them."""
+"""Phrases of a recording that the decoder prefers (phrase boosting)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One recording on its way through the server, as the models know it."""
+    """One recording or live stream."""
 
     job_id: str
     keywords: Keywords = ()
@@ -41,13 +41,13 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A stretch of one recording. `samples` starts at `start_sample` of the recording."""
+    """A span of one recording; `samples` starts at `start_sample` of the recording."""
 
     index: int
     start_sample: int
     samples: Samples
     is_retry: bool = False
-    """Others wait for it: it is a second look at a window that was done."""
+    """A retry of a gap in a decoded window: the merge waits for it, so it is scheduled as interactive."""
 
     @property
     def end_sample(self) -> int:

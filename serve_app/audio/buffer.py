@@ -1,4 +1,4 @@
-"""A stretch of a recording, the newest audio at its end: blocks of any size in, any part of what is still held out."""
+"""The newest part of a recording: blocks of any size in, any span that is still held out."""
 
 from collections import deque
 
@@ -8,14 +8,14 @@ from serve_app.window import Samples
 
 
 class AudioBuffer:
-    """Positions are samples of the recording. Memory is what lies between `first` and `total`, and a block."""
+    """Positions are samples of the recording. It holds the audio from `first` to `total`."""
 
     def __init__(self) -> None:
         self._blocks: deque[Samples] = deque()
         self.first = 0
-        """Where the oldest block still held begins."""
+        """Start of the oldest block still held."""
         self.total = 0
-        """Where the audio ends so far."""
+        """End of the audio pushed so far."""
 
     def push(self, block: Samples) -> None:
         """Take int16 [samples]."""
@@ -24,7 +24,7 @@ class AudioBuffer:
         self.total += len(block)
 
     def read(self, start: int, stop: int) -> Samples:
-        """A copy of what lies between two positions that are still held."""
+        """A copy of the audio between two positions that are still held."""
         pieces, first = [], self.first
         for block in self._blocks:
             if first < stop and first + len(block) > start:
@@ -33,6 +33,6 @@ class AudioBuffer:
         return np.concatenate(pieces) if pieces else np.zeros(0, np.int16)
 
     def drop_before(self, position: int) -> None:
-        """Let go of blocks that end there or earlier."""
+        """Release the blocks that end at `position` or earlier."""
         while self._blocks and self.first + len(self._blocks[0]) <= position:
             self.first += len(self._blocks.popleft())

@@ -1,9 +1,9 @@
-"""Any audio or video file in, blocks of mono int16 at 16 kHz out, a bit at a time.
+"""Any audio or video file in, blocks of mono int16 at 16 kHz out, decoded incrementally.
 
-PyAV carries FFmpeg, so every container and codec that FFmpeg knows works without a system package. A damaged file gives what
-decodes, with a warning; a file that gives nothing is an AudioError. A time in the blocks is the time that a player shows: where
-the file's own time stamps leave a gap (audio that starts after the video, packets that were lost or never sent in silence),
-there is silence.
+PyAV includes FFmpeg, so every container and codec of FFmpeg works without a system package. Of a damaged file, all that decodes
+is returned, with a warning; a file without any audio is an AudioError. A time in the blocks is the time that a player shows. So
+where the file's time stamps leave a gap, there is silence: audio that starts after the video, packets that were lost, or never
+sent in silence.
 """
 
 import asyncio
@@ -25,43 +25,45 @@ from serve_app.errors import AudioError
 from serve_app.window import SAMPLE_RATE, Samples
 
 BLOCK_SAMPLES = 5 * SAMPLE_RATE
-"""A block has at least this many samples, except the last."""
+"""Minimum length of a block, samples; the last one may be shorter."""
 
-MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
-"""Outside, a header is broken or made to fill the memory: at 1 Hz a few kilobytes would be hours."""
+MIN_RATE_HZ = 1_000
+"""A lower sample rate is a broken or a forged header: at 1 Hz a few kilobytes would be hours."""
+
+MAX_RATE_HZ = 768_000
+"""A higher sample rate is a broken header."""
 
 MAX_FRAME_S = 100
-"""A frame is decoded as a whole; real ones last seconds at most, forged ones hours."""
+"""A frame is decoded as a whole: real ones last seconds at most, forged ones hours."""
 
 OPEN_OPTIONS = {"protocol_whitelist": "none", "max_pixels": "1"}
-"""Playlists and session descriptions would have FFmpeg open files of this machine, or its network. And to learn about a video it
-would decode a picture, for which a file of some kilobytes can ask hundreds of megabytes."""
+"""FFmpeg must not open other files or the network, as playlists and session descriptions ask it to. Nor must it decode a picture
+to probe a video, for which a file of some kilobytes can demand hundreds of megabytes."""
 
 AMR_FIRST_SILENT_TYPE = 8
-"""By these frames a telephone says that nobody speaks. FFmpeg takes them for damage; left out, their time is silence."""
+"""Frame types from here on are silence (AMR discontinuous transmission). FFmpeg reports damage; skipped, they leave a gap."""
 
 MIN_GAP_S = 0.1
-"""Time stamps of good files are off by less: codecs delay, containers round."""
+"""A gap that is shorter, seconds, is not silence: codecs delay and containers round."""
 
 MIN_JUMP_S = 0.01
-"""From one frame to the next; many small ones add up to a gap, and a slow drift has none."""
+"""Smallest jump from one frame to the next, seconds: many small ones add up to a gap, and a slow drift has none."""
 
 MAX_GAP_S = 3600.0
-"""More is a clock that was set, or nonsense."""
+"""A longer gap, seconds, is a clock that was set, or a broken time stamp."""
 
 MAX_DAMAGED_IN_A_ROW = 1000
-"""Decoding stops here: a demuxer may report the same damage for ever."""
+"""Decoding stops after this many errors in a row: a demuxer may report the same damage endlessly."""
 
 
 class AudioFile:
-    """A file being decoded, by `thread` or else by one of the event loop's. `warnings` says, once the blocks are read, what was
-    wrong with it."""
+    """A file being decoded, in `thread` or else in the event loop's executor. `warnings` is complete once all blocks are read."""
 
     def __init__(self, source: BinaryIO, thread: Executor | None = None) -> None:
         self._source = source
         self._thread = thread
         self.announced_s: float | None = None
-        """Length that the file claims, seconds; None until the first block is there, and where it makes no claim."""
+        """Length according to the file, seconds; None before the first block, and where the file has none."""
         self._is_damaged = False
         self._damaged_in_a_row = 0
 
@@ -70,7 +72,7 @@ class AudioFile:
         return ("Parts of the file could not be decoded and were skipped.",) if self._is_damaged else ()
 
     def blocks(self) -> Generator[Samples, None, None]:
-        """Decode the first audio stream; each block is int16 [samples]. Raises AudioError when there is nothing to decode."""
+        """Decode the first audio stream; each block is int16 [samples]. Raises AudioError when there is no audio."""
         if self._source.seekable() and _is_empty(self._source):
             raise AudioError("The file is empty.")
         held: list[Samples] = []
@@ -88,7 +90,7 @@ class AudioFile:
             yield np.concatenate(held)
 
     async def stream(self) -> AsyncGenerator[Samples, None]:
-        """The same blocks, decoded in a worker thread, each one only when it is asked for."""
+        """The same blocks, decoded in a worker thread, each only when it is requested."""
         blocks, loop = self.blocks(), asyncio.get_running_loop()
         decoding: asyncio.Future[Samples | None] | None = None
         try:
@@ -99,7 +101,7 @@ class AudioFile:
                     return
                 yield block
         finally:
-            # A thread cannot be stopped: who leaves in the middle of a block waits for its end, and the file stays open so long.
+            # A thread cannot be cancelled, so wait for the end of its block; the file must stay open until then.
             if decoding is not None and not decoding.done():
                 await asyncio.wait([decoding])
             blocks.close()
@@ -128,9 +130,9 @@ class AudioFile:
             yield from resample(None)
 
     def _frames(self, container: av.container.InputContainer, stream: av.AudioStream) -> Iterator[AudioFrame]:
-        """Decode; frames have the stream's time base."""
+        """Decoded frames, with the stream's time base."""
         decoder, is_first = stream.codec_context, True
-        # Threads would each hold a frame, and an upload may ask for frames of hundreds of megabytes; one is fast enough.
+        # Each thread would hold a frame, and a forged one can have hundreds of megabytes; one thread is fast enough.
         decoder.thread_count = 1
         has_float_samples = decoder.name.startswith(("pcm_f32", "pcm_f64"))
         for packet in itertools.chain(self._packets(container, stream), [None]):
@@ -161,13 +163,13 @@ class AudioFile:
             try:
                 packet = next(packets)
             except (StopIteration, IndexError):
-                # The index is PyAV's loss of count at the end of a file in which streams appeared on the way.
+                # PyAV raises IndexError at the end of a file in which streams appeared later.
                 return
             except av.FFmpegError:
                 self._note_damage()
                 packets = container.demux(stream)
             else:
-                # To a decoder an empty packet is the end, whatever follows it.
+                # A decoder takes an empty packet for the end of the stream.
                 if packet.size > 0:
                     yield packet
 
@@ -177,10 +179,10 @@ class AudioFile:
 
 
 def _audio_stream(container: av.container.InputContainer) -> av.AudioStream:
-    """The first audio stream that can be decoded; the others are left unread."""
+    """The first audio stream that can be decoded; all others are discarded."""
     if not container.streams.audio:
         raise AudioError("The file has no audio: it holds no audio stream.")
-    # PyAV has no codec context where FFmpeg has no decoder, whatever its types say.
+    # Despite its type, codec_context is None where FFmpeg has no decoder.
     chosen = next((stream for stream in container.streams.audio if stream.codec_context is not None), None)
     if chosen is None:
         raise AudioError("The audio of the file is in a codec that cannot be decoded.")
@@ -191,10 +193,10 @@ def _audio_stream(container: av.container.InputContainer) -> av.AudioStream:
 
 
 def _with_gaps(frames: Iterable[AudioFrame], start_s: float | None) -> Iterator[tuple[float, AudioFrame]]:
-    """Each frame with the silence, in seconds, that its time stamp puts before it.
+    """Each frame, with the silence before it in seconds according to its time stamp.
 
-    Time stamps are often wrong, so one counts only where it jumps ahead of the frame before and the next frame agrees with it.
-    What goes back in time, drifts, or jumps by more than MAX_GAP_S is not followed.
+    Time stamps are often wrong. So one counts only where it jumps ahead of the previous frame and the next frame agrees with it.
+    Time stamps that go back, drift, or jump by more than MAX_GAP_S are ignored.
     """
     due_s = previous_end_s = start_s
     for frame, following in itertools.pairwise(itertools.chain(frames, [None])):
@@ -222,7 +224,7 @@ def _silence(seconds: float) -> Iterator[Samples]:
 
 
 def _without_nan(frame: AudioFrame) -> AudioFrame:
-    """NaN and infinite samples as silence: a resampler would spread them, and integers have no place for them."""
+    """The frame with NaN and infinite samples as silence: a resampler would spread them."""
     values = frame.to_ndarray()
     if np.isfinite(values).all():
         return frame

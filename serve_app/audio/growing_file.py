@@ -1,4 +1,4 @@
-"""A file that is read while it is still being sent: written by an event loop, read by the thread that decodes."""
+"""A file that is read while it is still being uploaded: written by the event loop, read by the decoding thread."""
 
 import asyncio
 import os
@@ -11,9 +11,9 @@ from serve_app.errors import StorageFull
 
 
 class GrowingFile:
-    """On disk, without a name, so that a sender is never held up by the reader; gone when it is closed.
+    """A temporary file without a name, so the sender never waits for the reader. It is deleted when it is closed.
 
-    Not seekable: `read` waits for bytes. Whoever needs all of them takes `whole` once it is `completed`.
+    Not seekable: `read` waits for bytes. Once `completed` is set, `whole` is the complete file.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class GrowingFile:
         self._file.close()
 
     async def write(self, data: bytes) -> None:
-        """Add bytes. Raises StorageFull."""
+        """Append bytes. Raises StorageFull."""
         try:
             await asyncio.to_thread(self._append, data)
         except OSError as error:
@@ -44,14 +44,14 @@ class GrowingFile:
         self._file.flush()
 
     def finish(self) -> None:
-        """No more bytes come. Whoever reads gets what is there, then the end."""
+        """No more bytes come: a reader gets the remaining ones, then the end."""
         with self._changed:
             self.completed.set()
             self._changed.notify()
 
     @property
     def whole(self) -> BinaryIO:
-        """The file itself, from its beginning."""
+        """The file, seekable, from its start."""
         self._file.seek(0)
         return cast(BinaryIO, self._file)
 
@@ -59,7 +59,7 @@ class GrowingFile:
         return False
 
     def read(self, size: int) -> bytes:
-        """As many bytes as are there, at least one, at most `size`; none at the end."""
+        """Wait for at least one byte, and return those available, at most `size`; none at the end. Blocks the thread."""
         with self._changed:
             while self._taken == self._written and not self.completed.is_set():
                 self._changed.wait()

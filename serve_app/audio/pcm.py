@@ -1,4 +1,4 @@
-"""Raw audio in, int16 at 16 kHz out: what a microphone or a telephone sends, a bit at a time."""
+"""Raw samples in, mono int16 at 16 kHz out, incrementally: audio of microphones and telephones."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,13 +18,19 @@ Encoding = Literal["pcm_s16le", "pcm_f32le", "mulaw", "alaw"]
 SAMPLE_BYTES: dict[Encoding, int] = {"pcm_s16le": 2, "pcm_f32le": 4, "mulaw": 1, "alaw": 1}
 CODECS: dict[Encoding, str] = {"mulaw": "pcm_mulaw", "alaw": "pcm_alaw"}
 
-MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 192_000
+MIN_RATE_HZ = 4_000
+"""Lowest accepted sample rate."""
+
+MAX_RATE_HZ = 192_000
+"""Highest accepted sample rate."""
+
 MAX_CHANNELS = 8
+"""Most accepted channels, interleaved."""
 
 
 @dataclass(frozen=True, slots=True)
 class PcmFormat:
-    """What raw bytes mean; channels are interleaved. Raises AudioError for what cannot be."""
+    """Format of raw samples; channels are interleaved. Raises AudioError for values out of range."""
 
     encoding: Encoding = "pcm_s16le"
     sample_rate: int = SAMPLE_RATE
@@ -40,7 +46,7 @@ class PcmFormat:
 
     @property
     def frame_bytes(self) -> int:
-        """Bytes of one sample of every channel."""
+        """Bytes of one sample of all channels."""
         return SAMPLE_BYTES[self.encoding] * self.channels
 
 
@@ -56,24 +62,24 @@ class PcmDecoder:
         self._resampler = None if is_same_rate else soxr.ResampleStream(audio_format.sample_rate, SAMPLE_RATE, 1, "float32")
 
     def blocks(self, data: bytes) -> Iterator[Samples]:
-        """The samples that are complete with the next bytes, a second or less at a time: nobody else waits for a long frame."""
-        most_bytes = self._format.frame_bytes * self._format.sample_rate
-        for start in range(0, len(data), most_bytes):
-            yield self.push(data[start : start + most_bytes])
+        """The samples that `data` completes, at most a second per block, so that a long message does not block the event loop."""
+        max_bytes = self._format.frame_bytes * self._format.sample_rate
+        for start in range(0, len(data), max_bytes):
+            yield self.push(data[start : start + max_bytes])
 
     def push(self, data: bytes) -> Samples:
-        """The samples that are complete with the next bytes; few or none at first, where the rate changes."""
+        """The samples that `data` completes, int16 [samples]; few or none at first where a resampler is used."""
         data = self._rest + data
         whole = len(data) // self._format.frame_bytes * self._format.frame_bytes
         self._rest = data[whole:]
         return self._converted(self._mono(data[:whole]), is_last=False)
 
     def finish(self) -> Samples:
-        """What is left at the end. A sample that is cut off is not heard."""
+        """The remaining samples; an incomplete one is dropped."""
         return self._converted(np.zeros(0, np.float32), is_last=True)
 
     def _mono(self, data: bytes) -> NDArray[np.float32]:
-        """Floats between -1 and 1 of all channels together."""
+        """The mean of all channels, float32 [samples] between -1 and 1."""
         if self._table is not None:
             samples = self._table[np.frombuffer(data, np.uint8)]
         elif self._format.encoding == "pcm_f32le":
@@ -90,7 +96,7 @@ class PcmDecoder:
 
 
 def _table(codec: str) -> NDArray[np.float32]:
-    """What each byte of a telephone's codec sounds like, from FFmpeg."""
+    """The sample of each of the 256 bytes of a G.711 codec, float32 [256], decoded by FFmpeg."""
     decoder = cast(AudioCodecContext, AudioCodecContext.create(codec, "r"))
     decoder.sample_rate, decoder.layout = 8_000, "mono"
     frames = [frame for packet in (av.Packet(bytes(range(256))), None) for frame in decoder.decode(packet)]

@@ -1,4 +1,4 @@
-"""Media files by their first bytes, where raw samples may come instead. Pure."""
+"""Recognises media files by their first bytes, where raw samples may come instead."""
 
 MAGIC = (
     b"fLaC",
@@ -16,8 +16,13 @@ MAGIC = (
     b"\x00\x00\x01\xba",  # MPEG program stream
 )
 MAX_MAGIC = 8
+"""Length of the longest magic number, bytes."""
+
 MAX_FRAME_HEADER = 7
+"""Length of the longest MPEG or ADTS frame header, bytes."""
+
 SNIFFED_BYTES = 4096
+"""Bytes that are always enough to tell."""
 
 MPEG_BITRATES = (
     (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),  # version 1, layer 1
@@ -26,13 +31,14 @@ MPEG_BITRATES = (
     (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),  # version 2, layer 1
     (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 )
-"""kbit/s by the index in a header."""
+"""Bit rates in kbit/s, by version and layer, then by the index in a frame header."""
 
 MPEG_RATES_HZ = (44_100, 48_000, 32_000)
+"""Sample rates of MPEG version 1, by the index in a frame header."""
 
 
 def is_media(head: bytes) -> bool | None:
-    """Whether a file begins like that; None where more bytes may tell. SNIFFED_BYTES are always enough."""
+    """Whether these are the first bytes of a media file; None: more bytes are needed, at most SNIFFED_BYTES."""
     if head.startswith((*MAGIC, b"RIFF", b"RF64")) or head[4:8] == b"ftyp":
         return True
     found = _is_frame_sequence(head) if head[:1] == b"\xff" else None if len(head) < MAX_MAGIC else False
@@ -40,12 +46,12 @@ def is_media(head: bytes) -> bool | None:
 
 
 def needs_whole_file(head: bytes) -> bool:
-    """Whether such a file can only be read once all of it is there: MP4 may have its index behind the audio."""
+    """Whether the file can be decoded only once it is complete: MP4 may have its index after the audio."""
     return head[4:8] == b"ftyp"
 
 
 def _is_frame_sequence(head: bytes) -> bool | None:
-    """MP3 and ADTS have no header of a file. Two frames in a row are hardly raw samples."""
+    """Whether two MPEG or ADTS frames follow each other: MP3 and ADTS have no file header."""
     if len(head) < MAX_FRAME_HEADER:
         return None
     length = _mpeg_frame_bytes(head) or _adts_frame_bytes(head)
@@ -56,7 +62,7 @@ def _is_frame_sequence(head: bytes) -> bool | None:
 
 
 def _mpeg_frame_bytes(head: bytes) -> int:
-    """Length of the MPEG audio frame that begins there (ISO 11172-3, 2.4.3.1), 0 for none."""
+    """Length of the MPEG audio frame at the start (ISO 11172-3, 2.4.3.1); 0: there is none."""
     header = int.from_bytes(head[:4], "big")
     version, layer = header >> 19 & 3, 4 - (header >> 17 & 3)
     bitrate_index, rate_index, padding = header >> 12 & 15, header >> 10 & 3, header >> 9 & 1
@@ -72,7 +78,7 @@ def _mpeg_frame_bytes(head: bytes) -> int:
 
 
 def _adts_frame_bytes(head: bytes) -> int:
-    """Length of the ADTS frame that begins there (ISO 13818-7, 6.2), 0 for none."""
+    """Length of the ADTS frame at the start (ISO 13818-7, 6.2); 0: there is none."""
     if head[1] & 0xF6 != 0xF0:
         return 0
     return (head[3] & 3) << 11 | head[4] << 3 | head[5] >> 5

@@ -14,7 +14,7 @@ from serve_app.window import SAMPLE_RATE, Samples
 
 
 class Resampler:
-    """libswresample to mono int16 at 16 kHz; made anew when a stream changes its format on the way."""
+    """libswresample to mono int16 at 16 kHz. A stream may change its format in the middle."""
 
     def __init__(self) -> None:
         self._resampler: AudioResampler | None = None
@@ -22,7 +22,7 @@ class Resampler:
         self._format: tuple[str, str, int] | None = None
 
     def __call__(self, frame: AudioFrame | None) -> Iterator[Samples]:
-        """Samples that are complete once `frame` is in; None flushes."""
+        """The samples that `frame` completes, int16 [samples]; None flushes."""
         if frame is None:
             yield from self._flush()
             return
@@ -32,7 +32,7 @@ class Resampler:
             self._resampler = AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
             self._mixer = None if _is_mixable(frame.layout.name) else _even_mixer(frame)
             self._format = frame_format
-        # The silence of gaps is put in elsewhere; the filter must not drop or invent samples.
+        # Gaps are filled elsewhere; without time stamps the filter neither drops nor inserts samples.
         frame.pts = None
         if self._mixer is not None:
             self._mixer.push(frame)
@@ -50,7 +50,7 @@ class Resampler:
 
 @functools.lru_cache(maxsize=256)
 def _is_mixable(layout: str) -> bool:
-    """Whether FFmpeg has a rule for mixing that layout to mono; it has none for most above eight channels, or for ambisonics."""
+    """Whether FFmpeg can mix that layout to mono. It cannot for ambisonics, nor for most layouts of more than eight channels."""
     try:
         probe = AudioFrame("s16", layout, samples=16)
         probe.sample_rate = SAMPLE_RATE
@@ -61,7 +61,7 @@ def _is_mixable(layout: str) -> bool:
 
 
 def _even_mixer(frame: AudioFrame) -> Graph:
-    """Mixes frames like that one to mono, every channel with the same share."""
+    """A filter graph that mixes frames of that format to mono, all channels equally."""
     channels = frame.layout.nb_channels
     graph = Graph()
     source = graph.add_abuffer(

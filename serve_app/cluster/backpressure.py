@@ -6,7 +6,7 @@ and TCP slows the client down.
 
 It patches private classes of Serve, so it is tied to the Ray version in constraints.txt. If another version no longer has one of
 them, the import of this module fails; if it no longer uses one, a warning is logged. The reasons for this design are in
-docs/design.md; tests/server/test_uploads.py measures the effect.
+docs/design.md; tests/server/demo/test_uploads.py measures the effect.
 """
 
 import asyncio

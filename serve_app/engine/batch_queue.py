@@ -1,9 +1,10 @@
-"""A replica's queue: windows of many requests in, batches by seconds of audio out.
+"""A replica's queue: windows of many requests in, batches limited by seconds of audio out. Pure.
 
-`@serve.batch` freezes a batch at each timeout even while the engine is busy, so most batches stay small. This batcher forms a
-batch only at the moment the engine is free, from everything that waits then; an idle engine starts at once. Lanes are strict, but
-work that has waited `ageing_s` heads at least every fourth batch: bulk is never starved, and never in the way of live work for
-long, however much of it there is. Within a lane, jobs take turns by the audio they have had: a long file does not stand before a
+`@serve.batch` freezes a batch at each timeout even while the engine is busy, so most of its batches stay small. This queue forms
+a batch only when the engine is free, from everything that waits then; an idle engine starts at once.
+
+Lanes have strict priority, but every fourth batch starts with the oldest work once that has waited `ageing_s`. So bulk work never
+starves, and never delays live work for long. Within a lane, jobs share the engine fairly by audio: a long file does not delay a
 short one that came later.
 """
 
@@ -17,10 +18,10 @@ from serve_app.errors import EngineBroken
 from serve_app.window import Lane
 
 AGED_EVERY = 4
-"""One batch of so many belongs to what has waited longest."""
+"""One batch in this many starts with the oldest work."""
 
-LENGTH_STEPS = 8
-"""Lengths that differ by less than one in so many count as alike."""
+LENGTH_BUCKETS = 8
+"""Lengths that differ by less than 1/8 share a size bucket."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,7 +29,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """A batch holds at most `max_items`, and at most `max_samples` counted padded: its longest item times its number of items."""
+    """A batch has at most `max_items`, and at most `max_samples` of padded audio: its longest item times its number of items."""
 
     max_samples: int
     max_items: int
@@ -51,11 +52,10 @@ class _Waiting(Generic[Item, Result]):
     item: Item
     samples: int
     lane: Lane
-    turn: int
-    """Samples that its job will have had when it is this item's turn: start tags of start-time fair queueing (Goyal, Vin and
-    Cheng, 1996)."""
+    start_tag: int
+    """Start tag of start-time fair queueing (Goyal, Vin and Cheng, 1996): samples of this job served before this item."""
     is_isolated: bool
-    since_s: float
+    queued_at_s: float
     done: "asyncio.Future[Result]" = field(repr=False)
 
 
@@ -75,8 +75,8 @@ class Batcher(Generic[Item, Result]):
         self._queue: list[_Waiting[Item, Result]] = []
         self._worker: asyncio.Task[None] | None = None
         self._batches_by_lane = 0
-        self._turn = 0
-        self._next_turns: dict[str, int] = {}
+        self._virtual_time = 0  # start tag of the batch that started last
+        self._next_start_tags: dict[str, int] = {}
         self.stats = BatcherStats()
 
     @property
@@ -84,14 +84,14 @@ class Batcher(Generic[Item, Result]):
         return len(self._queue)
 
     async def submit(self, item: Item, samples: int, lane: Lane, job: str, *, is_isolated: bool = False) -> Result:
-        """Wait for the result of one item of that many samples, if need be in a batch without others.
+        """Queue one item of that many samples and wait for its result. `is_isolated`: in a batch of its own.
 
-        Cancelling the wait takes a queued item out of the queue.
+        Cancelling the wait removes the item from the queue.
         """
-        turn = max(self._turn, self._next_turns.get(job, 0))
-        self._next_turns[job] = turn + samples
+        start_tag = max(self._virtual_time, self._next_start_tags.get(job, 0))
+        self._next_start_tags[job] = start_tag + samples
         done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        waiting: _Waiting[Item, Result] = _Waiting(item, samples, lane, turn, is_isolated, self._now_s(), done)
+        waiting: _Waiting[Item, Result] = _Waiting(item, samples, lane, start_tag, is_isolated, self._now_s(), done)
         self._queue.append(waiting)
         if self._worker is None:
             self._worker = asyncio.create_task(self._work())
@@ -103,7 +103,7 @@ class Batcher(Generic[Item, Result]):
 
     async def _work(self) -> None:
         try:
-            # Everything that is being submitted in this turn of the loop joins the first batch.
+            # Everything submitted in this iteration of the event loop joins the first batch.
             await asyncio.sleep(0)
             while self._queue:
                 await self._run(self._take_batch())
@@ -111,36 +111,36 @@ class Batcher(Generic[Item, Result]):
             self._worker = None
 
     def _take_batch(self) -> list[_Waiting[Item, Result]]:
-        """The head of the queue, then what fits beside it: its own lane by likeness of length, then others that cost no more
+        """The head of the queue, and what fits beside it: first its own lane, nearest length first, then later lanes that add no
         padding."""
         head = self._head()
         others = [] if head.is_isolated else [w for w in self._queue if w is not head and not w.is_isolated]
-        others.sort(key=lambda w: (w.lane != head.lane, w.lane, _unlikeness(w.samples, head.samples), w.turn))
-        batch, longest = [head], head.samples
+        others.sort(key=lambda w: (w.lane != head.lane, w.lane, _bucket_distance(w.samples, head.samples), w.start_tag))
+        batch, max_samples = [head], head.samples
         for waiting in others:
             if len(batch) == self._limits.max_items:
                 break
-            grown = max(longest, waiting.samples)
-            if grown > longest and waiting.lane > head.lane:
+            grown = max(max_samples, waiting.samples)
+            if grown > max_samples and waiting.lane > head.lane:
                 continue
             if grown * (len(batch) + 1) <= self._limits.max_samples:
                 batch.append(waiting)
-                longest = grown
+                max_samples = grown
         chosen = set(map(id, batch))
         self._queue = [w for w in self._queue if id(w) not in chosen]
-        self._turn = max(self._turn, head.turn)
-        self._next_turns = {job: turn for job, turn in self._next_turns.items() if turn > self._turn}
+        self._virtual_time = max(self._virtual_time, head.start_tag)
+        self._next_start_tags = {job: tag for job, tag in self._next_start_tags.items() if tag > self._virtual_time}
         return batch
 
     def _head(self) -> _Waiting[Item, Result]:
-        """The highest lane's job that has had least; every so often the oldest of all, if it has waited long."""
-        oldest = min(self._queue, key=lambda w: w.since_s)
-        is_aged = self._now_s() - oldest.since_s >= self._limits.ageing_s
+        """The least served job of the most urgent lane; every AGED_EVERY batches the oldest item, once it has aged."""
+        oldest = min(self._queue, key=lambda w: w.queued_at_s)
+        is_aged = self._now_s() - oldest.queued_at_s >= self._limits.ageing_s
         if is_aged and self._batches_by_lane >= AGED_EVERY - 1:
             self._batches_by_lane = 0
             return oldest
         self._batches_by_lane += 1
-        return min(self._queue, key=lambda w: (w.lane, w.turn))
+        return min(self._queue, key=lambda w: (w.lane, w.start_tag))
 
     async def _run(self, batch: list[_Waiting[Item, Result]]) -> None:
         """Process a batch; if it fails as a whole, process its items one by one so that only the bad ones fail."""
@@ -173,8 +173,9 @@ class Batcher(Generic[Item, Result]):
         )
 
 
-def _unlikeness(samples: int, other_samples: int) -> int:
-    return LENGTH_STEPS * abs(samples - other_samples) // max(samples, other_samples, 1)
+def _bucket_distance(samples: int, other_samples: int) -> int:
+    """Size buckets between two lengths."""
+    return LENGTH_BUCKETS * abs(samples - other_samples) // max(samples, other_samples, 1)
 
 
 def _fail(waiting: _Waiting[Item, Result], error: Exception) -> None:

@@ -1,8 +1,8 @@
-"""Phrase boosting: the decoder leans towards phrases that are likely, in each window of a batch towards its own.
+"""Phrase boosting: the decoder prefers the phrases of a request, for each window of a batch its own.
 
-NeMo's GPU-PB (its pull requests 14277 and those on per-stream biasing): a prefix tree of the phrases' tokens adds to the score of
-a token that goes on with a phrase, and takes it back where the phrase breaks off. Where the model says nothing, nothing is added:
-boosting changes words, it does not make up any. Like the engine, for one thread.
+NeMo's GPU-PB (its pull request 14277 and those on per-stream biasing): a prefix tree of the phrases' tokens raises the score of a
+token that continues a phrase, and takes the bonus back where the phrase is not completed. Blank is not boosted: boosting changes
+words, it does not insert any. Like the engine, it is used by one thread.
 """
 
 import copy
@@ -13,14 +13,14 @@ from typing import Any
 from serve_app.window import Keywords
 
 MAX_TREES = 32
-"""Trees kept for the windows to come, unless a batch has more. Of the largest lists and a vocabulary of 8,192 NeMo has room for
-so many; beyond, it takes more memory, and the graphs of a GPU have to be captured again."""
+"""Trees kept for later windows, unless one batch needs more. 32 trees of maximal size and a vocabulary of 8,192 fit
+NeMo's pool of a million arcs; with more, the pool grows and CUDA graphs are captured again."""
 
 
 class Booster:
-    """A second decoder for a model, which batches with keywords use: without them the first one is faster.
+    """A second decoder of a model, for batches with keywords; the first one is faster for batches without.
 
-    `capture_graphs` has a decoder capture its graphs, where it has any.
+    `capture_graphs` makes a decoder capture its CUDA graphs, where it uses any.
     """
 
     def __init__(self, model: Any, weight: float, capture_graphs: Callable[[Any], None]) -> None:
@@ -30,8 +30,8 @@ class Booster:
         config = copy.deepcopy(model.cfg.decoding)
         with open_dict(config):
             config.greedy.enable_per_stream_biasing = True
-        # Tensors made in inference mode could not be changed outside it, where NeMo moves them to a device. So here, and wherever
-        # trees come and go.
+        # NeMo moves these tensors to a device outside inference mode, which is impossible for tensors created inside it. The same
+        # holds wherever trees are added or removed.
         with torch.inference_mode(False):
             self._decoding = type(model.decoding)(
                 decoding_cfg=config, decoder=model.decoder, joint=model.joint, tokenizer=model.tokenizer
@@ -40,14 +40,14 @@ class Booster:
         self._weight = weight
         self._capture_graphs = capture_graphs
         self._trees = self._decoding.decoding.decoding_computer.biasing_multi_model
-        # The lists used last, the newest at the end; None for one of which the model can write no phrase.
+        # By phrase list, least recently used first; None: the model can write none of its phrases.
         self._requests: OrderedDict[Keywords, Any] = OrderedDict()
         capture_graphs(self._decoding)
 
     def decode(self, encoded: Any, frame_counts: Any, keywords: Sequence[Keywords]) -> list[Any]:
-        """NeMo's hypotheses of a batch, `encoded` being float [windows, features, frames]; `keywords` has one list per window.
+        """NeMo's hypotheses of a batch: `encoded` is float [windows, features, frames], `keywords` has one list per window.
 
-        After a failure the state of the decoder is unknown: make another.
+        After an exception the decoder's state is unknown: make a new Booster.
         """
         from nemo.collections.asr.parts.utils.rnnt_utils import Hypothesis
 
@@ -60,12 +60,12 @@ class Booster:
         return hypotheses
 
     def _prepare(self, wanted: set[Keywords]) -> None:
-        """Have a tree for every list that is wanted, and let go of those that were not for the longest time."""
+        """Build the missing trees of the wanted lists, and remove the least recently used ones beyond MAX_TREES."""
         import torch
 
         missing = [phrases for phrases in wanted if phrases not in self._requests]
         unused = [phrases for phrases in self._requests if phrases not in wanted]
-        room_before = self._room()
+        room_before = self._pool_size()
         with torch.inference_mode(False), torch.no_grad():
             for phrases in unused[: max(0, len(self._requests) + len(missing) - MAX_TREES)]:
                 request = self._requests.pop(phrases)
@@ -75,10 +75,10 @@ class Booster:
                 self._requests[phrases] = self._build(phrases)
         for phrases in wanted:
             self._requests.move_to_end(phrases)
-        if self._room() != room_before:
+        if self._pool_size() != room_before:
             self._capture_graphs(self._decoding)
 
-    def _room(self) -> tuple[int, ...]:
+    def _pool_size(self) -> tuple[int, ...]:
         trees = self._trees
         return trees.num_models_reserved, trees.num_states_reserved, trees.num_arcs_extended_reserved
 
@@ -95,11 +95,11 @@ class Booster:
         return request
 
     def _can_write(self, phrase: str) -> bool:
-        """Whether the vocabulary has all of it: boosting the unknown token would write it everywhere."""
+        """Whether the vocabulary covers the phrase: a boosted unknown token would be emitted everywhere."""
         token_ids = self._tokenizer.text_to_ids(phrase)
         return bool(token_ids) and self._tokenizer.ids_to_text(token_ids) == phrase
 
 
 def _spellings(phrases: Keywords) -> list[str]:
-    """Each phrase as it was given, and as it begins a sentence."""
+    """Each phrase as given, and with a capital as at the start of a sentence."""
     return list(dict.fromkeys(spelling for phrase in phrases for spelling in (phrase, phrase[:1].upper() + phrase[1:])))

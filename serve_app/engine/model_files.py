@@ -1,8 +1,8 @@
 """From a model's `source` to a `.nemo` file on this machine, which may mean a download from the Hugging Face hub.
 
-The download is a process of its own: this module, run as a program. huggingface_hub waits and tries again as it sees fit, and
-hf-xet has been seen to hang; only a process can be ended whatever it is doing. It reads the HF_* variables afresh, tells what it
-does in lines of JSON, and ends when its standard input is closed, which also happens when its parent dies.
+The download runs in a process of its own: this module, run as a program. huggingface_hub decides by itself how long it waits and
+how often it retries, and hf-xet has been seen to hang; only a process can be stopped whatever it is doing. It reads the HF_*
+variables afresh, reports in lines of JSON, and stops when its standard input is closed, which also happens when its parent dies.
 """
 
 import json
@@ -26,30 +26,31 @@ from serve_app.settings import bundled_model_path
 
 log = logging.getLogger("ray.serve")
 BY_HAND = "download the .nemo file yourself and set the model's `source` to its path"
-MESSAGE = "\x1e"  # tells the messages of the download process from the lines that libraries print
+MESSAGE = "\x1e"
+"""First character of the download process's own messages; other lines are printed by libraries."""
 
 STALL_S = 120.0
-"""A transfer that has begun and then brings nothing for this long is given up."""
+"""A transfer that has begun fails when nothing arrives for this long, seconds."""
 
 GRACE_S = 5
-"""What the download process gets to remove its partial file before it is killed."""
+"""Time for the download process to remove its partial file before it is killed, seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class DownloadProgress:
-    """How far a download is. `done_bytes` falls only where the hub makes it start over; `total_bytes` is None while unknown."""
+    """`done_bytes` decreases only where the hub makes the download start over; `total_bytes` is None while unknown."""
 
     done_bytes: int
     total_bytes: int | None
 
 
 def find_model_file(source: str, *, timeout_s: float, on_progress: Callable[[DownloadProgress], None]) -> Path:
-    """The `.nemo` file that `source` means: `bundled`, the path of a file, or a hub name `owner/name` for `name.nemo` in there.
+    """The `.nemo` file of a `source`: `bundled`, the path of a file, or a hub name `owner/name`, whose file is `name.nemo`.
 
-    A `name.nemo` in the folder that MODELS_DIR names, or in `models` of the working directory, is taken as it is. So is a file in
-    huggingface_hub's cache, without asking the hub: replicas agree, and start while the hub is down. Otherwise blocks until it is
-    downloaded, at most `timeout_s` seconds and a few to clean up. `on_progress` is called in this thread, once a second or less
-    and at the end. Raises ModelUnavailable with the reason and what to do; a new call starts anew.
+    A `name.nemo` in the folder MODELS_DIR, or in `models` of the working directory, has precedence. Next comes the cache of
+    huggingface_hub, without a request to the hub: all replicas use the same file, and start while the hub is down. Otherwise it
+    blocks until the file is downloaded, for at most `timeout_s` seconds and a few to clean up. `on_progress` is called in this
+    thread, at most once a second and at the end. Raises ModelUnavailable with the reason and what to do; call again to retry.
     """
     path = bundled_model_path() if source == "bundled" else Path(os.path.expanduser(source))
     if os.path.isfile(path):
@@ -62,7 +63,7 @@ def find_model_file(source: str, *, timeout_s: float, on_progress: Callable[[Dow
     for folder in (os.environ.get("MODELS_DIR"), "models"):
         if folder and (local := Path(folder, file_name)).is_file():
             return local
-    # Ray may have changed where this process imports from.
+    # Ray may have changed the import path of this process.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
     command = [sys.executable, "-P", "-m", "serve_app.engine.model_files", source, file_name]
     pipe = subprocess.PIPE
@@ -80,17 +81,17 @@ def find_model_file(source: str, *, timeout_s: float, on_progress: Callable[[Dow
 
 def _follow(stdout: IO[bytes], repository: str, timeout_s: float, on_progress: Callable[[DownloadProgress], None]) -> Path:
     limit = deadline = time.monotonic() + timeout_s
-    rest, last_words, so_far = "", "no reason given", ""
+    rest, last_line, so_far = "", "no reason given", ""
     poll = select.poll()
     poll.register(stdout, select.POLLIN)
     while poll.poll(min(max(0.0, limit - time.monotonic()), 1e6) * 1000):
         received = os.read(stdout.fileno(), 1 << 16).decode(errors="replace")
         if not received:
-            raise ModelUnavailable(f"the download of {repository} ended unexpectedly: {last_words}{so_far}")
+            raise ModelUnavailable(f"the download of {repository} ended unexpectedly: {last_line}{so_far}")
         *lines, rest = (rest + received).split("\n")
         for line in lines:
             if not line.startswith(MESSAGE):
-                last_words = line.strip() or last_words
+                last_line = line.strip() or last_line
                 log.warning("download of %s: %s", repository, line)
                 continue
             message = json.loads(line[1:])
@@ -110,20 +111,20 @@ def _follow(stdout: IO[bytes], repository: str, timeout_s: float, on_progress: C
 
 
 class _Bar:
-    """What huggingface_hub needs of tqdm, in the download process as is all that follows; tells the parent instead of drawing."""
+    """The part of tqdm that huggingface_hub uses. It reports to the parent; from here on, all runs in the download process."""
 
     def __init__(self, *, total: int | None = None, initial: int = 0, **_: object) -> None:
-        self.total, self.done, self.told_at = total, initial, float("-inf")
+        self.total, self.done, self.reported_at = total, initial, float("-inf")
         self.update(0)
 
     def update(self, n: int) -> None:
         self.done += n
-        if time.monotonic() >= self.told_at + 1:
-            self.told_at = time.monotonic()
-            _tell(done=self.done, total=self.total)
+        if time.monotonic() >= self.reported_at + 1:
+            self.reported_at = time.monotonic()
+            _report(done=self.done, total=self.total)
 
     def update_transfer(self, n: int) -> None:
-        self.update(0)  # hf-xet: not in the file yet, but a sign of life
+        self.update(0)  # hf-xet: received, not yet written to the file
 
     def ignore(self, *_: object, **__: object) -> None: ...
 
@@ -133,8 +134,8 @@ class _Bar:
     __exit__ = set_postfix_str = set_transfer_postfix_str = ignore
 
 
-def _tell(**message: object) -> None:
-    # One write, because a pipe keeps it whole when several threads tell.
+def _report(**message: object) -> None:
+    # One write: a pipe keeps it whole when several threads report.
     sys.stdout.write(MESSAGE + json.dumps(message) + "\n")
     sys.stdout.flush()
 
@@ -144,15 +145,16 @@ def _fetch(repository: str, name: str) -> str:
 
     if isinstance(cached := try_to_load_from_cache(repository, name), str):
         return cached
-    # A short question first: where nobody answers, hf_hub_download goes on asking for minutes.
+    # A short request first: without an answer, hf_hub_download would retry for minutes.
     get_hf_file_metadata(hf_hub_url(repository, name), timeout=constants.HF_HUB_ETAG_TIMEOUT)
     get_session().event_hooks["response"].append(_make_resumable)
-    constants.DOWNLOAD_CHUNK_SIZE = 1 << 20  # what a broken connection costs, and the steps of the progress; was 10 MiB
+    # Lost when a connection breaks, and the step of the progress. The default is 10 MiB.
+    constants.DOWNLOAD_CHUNK_SIZE = 1 << 20
     return hf_hub_download(repository, name, tqdm_class=_Bar)
 
 
 def _make_resumable(response: Any) -> None:
-    """huggingface_hub goes on after a connection that was closed too early, but not after one that was reset: make them alike."""
+    """huggingface_hub resumes after a connection that was closed early, but not after one that was reset: treat both alike."""
     import httpx2
 
     def iter_raw(chunk_size: int | None = None, inner: Any = response.iter_raw) -> Iterator[bytes]:
@@ -178,25 +180,25 @@ def _reason(error: BaseException, repository: str, name: str) -> str:
             return f"{repository} on {hub} is not a NeMo model: it has no file {name}"
         case OSError(errno=int()):
             return f"{repository} cannot be stored: {what}. Make room in {cache}, or set HF_HOME to another folder"
-    return f"{repository} is not in {cache} nor to be had from {hub}: {what}. Check network, HF_ENDPOINT, HF_TOKEN, or {BY_HAND}"
+    return f"{repository} is not in {cache}, and {hub} is unavailable: {what}. Check network, HF_ENDPOINT, HF_TOKEN, or {BY_HAND}"
 
 
-def _end_with_parent() -> None:
+def _stop_with_parent() -> None:
     os.read(0, 1)
-    signal.alarm(GRACE_S)  # kills, should the interrupt not be heard
+    signal.alarm(GRACE_S)  # kills the process if it ignores the interrupt
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 def _main(repository: str, name: str) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
     try:
         answer = {"path": _fetch(repository, name)}
     except BaseException as error:
         answer = {"error": _reason(error, repository, name)}
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _tell(**answer)
-    os._exit(0)  # without the clean-up of the interpreter, which was once seen to hang
+    _report(**answer)
+    os._exit(0)  # skips the interpreter's clean-up, which has been seen to hang
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""Engines: int16 windows in, tokens out. Only here, in boosting.py and in hardware.py is nemo or torch imported, and only when a
-Parakeet model is loaded; vad.py uses torch for the ingress.
+"""Parakeet TDT models in NeMo. torch and nemo are imported only when a model is loaded.
 
-An engine is used by one thread at a time: NeMo models are not thread-safe. It is loaded once and never reconfigured; changing the
-decoding strategy later would capture the CUDA graphs anew.
+An engine is used by one thread at a time: NeMo models are not thread-safe. It is configured once, at load: to change the decoding
+strategy later would capture the CUDA graphs again.
 """
 
 import logging
@@ -28,14 +27,14 @@ from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE, Keywords, Samples
 log = logging.getLogger("ray.serve")
 
 MIN_INPUT_SAMPLES = SAMPLE_RATE // 2
-"""Shorter windows are padded to this: the features are normalised over the window, which needs a few frames."""
+"""Shorter windows are padded to this many samples: features are normalised over the window, which needs a few frames."""
 
 SMALL_MODEL_PARAMETERS = 20_000_000
-"""Below this a CPU gains too little from bf16 to be worth its rounding, and nothing from a second thread."""
+"""Parameters below which, on a CPU, bf16 gains too little to be worth its rounding and a second thread gains nothing."""
 
 
 class ParakeetEngine:
-    """A Parakeet TDT model driven directly, without NeMo's `transcribe()` (which is slow and keeps state between calls)."""
+    """A model driven directly, without NeMo's `transcribe()`, which is slow and keeps state between calls."""
 
     def __init__(self, model: Any, device: str, precision: Precision, keyword_weight: float) -> None:
         self._model = model
@@ -47,11 +46,11 @@ class ParakeetEngine:
         self._durations = list(model.cfg.decoding.durations)
         self._keyword_weight = keyword_weight
         self._booster: Booster | None = None
-        self._largest: tuple[int, int] | None = None
+        self._max_shape: tuple[int, int] | None = None  # windows and encoder frames that graphs are captured for
 
     @property
     def info(self) -> EngineInfo:
-        """As of now: how the decoder runs is certain only after the first batch."""
+        """`decoder` is certain only after the first batch."""
         return EngineInfo(self._device, self._precision, _decoder_mode(self._model))
 
     @classmethod
@@ -64,10 +63,10 @@ class ParakeetEngine:
         cpu_threads: int = 0,
         keyword_weight: float = 0.5,
     ) -> "ParakeetEngine":
-        """Load a `.nemo` file onto a device; raises ModelUnavailable when it is not a TDT model or does not load."""
+        """Load a `.nemo` file onto a device. Raises ModelUnavailable when it is not a TDT model or cannot be loaded."""
         for name, value in CPU_LIBRARIES.items():
             os.environ.setdefault(name, value)
-        # It reads them when it is loaded, which is now.
+        # torch reads these variables when it is imported.
         import torch
         from omegaconf import open_dict
 
@@ -106,26 +105,26 @@ class ParakeetEngine:
         return engine
 
     def warm_up(self, items: int, window_samples: int, *, max_items: int) -> None:
-        """Run once what will be the largest: a batch of `items` full windows, and the decoder on `max_items` of them.
+        """Warm up on a GPU: capture the decoder's CUDA graphs, and run a batch of `items` full windows.
 
-        A decoder captures its CUDA graphs for the shape it sees, and again whenever a batch has more members or frames. It is
-        small enough to be shown the largest of both at once, though no batch is.
+        A decoder captures its graphs again whenever a batch has more windows or more frames than any before it. So they are
+        captured for (`max_items` windows, all frames of a full window), which no batch exceeds.
         """
-        self._largest = max_items, window_samples // FRAME_SAMPLES + 2
+        self._max_shape = max_items, window_samples // FRAME_SAMPLES + 2
         self._capture_graphs(self._model.decoding)
         try:
             self._booster = self._make_booster()
         except Exception:
-            log.exception("keywords cannot be had now; a request with some tries again")
+            log.exception("keywords are unavailable; the next request with keywords retries")
         noise = np.random.default_rng(0).integers(-1000, 1000, window_samples, dtype=np.int16)
         self.transcribe([noise] * min(items, max_items))
 
     def _capture_graphs(self, decoding: Any) -> None:
         import torch
 
-        if self._largest is None:
+        if self._max_shape is None:
             return
-        items, frames = self._largest
+        items, frames = self._max_shape
         encoded = torch.zeros(items, self._model.cfg.encoder.d_model, frames, device=self._device)
         lengths = torch.full((items,), frames, device=self._device)
         dtype = next(self._model.encoder.parameters()).dtype
@@ -150,17 +149,17 @@ class ParakeetEngine:
             seconds = len(windows[0]) / SAMPLE_RATE
             raise EngineOutOfMemory(f"A window of {seconds:.0f} s does not fit into the memory of {self._device}.")
         middle = len(windows) // 2
-        log.warning("out of memory with a batch of %d windows; trying halves", len(windows))
+        log.warning("out of memory with a batch of %d windows; retrying in two halves", len(windows))
         return self.transcribe(windows[:middle], keywords[:middle]) + self.transcribe(windows[middle:], keywords[middle:])
 
     def _transcribe(self, windows: Sequence[Samples], keywords: Sequence[Keywords]) -> list[list[Token]]:
-        # Exact digital silence holds no speech; normalising it would only amplify rounding.
-        spoken = [i for i, window in enumerate(windows) if window.any()]
+        # Digital silence has no speech, and its normalised features would be rounding noise.
+        audible = [i for i, window in enumerate(windows) if window.any()]
         results: list[list[Token]] = [[] for _ in windows]
-        if spoken:
-            heard = self._recognise([windows[i] for i in spoken], [keywords[i] for i in spoken])
-            for place, tokens in zip(spoken, heard, strict=True):
-                results[place] = tokens
+        if audible:
+            recognised = self._recognise([windows[i] for i in audible], [keywords[i] for i in audible])
+            for i, tokens in zip(audible, recognised, strict=True):
+                results[i] = tokens
         return results
 
     def _recognise(self, windows: Sequence[Samples], keywords: Sequence[Keywords]) -> list[list[Token]]:
@@ -187,7 +186,7 @@ class ParakeetEngine:
             return hypotheses
         booster, self._booster = self._booster or self._make_booster(), None
         hypotheses = booster.decode(encoded, frame_counts, keywords)
-        # Not after a failure.
+        # Kept only after success: a failed decoder is in an unknown state.
         self._booster = booster
         return hypotheses
 
@@ -197,11 +196,11 @@ class ParakeetEngine:
     def _score(
         self, encoded: Any, token_ids: list[list[int]], frames: list[list[int]]
     ) -> tuple[list[list[int]], list[list[float]]]:
-        """Durations in frames and confidences of tokens that the decoder has emitted.
+        """Durations in frames, and confidences, of the emitted tokens.
 
-        One teacher-forced pass puts the same question to the joint network that the decoder asked for each token. NeMo 3.0.0
-        could give durations itself, but outside CUDA graphs they depend on the other members of the batch (its issue 16097), and
-        it gives no confidences from within CUDA graphs.
+        One teacher-forced pass evaluates the joint network again at each token's frame. NeMo 3.0.0 could return durations itself,
+        but outside CUDA graphs they depend on the other windows of the batch (its issue 16097), and inside them it returns no
+        confidences.
         """
         import torch
 
@@ -233,7 +232,7 @@ class ParakeetEngine:
         tokens: list[Token] = []
         for token_id, frame, duration, confidence in zip(token_ids, frames, durations, confidences, strict=True):
             start, end = frame * FRAME_SAMPLES, (frame + duration) * FRAME_SAMPLES
-            # Punctuation may be emitted long after its word, over silence; like NeMo, put it where the word ends.
+            # Punctuation may be emitted long after its word, in silence. Like NeMo, place it where the word ends.
             if self._is_punctuation[token_id] and tokens:
                 start = end = tokens[-1].end_sample
             tokens.append(Token(self._pieces[token_id], token_id, start, end, confidence))
@@ -241,7 +240,7 @@ class ParakeetEngine:
 
 
 def _import_nemo_quietly() -> Any:
-    """NeMo's ASRModel, with the chatter of NeMo and of what it imports turned off for good."""
+    """NeMo's ASRModel, imported with the logging of NeMo and its dependencies silenced."""
     logging.getLogger("nv_one_logger").setLevel(logging.CRITICAL)
     root_level = logging.getLogger().level
     logging.getLogger().setLevel(logging.CRITICAL)

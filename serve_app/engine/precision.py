@@ -8,7 +8,7 @@ from serve_app.settings import Precision
 
 
 def choose_precision(model: Any, device: str, *, is_small: bool) -> Precision:
-    """bf16 where the hardware is faster with it: known for GPUs, measured for CPUs on one layer of this very model."""
+    """bf16 where it is faster: known for GPUs, measured for CPUs on a copy of one layer of the model."""
     import torch
 
     if device == "cuda":

@@ -1,4 +1,4 @@
-"""What every engine is: int16 windows in, tokens out."""
+"""The interface of every engine: int16 windows in, tokens out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,15 +19,15 @@ class EngineInfo:
 
 
 class Engine(Protocol):
-    """Anything that turns windows into tokens."""
+    """Recognises windows. Used by one thread at a time."""
 
     @property
     def info(self) -> EngineInfo: ...
 
     def transcribe(self, windows: Sequence[Samples], keywords: Sequence[Keywords] = ()) -> list[list[Token]]:
-        """Recognise a batch of windows, each int16 [samples] at 16 kHz; `keywords` has phrases to expect in each, or is empty.
+        """Recognise a batch of windows, each int16 [samples] at 16 kHz. `keywords`: phrases to boost, per window, or empty.
 
         Returns one list of tokens per window, in order, with times in samples from the window's start. Raises EngineOutOfMemory
-        when even a single window does not fit, EngineBroken when the device is lost to this process.
+        when even a single window does not fit into memory, EngineBroken when the device is lost to this process.
         """
         ...

@@ -140,7 +140,7 @@ class LiveSession:
         words = group_words(fresh)
         count = next((n for n, word in enumerate(words) if word.end > settled and not is_last), len(words))
         if count == 0 and words and not is_last and len(window.samples) >= self._windows.max_window:
-            # A word as long as the longest window would otherwise be decoded for ever.
+            # A word as long as the longest window would otherwise be decoded again and again.
             count = 1
         final = [token for word in words[:count] for token in word.tokens]
         partial = fresh[len(final) :]

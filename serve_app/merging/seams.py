@@ -1,7 +1,7 @@
-"""The seam between two windows: two lists of tokens that tell of the same stretch of speech become one.
+"""The seam between two windows: two lists of tokens of the same stretch of speech become one.
 
-Each side's tokens keep their order; a word is dropped only where the other side holds something at that time; the two sides
-meet only between words; start times never go back.
+The tokens of each side keep their order. A word is dropped only where the other side has a word at that time. The sides meet only
+between words. Start times never go back.
 """
 
 import math
@@ -14,33 +14,49 @@ from heapq import merge as interleave
 from serve_app.transcript import Token
 from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE
 
-# In samples. Two windows place a word a few frames apart, and people hardly repeat one faster than that. Longer
-# overlaps allow more: not all the repeats that would tell a word from the next are spoilt by the edges.
 _MIN_TOLERANCE = 4 * FRAME_SAMPLES
+"""Two windows place the same word at most this far apart, samples; people hardly repeat a word faster than that.
+
+The tolerance grows with the overlap, because a pair is chosen among all words that both windows decoded. Say "no no no" is spoken
+in an overlap. In a short one, the edges of the windows may truncate two of the three words, and a wide tolerance would pair the
+first "no" of one side with the second of the other: a word is lost. In a long one, both sides have all three words, and the
+pairing that fits best is the right one, even if one side places every word half a second late.
+"""
+
 _MAX_TOLERANCE = SAMPLE_RATE // 2
+"""The tolerance for long overlaps, samples."""
+
 _MAX_TWIN_TOLERANCE = SAMPLE_RATE
+"""The same for a window's first or last word that differs in case or punctuation from its pair: the edge misplaces it more."""
+
 _MIN_SPAN = 4 * FRAME_SAMPLES
-"""Shortest time that a word is taken to fill, if there is room."""
+"""Shortest time that a word fills, samples, if there is room."""
+
 _PAUSE = SAMPLE_RATE // 2
+"""After a pause of this length, samples, a new word begins whatever the piece."""
+
 _NEAR_EDGE = 9 * FRAME_SAMPLES
-"""A word may be the shred of a longer one if it begins (right) or ends (left) this close to its window's edge."""
+"""A word that begins (right window) or ends (left window) this close to its window's edge, samples, may be truncated by it."""
+
 _SLACK = 4 * FRAME_SAMPLES
+"""A truncated word is a duplicate even if it misses its neighbour by this much, samples."""
 
 _WORD_START = re.compile("[▁\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
-"""The SentencePiece marker, or a letter of a script that puts no spaces between words."""
+"""The SentencePiece marker, or a letter of a script without spaces between words."""
+
 _MARGINS = re.compile(r"^\W+|\W+$")
 _LETTER = re.compile(r"\w")
 
 
 @dataclass(frozen=True, slots=True)
 class _Word:
-    """Tokens that belong together: what begins a word, what continues it, and the punctuation behind it."""
+    """The tokens of one word, and of the punctuation after it."""
 
     tokens: tuple[Token, ...]
     core: int
-    """How many of the tokens come before the punctuation at the end."""
+    """Number of tokens before the punctuation."""
     key: str
-    """What is compared: case-folded, without punctuation at either end."""
+    """The text that is compared: case-folded, without punctuation at either end."""
     start: int
     end: int
 
@@ -56,14 +72,14 @@ _Sides = tuple[list[_Word], list[_Word]]
 def merge(left: Sequence[Token], right: Sequence[Token], overlap: tuple[int, int]) -> list[Token]:
     """Join the tokens of two windows that share the samples `overlap` (half-open). All times: samples of the recording.
 
-    The ladder of parakeet-mlx and FluidAudio (longest run of equal tokens at agreeing times; else longest common
-    subsequence; else a cut at a word start near the middle), with two changes. It works on words, since a capital or an
-    error changes the tokens of a word. And it is one procedure: words pair up along a common subsequence weighted by
-    closeness in time, so that a run of equal words wins where there is one and repeats of one word pair each with
-    itself; each pair gives one word. Of words without a pair, the one farther from its window's edge stands and what
-    overlaps it falls, which amounts to a cut in the middle between words.
+    It follows parakeet-mlx and FluidAudio (longest run of equal tokens at agreeing times; else longest common subsequence; else
+    a cut at a word start near the middle), with two changes. It compares words, because a capital letter or an error changes
+    the tokens of a word. And it is one procedure: words are paired along a common subsequence weighted by closeness in time, so
+    that a run of equal words wins where there is one, and each of several repeats pairs with itself. Each pair becomes one
+    word. Of the words without a pair, the one farther from its window's edge is kept, and those that overlap it are dropped,
+    which amounts to a cut between words in the middle.
 
-    Right words before the overlap are left out: there the left window stands.
+    Words of the right window before the overlap are dropped: there the left window has more context.
     """
     start, stop = overlap
     if start >= stop:
@@ -89,12 +105,12 @@ def merge(left: Sequence[Token], right: Sequence[Token], overlap: tuple[int, int
     return monotonic(tokens)
 
 
-def following(known: Sequence[Token], heard: Sequence[Token]) -> list[Token]:
-    """The words of `heard` that come after those of `known`, of which its window heard the end again.
+def following(known: Sequence[Token], decoded: Sequence[Token]) -> list[Token]:
+    """The words of `decoded` after those of `known`, whose end `decoded` contains again.
 
-    Where the end is heard otherwise this time, whatever lies in its place is taken for it.
+    Where the two differ at that end, the words of `decoded` that lie before the end of `known` are dropped.
     """
-    left, right = group_words(known), _without_fragment(group_words(heard))
+    left, right = group_words(known), _without_fragment(group_words(decoded))
     if not left or not right:
         return [token for word in right for token in word.tokens]
     pairs = _paired((left, right), _MIN_TOLERANCE, left[0].start - _MIN_TOLERANCE, 0)
@@ -106,7 +122,7 @@ def following(known: Sequence[Token], heard: Sequence[Token]) -> list[Token]:
 
 
 def group_words(tokens: Sequence[Token]) -> list[_Word]:
-    """Group tokens. After a pause a word begins even without the marker: there a wrong piece has taken its place."""
+    """Tokens as words. After a pause a word begins even without the marker, which a wrong piece has replaced there."""
     groups: list[list[Token]] = []
     for token in tokens:
         resumes = groups and token.start_sample - groups[-1][-1].end_sample > _PAUSE and _LETTER.search(token.piece)
@@ -118,7 +134,7 @@ def group_words(tokens: Sequence[Token]) -> list[_Word]:
     for index, group in enumerate(groups):
         core = max((k for k, token in enumerate(group, 1) if _LETTER.search(token.piece)), default=len(group))
         text = "".join(token.piece for token in group).casefold()
-        # A decoder's end times are where it went on, often one frame after the start: a word fills the room it has.
+        # A decoder often puts the end of a token one frame after its start: a word fills the room up to the next one.
         start = group[0].start_sample
         end = max(start + _MIN_SPAN, *(token.end_sample for token in group[:core]))
         if index + 1 < len(groups):
@@ -128,7 +144,8 @@ def group_words(tokens: Sequence[Token]) -> list[_Word]:
 
 
 def _without_fragment(words: list[_Word]) -> list[_Word]:
-    """A window that begins inside a word must not glue the rest of it, or a full stop, to the left window's word."""
+    """Of a word that the window's start truncates, punctuation is dropped and the rest becomes a word: it must not be appended to
+    the left window's last word."""
     if not words or _WORD_START.match(words[0].tokens[0].piece):
         return words
     head, *rest = words[0].tokens
@@ -138,14 +155,14 @@ def _without_fragment(words: list[_Word]) -> list[_Word]:
 
 
 def _paired(sides: _Sides, tolerance: int, earliest: int, overlap: int) -> list[tuple[int, int]]:
-    """Indices of words that are the same in both, in order: a heaviest common subsequence (Jacobson and Vo, 1992)."""
+    """Indices of the words that both sides have, in order: a heaviest common subsequence (Jacobson and Vo, 1992)."""
     left, right = sides
     twin_tolerance = max(tolerance, min(overlap // 2 - SAMPLE_RATE, _MAX_TWIN_TOLERANCE))
     places: dict[str, list[int]] = {}
     for j in reversed(range(len(right))):
         if right[j].start >= earliest:
             places.setdefault(right[j].key, []).append(j)
-    # The best chains found so far: each ends in a later right word than the one before it, and weighs more.
+    # The best chains so far: each ends in a later right word than the previous one, and weighs more.
     ends: list[int] = []
     weights: list[float] = []
     chains: list[tuple[tuple[int, int], ...]] = []
@@ -156,7 +173,7 @@ def _paired(sides: _Sides, tolerance: int, earliest: int, overlap: int) -> list[
             if apart > (twin_tolerance if is_edge_twin else tolerance):
                 continue
             at = bisect_left(ends, j)
-            # So steep that pairs at the same time outweigh a longer chain that is off by one repeat.
+            # Steep enough that pairs at the same time outweigh a longer chain that is off by one repeat.
             weight = math.exp(-apart / FRAME_SAMPLES) + (weights[at - 1] if at else 0.0)
             worse = at
             while worse < len(ends) and weights[worse] <= weight:
@@ -169,10 +186,10 @@ def _paired(sides: _Sides, tolerance: int, earliest: int, overlap: int) -> list[
 def _kept_unpaired(
     sides: _Sides, pairs: list[tuple[int, int]], earliest: int, overlap: tuple[int, int]
 ) -> tuple[set[int], set[int]]:
-    """Indices of the unpaired words to keep: the most trusted first, each unless the other side already fills its time.
+    """Indices of the unpaired words to keep, each unless the other side has a word at its time.
 
-    Trust is the distance to the edge of the word's own window. Words with little of it are likely a mishearing of an
-    unpaired neighbour, or next to the edge a shred of any neighbour, so they yield even to one that is merely close.
+    Words farther from the edge of their own window are more reliable and are decided first. A word near the edge is likely a
+    misrecognition of an unpaired neighbour, or a truncated word, so it yields even to a word that is merely close.
     """
     start, stop = overlap
     half = (stop - start) // 2
@@ -181,7 +198,7 @@ def _kept_unpaired(
         {i for i in range(len(sides[0])) if i not in paired[0]},
         {j for j, word in enumerate(sides[1]) if j not in paired[1] and word.start >= earliest},
     )
-    # Those of either side in whose place the other side has a word of its own: it, and no neighbour of it, is the mishearing.
+    # Words in whose place the other side has an unpaired word: one of the two is a misrecognition of the other.
     matched = tuple(
         {k for k in unpaired[side] if any(_share_time(sides[side][k], sides[1 - side][n], 0) for n in unpaired[1 - side])}
         for side in (0, 1)
@@ -208,10 +225,10 @@ def _share_time(word: _Word, other: _Word, slack: int) -> bool:
 
 
 def _blended(left: _Word, right: _Word, middle: int, is_last: bool, is_first: bool) -> tuple[Token, ...]:
-    """One word that both windows heard, from the one with more context: before the middle, the left.
+    """One word that both windows decoded, from the window with more context: before the middle, the left one.
 
-    How a word begins depends on what came before it, of which a window's first word has nothing, and its punctuation on
-    what comes after, of which a window's last word has nothing: there the other window decides.
+    The first word of a window lacks left context and the last one right context. So the other window decides how a first word
+    begins, and what punctuation follows a last word.
     """
     core = left if is_first or (left.start + right.start) // 2 < middle else right
     tails = left.tokens[left.core :], right.tokens[right.core :]

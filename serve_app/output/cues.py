@@ -1,9 +1,9 @@
-"""Words to subtitle cues: what stands on the screen, in which lines, from when to when. Pure, and no word is ever left out.
+"""Words to subtitle cues: their lines and their times. No word is ever left out.
 
-Of all ways to cut a text into cues within the limits, the one with the least cost is taken: cuts at sentence ends cost nothing,
-those between two words most; cues of even length cost less than a long one and a scrap; a cue too short to be read costs more
-than two sentences in one cue. A long pause always cuts. Inside, times are whole milliseconds, as in subtitle files, so that
-nothing is rounded later.
+Of all ways to cut a text into cues within the limits, the one with the lowest cost is chosen. A cut at the end of a sentence
+costs nothing, one between two words most. Cues of even length cost less than a long and a very short one. A cue too short to be
+read costs more than two sentences in one cue. A long pause always cuts. Times are whole milliseconds, as in subtitle files, so
+that nothing is rounded later.
 """
 
 import math
@@ -20,25 +20,30 @@ from serve_app.transcript import Segment, Word
 CLAUSE_ENDS = (",", ";", ":", "—", "–", "、", "，", "；", "：")
 CLOSING_MARKS = "\"'”’»)]」』）"
 ABBREVIATIONS = {"mr", "mrs", "ms", "dr", "prof", "st", "vs", "mme", "mlle", "hr", "sra"}
-"""Their full stop ends no sentence; what may as well be a word, such as `No.`, is not among them."""
+"""Abbreviations whose full stop ends no sentence; without those that are words too, such as `No.`."""
 
 SPACELESS = re.compile("[\u3001-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff01-\uff9f\U00020000-\U0003ffff]")
-"""Chinese and Japanese, where a line may end after nearly every character."""
+"""Chinese and Japanese characters: a line may end after nearly each of them."""
 NEVER_FIRST = set(
     "、。，．・：；？！‥…ー〜～」』）］｝〉》】〕〟’”»,.!?:;)]}%％々ゝゞヽヾぁぃぅぇぉっゃゅょゎゕゖァィゥェォッャュョヮヵヶ"
 )
 NEVER_LAST = set("「『（［｛〈《【〔〝‘“«([{")
 
 CUE_COST = 3.0
+"""Cost of every cue, so that fewer are better."""
+
 FULLNESS_COST = 6.0
-"""Of a full cue; half full it is a quarter of it, so that even cues cost less than uneven ones."""
+"""Cost of a full cue, by the square of its fullness, so that even cues cost less than uneven ones."""
+
 INNER_SENTENCE_COST = 4.0
+"""Cost of every sentence end inside a cue."""
+
 HASTE_COST = 8.0
-"""Of a cue with no time to read it; in proportion where it has some."""
+"""Penalty weight for exceeding the reading speed: the cost of a cue without any time to read it."""
 
 
 class _Ending(Enum):
-    """Where a cut after a unit falls: what it costs between cues and between the lines of one."""
+    """Where a cut after a unit falls, with its cost between cues and between the lines of a cue."""
 
     SENTENCE = (0.0, 0.0)
     CLAUSE = (1.0, 0.05)
@@ -50,20 +55,20 @@ class _Ending(Enum):
 
 @dataclass(frozen=True, slots=True)
 class CueRules:
-    """What a cue may be. All values above 0; `gap_s` may be 0."""
+    """Limits of a cue. All values are above 0; `gap_s` may be 0."""
 
     max_lines: int = 2
     max_line_chars: int = 42
-    """A full-width character counts as two. Only a word that is longer by itself makes a longer line."""
+    """Full-width characters count as two. Only a single word that is longer makes a longer line."""
     max_cue_s: float = 6.0
     min_cue_s: float = 1.0
-    """Kept where the next cue leaves room."""
+    """Minimum duration, where the next cue leaves room."""
     max_chars_per_s: float = 20.0
-    """Reading speed, spaces included. Kept where the next cue leaves room."""
+    """Reading speed, spaces included, where the next cue leaves room."""
     pause_s: float = 1.0
     """A silence of this length between two words always ends a cue."""
     gap_s: float = 0.08
-    """A shorter gap between two cues would flicker and is closed."""
+    """A shorter gap between two cues would flicker, and is closed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +82,7 @@ class Cue:
 
 @dataclass(frozen=True, slots=True)
 class _Unit:
-    """What no cut divides: a word, or a character of a script without spaces and the punctuation that belongs to it."""
+    """Never cut: a word, or a character of a script without spaces with its punctuation."""
 
     text: str
     start_ms: int
@@ -89,14 +94,14 @@ class _Unit:
 
 
 def width(text: str) -> int:
-    """Characters of room that a text takes: full-width ones count as two."""
+    """Width of a text in characters; full-width ones count as two."""
     if text.isascii():
         return len(text)
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
 def shape(segments: Iterable[Segment], rules: CueRules, duration_s: float = math.inf) -> list[Cue]:
-    """The cues of these segments, in order, none overlapping another, none ending after the recording does."""
+    """The cues of these segments, in order. None overlaps another or ends after the recording."""
     units = _units(segments)
     groups = _grouped(units, rules)
     max_ms, gap_ms = _max_ms(rules), round(rules.gap_s * 1000)
@@ -109,7 +114,7 @@ def shape(segments: Iterable[Segment], rules: CueRules, duration_s: float = math
         end_ms = min(wanted_ms, start_ms + max_ms, next_ms, duration_s * 1000)
         if 0 < next_ms - end_ms < gap_ms:
             end_ms = next_ms if next_ms - start_ms <= max_ms else next_ms - gap_ms
-        # Words that share one instant but not one cue stand one after the other, however short.
+        # Words of the same instant in different cues are shown one after the other, however briefly.
         free_ms = max(math.floor(end_ms), start_ms + 1)
         cues.append(Cue(start_ms / 1000, free_ms / 1000, _lines(group, rules)))
     return cues
@@ -120,12 +125,12 @@ def _max_ms(rules: CueRules) -> int:
 
 
 def _reading_ms(chars: int, rules: CueRules) -> int:
-    """How long a text of that width has to stand, as far as the longest cue allows."""
+    """Time to read a text of that width, at most the longest cue."""
     return min(_max_ms(rules), math.ceil(1000 * max(rules.min_cue_s, chars / rules.max_chars_per_s)))
 
 
 def _units(segments: Iterable[Segment]) -> list[_Unit]:
-    """All units, in order, with times that never go back and never overlap."""
+    """All units, in order; their times never go back and never overlap."""
     units: list[_Unit] = []
     for segment in segments:
         for word in segment.words or (Word(segment.text, segment.start_s, segment.end_s, confidence=1.0),):
@@ -146,7 +151,7 @@ def _units(segments: Iterable[Segment]) -> list[_Unit]:
 
 
 def _units_of(word: Word) -> list[_Unit]:
-    """A word is one unit, unless it has spaces or is of a script without them; then its time is shared out by width."""
+    """A word is one unit, unless it has spaces or its script has none; then its time is divided by width."""
     texts: list[tuple[str, int]] = []
     for part in word.text.split():
         texts += [(text, int(index == 0)) for index, text in enumerate(_divided(part))]
@@ -162,7 +167,7 @@ def _units_of(word: Word) -> list[_Unit]:
 
 
 def _divided(text: str) -> list[str]:
-    """The text cut wherever its script lets a line end."""
+    """The text, cut wherever its script allows a line to end."""
     if not SPACELESS.search(text):
         return [text]
     pieces = [text[0]]
@@ -194,7 +199,7 @@ def _width(units: Sequence[_Unit]) -> int:
 
 
 def _grouped(units: Sequence[_Unit], rules: CueRules) -> list[Sequence[_Unit]]:
-    """The units of each cue: the cheapest way to the last unit."""
+    """The units of each cue: the cuts of lowest total cost, by dynamic programming."""
     pause_ms, max_ms, full = rules.pause_s * 1000, _max_ms(rules), rules.max_lines * rules.max_line_chars
     cost_to = [0.0] + [math.inf] * len(units)
     came_from = [0] * (len(units) + 1)
@@ -229,8 +234,8 @@ def _grouped(units: Sequence[_Unit], rules: CueRules) -> list[Sequence[_Unit]]:
 
 
 def _lines(units: Sequence[_Unit], rules: CueRules) -> tuple[str, ...]:
-    """As few lines as can be, about equally long, and rather ending where a clause ends."""
-    # For each number of units that the lines so far can hold: what that costs, and where the lines end.
+    """As few lines as possible, about equally long, preferably ending with a clause."""
+    # By number of units in the lines so far: the lowest cost, and where the lines end.
     reached: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
     while len(units) not in reached:
         further: dict[int, tuple[float, tuple[int, ...]]] = {}

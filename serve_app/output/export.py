@@ -1,4 +1,4 @@
-"""A transcript as the formats people download. Pure: text and plain objects, no I/O."""
+"""A transcript as text and as JSON objects in OpenAI's shapes."""
 
 import math
 import zlib
@@ -14,11 +14,11 @@ LANGUAGE_NAMES = {
     "lithuanian", "lv": "latvian", "mt": "maltese", "nl": "dutch", "pl": "polish", "pt": "portuguese", "ro": "romanian", "ru":
     "russian", "sk": "slovak", "sl": "slovenian", "sv": "swedish", "uk": "ukrainian",
 }  # fmt: skip
-"""OpenAI answers with the English name of a language, not its code."""
+"""By ISO 639-1 code: OpenAI's `verbose_json` has the English name of a language."""
 
 
 def to_text(transcript: Transcript) -> str:
-    """The words alone, one line."""
+    """The text, on one line."""
     return transcript.text + "\n"
 
 
@@ -40,8 +40,8 @@ def to_logprobs(tokens: Sequence[Token]) -> list[dict[str, Any]]:
 def to_verbose_json(
     transcript: Transcript, *, with_words: bool, with_logprobs: bool = False, task: str = "transcribe"
 ) -> dict[str, Any]:
-    """OpenAI's `verbose_json`. Beyond its fields, words carry a `confidence` and segments have `words`, as Whisper's own have;
-    `warnings` stands only where there are any."""
+    """OpenAI's `verbose_json`. In addition, words have a `confidence`, segments have `words` as Whisper's own, and `warnings` is
+    present if there are any."""
     verbose: dict[str, Any] = {
         "task": task,
         "language": LANGUAGE_NAMES.get(transcript.language, transcript.language),
@@ -60,7 +60,7 @@ def to_verbose_json(
 
 
 def to_segment(segment: Segment, duration_s: float = math.inf) -> dict[str, Any]:
-    """A segment as `verbose_json` has it, of audio of that length."""
+    """A segment of `verbose_json`; `duration_s` is the length of the audio."""
     text = segment.text.encode()
     return {
         "id": segment.index,
@@ -78,7 +78,7 @@ def to_segment(segment: Segment, duration_s: float = math.inf) -> dict[str, Any]
 
 
 def to_word(word: Word, duration_s: float = math.inf) -> dict[str, Any]:
-    """A word as `verbose_json` has it, of audio of that length."""
+    """A word of `verbose_json`; `duration_s` is the length of the audio."""
     return {**_word(word, duration_s), "confidence": round(word.confidence, 4)}
 
 
@@ -87,7 +87,7 @@ def _word(word: Word, duration_s: float) -> dict[str, Any]:
 
 
 def _usage(transcript: Transcript) -> dict[str, Any]:
-    # Whole seconds, as OpenAI counts and LiteLLM requires; what has begun counts.
+    # Whole seconds, rounded up, as OpenAI counts and LiteLLM requires.
     return {"type": "duration", "seconds": math.ceil(transcript.duration_s)}
 
 

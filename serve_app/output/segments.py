@@ -1,7 +1,7 @@
-"""Tokens in, words and segments out, as soon as nothing that follows can change them.
+"""Tokens in, words and segments out, as soon as later tokens cannot change them.
 
-A word begins at a token whose piece starts with `▁` (SentencePiece) and takes the punctuation behind it. A segment ends at the
-end of a sentence, or at a long pause where the model wrote none.
+A word begins at a token whose piece starts with `▁` (SentencePiece), and includes the punctuation after it. A segment ends at the
+end of a sentence, or at a long pause.
 """
 
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ WORD_MARK = "▁"
 SENTENCE_ENDS = (".", "?", "!", "…", "。", "？", "！")
 CLOSING_MARKS = "\"'”’)]»"
 MAX_PAUSE_S = 2.0
-"""A pause of this length between words ends a segment even without a full stop."""
+"""A pause of this length between words, seconds, ends a segment even without a full stop."""
 
 
 class Segmenter:
-    """Groups the final tokens of one recording, in order, into segments. The tokens may come in any number of portions."""
+    """Groups the final tokens of one recording, in order, into segments, however many are added at a time."""
 
     def __init__(self) -> None:
         self._tokens: list[Token] = []
@@ -25,7 +25,7 @@ class Segmenter:
         self._next_index = 0
 
     def add(self, tokens: Sequence[Token]) -> list[Segment]:
-        """The segments that are complete now. A word is complete when the next one begins."""
+        """Return the segments that are complete now. A word is complete when the next one begins."""
         segments: list[Segment] = []
         for token in tokens:
             if token.piece.startswith(WORD_MARK) and self._tokens:
@@ -35,11 +35,11 @@ class Segmenter:
 
     @property
     def unfinished(self) -> tuple[Word, ...]:
-        """The words of the segment that is not complete."""
+        """The words of the segment that is not complete yet."""
         return tuple(_word(tokens) for tokens in [*self._words, self._tokens] if tokens)
 
     def finish(self) -> list[Segment]:
-        """What is left once no more tokens come."""
+        """Return the last segment, once no more tokens come."""
         segments = self._end_word(next_start_sample=None) if self._tokens else []
         return segments + self._end_segment()
 
@@ -62,7 +62,7 @@ class Segmenter:
 
 
 def words_of(tokens: Sequence[Token]) -> tuple[Word, ...]:
-    """The words that tokens make up."""
+    """The words of these tokens."""
     segmenter = Segmenter()
     return tuple(word for segment in segmenter.add(tokens) + segmenter.finish() for word in segment.words)
 

@@ -1,4 +1,4 @@
-"""Subtitles and tables as files: SubRip and WebVTT of cues, CSV and TSV of segments. Pure: text, no I/O."""
+"""Subtitles and tables as text: SubRip and WebVTT from cues, CSV and TSV from segments."""
 
 import csv
 import html
@@ -11,11 +11,11 @@ from serve_app.output.cues import Cue
 from serve_app.transcript import Transcript
 
 STAND_IN = "\0"
-"""Takes the place of a backslash while pysubs2 writes: to it a backslash begins a command, even in SubRip, which has none."""
+"""Replaces backslashes while pysubs2 writes: it takes them for commands, even in SubRip, which has none."""
 
 
 def to_srt(cues: Sequence[Cue]) -> str:
-    """SubRip. It has no way to escape, so the text stands as it is."""
+    """SubRip. It has no escapes, so the text is unchanged."""
     return _written(cues, "srt", str)
 
 
@@ -25,7 +25,7 @@ def to_vtt(cues: Sequence[Cue]) -> str:
 
 
 def to_csv(transcript: Transcript) -> str:
-    """Seed A's table of segments, times in seconds, as RFC 4180 has it: lines end in CRLF."""
+    """Seed A's table of segments, times in seconds, by RFC 4180: lines end with CRLF."""
     table = io.StringIO(newline="")
     writer = csv.writer(table)
     writer.writerow(("Start (s)", "End (s)", "Text"))
@@ -41,7 +41,7 @@ def to_tsv(transcript: Transcript) -> str:
 
 
 def _rows(transcript: Transcript) -> list[tuple[float, float, str]]:
-    """Start and end in seconds, and the text in one line."""
+    """Start and end in seconds, and the text on one line."""
     return [
         (segment.start_s, min(segment.end_s, transcript.duration_s), _one_line(segment.text)) for segment in transcript.segments
     ]

@@ -175,7 +175,7 @@ def test_download_that_takes_too_long_is_given_up(start: StartHub, home: Path) -
 def test_hub_that_never_answers(start: StartHub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = start("silent")
     monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "1")
-    with pytest.raises(ModelUnavailable, match=r"nor to be had from http://127\.0\.0\.1:.* timed out"):
+    with pytest.raises(ModelUnavailable, match=r"http://127\.0\.0\.1:\d+ is unavailable: .* timed out"):
         fetch()
     assert len(hub.requests) == 1
 
@@ -188,7 +188,7 @@ def test_hub_that_never_answers(start: StartHub, monkeypatch: pytest.MonkeyPatch
         ("gated", rf"{NAME} is gated: .*HF_TOKEN"),
         (
             "down",
-            rf"{NAME} is not in .* nor to be had from http://127\.0\.0\.1:\d+: .*refused.*HF_ENDPOINT.*set the model's `source`",
+            rf"{NAME} is not in .*, and http://127\.0\.0\.1:\d+ is unavailable: .*refused.*HF_ENDPOINT.*set the model's `source`",
         ),
     ],
 )
