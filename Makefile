@@ -40,12 +40,13 @@ demo: $(RUNTIME) ## Serve the API with the bundled model (configs/demo.yaml)
 serve: $(RUNTIME) ## Serve the Parakeet models (configs/serve_config.yaml)
 	$(BIN)/serve run configs/serve_config.yaml
 
-# First what needs no server, on every core, then the tests of running servers, one after the other: they would starve each other.
+# First what needs no server, on every core. Then the tests of running servers in two lanes (tests/server/conftest.py): they wait
+# more than they compute, and more servers at once would starve each other.
 # pytest exits with 5 where it finds no test, as PYTEST_ARGS may have it for one of the two. STATUS_FILE: see .ci/run.
 test: $(DEV) ## Run the whole test suite; PYTEST_ARGS="-k words" narrows it
 	@status=0; \
 	$(PARALLEL_PYTEST) -m "not serve and not long" $(PYTEST_ARGS) || status=$$?; \
-	$(PYTEST) -m "serve and not long" $(PYTEST_ARGS) || { code=$$?; [ $$code -eq 5 ] || status=$$code; }; \
+	$(PYTEST) -n 2 --dist loadgroup -m "serve and not long" $(PYTEST_ARGS) || { code=$$?; [ $$code -eq 5 ] || status=$$code; }; \
 	[ $$status -ne 5 ] || status=0; \
 	$(if $(STATUS_FILE),echo $$status >'$(STATUS_FILE)',exit $$status)
 

@@ -167,5 +167,11 @@ def to_int16(samples: Sequence[float] | np.ndarray) -> NDArray[np.int16]:
     return np.round(np.clip(np.asarray(samples) * 0.7, -1, 1) * 32767).astype(np.int16)
 
 
+def with_pauses(strings: Iterable[DigitString]) -> NDArray[np.int16]:
+    """Strings one after the other, each with a second of silence after it, int16 [samples]."""
+    pause = np.zeros(SAMPLE_RATE, np.float32)
+    return to_int16(np.concatenate([part for string in strings for part in (string.samples, pause)]))
+
+
 def _silence(rng: random.Random, span_s: tuple[float, float]) -> Samples:
     return np.zeros(int(rng.uniform(*span_s) * SAMPLE_RATE), dtype=np.float32)

@@ -195,7 +195,8 @@ class Load:
         files = 0
         for process in psutil.Process(server_pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess, IndexError, FileNotFoundError):
-                kind = process.cmdline()[0].removeprefix("ray::")
+                # Ray appends the method that runs.
+                kind = process.cmdline()[0].removeprefix("ray::").partition(".handle_request")[0]
                 if kind.startswith(("ProxyActor", "ingress", "ServeReplica", "model", "status")):
                     held_mb[f"{kind} {process.pid}"] = held_bytes(process) / 1e6
                     # Shared memory of Ray's object store is mapped from deleted files too.

@@ -5,16 +5,15 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
 from serve_app.api import create_api
 from serve_app.engine.parakeet import ParakeetEngine
 from serve_app.settings import bundled_model_path
-from serve_app.window import SAMPLE_RATE, Samples
+from serve_app.window import Samples
 from testing.accuracy import add_noise
-from testing.digit_strings import Bank, DigitString, compose, load_bank, to_int16
+from testing.digit_strings import Bank, DigitString, compose, load_bank, with_pauses
 from testing.fake_service import FakeService
 from testing.paths import DIGITS
 
@@ -68,8 +67,7 @@ def spoken(strings: list[DigitString]) -> list[DigitString]:
 @pytest.fixture(scope="session")
 def speech(spoken: list[DigitString]) -> Samples:
     """Some strings with pauses between, int16 [samples]."""
-    pause = np.zeros(SAMPLE_RATE, np.float32)
-    return to_int16(np.concatenate([part for string in spoken for part in (string.samples, pause)]))
+    return with_pauses(spoken)
 
 
 @pytest.fixture(scope="session")

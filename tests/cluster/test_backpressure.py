@@ -1,4 +1,4 @@
-"""The queues of a request body: reading stops when they are full. tests/server/demo/test_uploads.py measures it on a real server."""
+"""The queues of a request's body: full ones make the sender wait. tests/server/demo/test_uploads.py measures a real server."""
 
 import asyncio
 import pickle

@@ -17,7 +17,7 @@ import pytest
 
 from serve_app.window import SAMPLE_RATE, Samples
 from testing import media
-from testing.digit_strings import DigitString, to_int16
+from testing.digit_strings import DigitString, with_pauses
 from testing.paths import ROOT
 from testing.server import Server, open_files, serve_run
 from testing.streams import REALTIME, connect, until_closed
@@ -96,9 +96,7 @@ class TestReplicasKilled:
             assert answer.result() == undisturbed
 
     def test_a_real_one(self, server: Server, strings: list[DigitString]) -> None:
-        pause = np.zeros(SAMPLE_RATE, np.float32)
-        parts = [part for _ in range(4) for string in strings for part in (string.samples, pause)]
-        recording = media.wav(to_int16(np.concatenate(parts)))
+        recording = media.wav(with_pauses(strings * 4))
         expected = spoken(transcript(server, recording, "digits"))
         with ThreadPoolExecutor(1) as client:
             answer = client.submit(transcript, server, recording, "digits")
@@ -149,12 +147,12 @@ async def test_a_server_that_is_told_to_stop_finishes_what_is_in_progress(
             await stream.send(speech.tobytes())
             process = psutil.Process(server.process_id)
             process.terminate()
+            wait_until(lambda: server.client.get("/ready").status_code == 503)
+            refused = server.transcribe(media.wav(media.tone(1)), model="single")
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+            assert not answer.done()
             assert (await until_closed(stream, 1012))[-1]["text"] == " ".join(string.text for string in spoken)
             assert [event["type"] for event in await until_closed(realtime, 1012)] == ["session.created"]
-        wait_until(lambda: server.client.get("/ready").status_code == 503)
-        refused = server.transcribe(media.wav(media.tone(1)), model="single")
-        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
-        assert not answer.done()
         assert len(answer.result()["words"]) > NOISE_S // 3
         process.wait(WAIT_S)
 

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import httpx2
-import numpy as np
 import openai
 import pytest
 import srt
@@ -21,7 +20,7 @@ from openai.types.audio import (
 
 from serve_app.window import SAMPLE_RATE
 from testing import media
-from testing.digit_strings import DigitString, to_int16
+from testing.digit_strings import DigitString, with_pauses
 from testing.media import as_wav
 from testing.paths import ROOT
 from testing.server import Server, serve_run
@@ -194,8 +193,7 @@ class TestStreams:
 
 
 def _several_sentences(strings: list[DigitString]) -> tuple[tuple[str, bytes], str]:
-    pause = np.zeros(SAMPLE_RATE, np.float32)
-    samples = to_int16(np.concatenate([part for string in strings[3:9] for part in (string.samples, pause)]))
+    samples = with_pauses(strings[3:9])
     return ("speech.wav", media.wav(samples)), " ".join(string.text for string in strings[3:9])
 
 

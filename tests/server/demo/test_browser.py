@@ -20,7 +20,7 @@ from serve_app.settings import AuthSettings
 from serve_app.window import SAMPLE_RATE, Samples
 from testing import media
 from testing.accuracy import HELD_OUT_INDEXES, held_out_strings
-from testing.digit_strings import DigitString, load_bank, to_int16
+from testing.digit_strings import DigitString, load_bank, with_pauses
 from testing.fake_service import EngineService, serving
 from testing.paths import ROOT
 from testing.server import Server
@@ -61,8 +61,7 @@ def microphone(folder: Path, recording: Path, text: str) -> tuple[Path, str]:
     if not os.environ.get("FSDD_RECORDINGS"):
         return recording, text
     strings = held_out_strings(load_bank(Path(os.environ["FSDD_RECORDINGS"]), HELD_OUT_INDEXES), 8, seed=5)
-    pause = np.zeros(SAMPLE_RATE, np.float32)
-    samples = to_int16(np.concatenate([part for string in strings for part in (string.samples, pause)]))
+    samples = with_pauses(strings)
     path = folder / "microphone.wav"
     path.write_bytes(media.wav(samples))
     return path, " ".join(string.text for string in strings)

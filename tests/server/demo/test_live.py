@@ -17,7 +17,7 @@ from websockets.asyncio.client import ClientConnection
 
 from serve_app.window import SAMPLE_RATE, Samples
 from testing import media
-from testing.digit_strings import DigitString
+from testing.digit_strings import DigitString, with_pauses
 from testing.paths import ROOT
 from testing.server import Server, open_files, serve_run
 from testing.streams import REALTIME, connect
@@ -39,6 +39,18 @@ WRONG: list[tuple[list[str | bytes], str, int]] = [
     ([bytes(9_000_000)], "upload_too_large", 1009),
 ]
 """Frames, and the code and close code that answer them."""
+
+
+@pytest.fixture(scope="module")
+def spoken(strings: list[DigitString]) -> list[DigitString]:
+    """Less than in other tests, as it is sent at the pace of speech."""
+    return strings[2:5]
+
+
+@pytest.fixture(scope="module")
+def speech(spoken: list[DigitString]) -> Samples:
+    """The strings with pauses between, int16 [samples]."""
+    return with_pauses(spoken)
 
 
 async def speak(socket: ClientConnection, speech: Samples) -> None:

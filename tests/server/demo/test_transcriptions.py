@@ -10,7 +10,7 @@ import srt
 import webvtt
 
 from testing import media
-from testing.digit_strings import SAMPLE_RATE, DigitString, to_int16
+from testing.digit_strings import SAMPLE_RATE, DigitString, with_pauses
 from testing.media import as_wav
 from testing.server import Server
 
@@ -67,17 +67,13 @@ def test_bad_input_is_refused_and_the_next_request_served(server: Server, string
 
 def test_a_recording_of_several_windows(server: Server, strings: list[DigitString]) -> None:
     """Two minutes: cut, fanned out, merged."""
-    pause = np.zeros(SAMPLE_RATE, np.float32)
-    parts = [part for _ in range(2) for string in strings for part in (string.samples, pause)]
-    body = server.transcribe(media.wav(to_int16(np.concatenate(parts)))).json()
+    body = server.transcribe(media.wav(with_pauses(strings * 2))).json()
     assert body["text"] == " ".join(string.text for _ in range(2) for string in strings)
 
 
 def test_ten_minutes_as_subtitles(server: Server, strings: list[DigitString]) -> None:
     """Read by other libraries than the writer: every word is there, in cues that can be read."""
-    pause = np.zeros(SAMPLE_RATE, np.float32)
-    parts = [part for _ in range(8) for string in strings for part in (string.samples, pause)]
-    samples = to_int16(np.concatenate(parts))
+    samples = with_pauses(strings * 8)
     assert len(samples) >= 600 * SAMPLE_RATE
     spoken = [string.text for _ in range(8) for string in strings]
     audio = media.wav(samples)
