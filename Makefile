@@ -18,7 +18,8 @@ BIN := .venv/bin
 RUNTIME := .venv/.runtime
 DEV := .venv/.dev
 PYTEST := $(BIN)/python -m pytest
-PARALLEL_PYTEST := $(PYTEST) -n auto --dist loadfile
+# In the order of the files: sorted by number of tests, the longest tests would come last and alone.
+PARALLEL_PYTEST := $(PYTEST) -n auto --dist loadfile --no-loadscope-reorder
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # Started below `uv run`, Ray would make every worker rebuild its environment through uv.

@@ -1,4 +1,4 @@
-"""model_files against a stand-in of the hub: whole downloads, and every way in which one fails."""
+"""Finding and downloading model files, against a fake hub: complete downloads and every kind of failure."""
 
 import os
 import resource
@@ -26,7 +26,7 @@ def ignore(progress: DownloadProgress) -> None: ...
 
 
 def fetch(source: str = NAME, *, timeout_s: float = 50.0, on_progress: Callable[[DownloadProgress], None] = ignore) -> Path:
-    """find_model_file in a thread, so that a hang fails the test instead of stopping it."""
+    """Calls find_model_file in a thread, so that a call that hangs fails the test."""
     outcome: list[Path | BaseException] = []
 
     def run() -> None:
@@ -46,7 +46,7 @@ def fetch(source: str = NAME, *, timeout_s: float = 50.0, on_progress: Callable[
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty HF_HOME, and no setting from outside."""
+    """An empty HF_HOME; settings of the machine are removed."""
     for name in list(os.environ):
         if name.startswith(("HF_", "HUGGING")) or name == "TRANSFORMERS_OFFLINE":
             monkeypatch.delenv(name)
@@ -59,7 +59,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def start(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StartHub]:
-    """Starts a hub in a given mode and points HF_ENDPOINT to it."""
+    """Starts a fake hub in a given mode and sets HF_ENDPOINT to it."""
     file = tmp_path / "model.nemo"
     file.write_bytes(os.urandom(SIZE))
     with ExitStack() as stack:
@@ -88,7 +88,7 @@ def test_path_of_a_file_is_that_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert fetch("any-name") == Path("any-name")
 
 
-def test_absent_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_file_is_named_in_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelUnavailable, match=f"no model file {tmp_path}/models/mine.nemo"):
         fetch("models/mine.nemo")
@@ -133,8 +133,8 @@ def test_progress_of_a_slow_download(start: StartHub) -> None:
 
 
 @pytest.mark.parametrize("mode", ["breaking", "resetting"])
-def test_broken_connection_is_continued(start: StartHub, mode: Mode, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Not through `caplog`: Ray and NeMo, once imported, change how loggers hand on.
+def test_download_resumes_after_a_broken_connection(start: StartHub, mode: Mode, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Not `caplog`: Ray and NeMo change the propagation of loggers when they are imported.
     logged: list[str] = []
     monkeypatch.setattr(model_files.log, "warning", lambda text, *arguments: logged.append(text % arguments))
     hub = start(mode, breaks=1)
@@ -145,7 +145,7 @@ def test_broken_connection_is_continued(start: StartHub, mode: Mode, monkeypatch
     assert any("Trying to resume download" in line for line in logged)
 
 
-def test_hub_that_always_breaks_off_and_then_recovers(start: StartHub, home: Path) -> None:
+def test_every_connection_breaks_and_then_the_hub_recovers(start: StartHub, home: Path) -> None:
     hub = start("breaking", limit_bytes=300_000)
     with pytest.raises(ModelUnavailable, match=r"peer closed connection.*or download the \.nemo file yourself.* of 4\.0 MB"):
         fetch()
@@ -153,18 +153,18 @@ def test_hub_that_always_breaks_off_and_then_recovers(start: StartHub, home: Pat
     hub.mode = "whole"
     hub.requests.clear()
     assert fetch().read_bytes() == hub.content
-    assert [request.first_byte for request in hub.gets] == [0], "huggingface_hub keeps nothing of a failed call"
+    assert [request.first_byte for request in hub.gets] == [0], "huggingface_hub keeps no partial file of a failed call"
 
 
-def test_stalled_transfer_is_given_up(start: StartHub, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stalled_transfer_fails(start: StartHub, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start("stalling")
     monkeypatch.setattr(model_files, "STALL_S", 1.5)
-    with pytest.raises(ModelUnavailable, match=r"brought nothing for 1\.5 s"):
+    with pytest.raises(ModelUnavailable, match=r"received no data for 1\.5 s"):
         fetch()
     assert not partial_files(home)
 
 
-def test_download_that_takes_too_long_is_given_up(start: StartHub, home: Path) -> None:
+def test_download_that_takes_too_long_fails(start: StartHub, home: Path) -> None:
     hub = start("slow")
     hub.bytes_per_s = 200_000
     with pytest.raises(ModelUnavailable, match="not finished within 2 s: raise the model's `load_timeout_s`"):
@@ -175,13 +175,13 @@ def test_download_that_takes_too_long_is_given_up(start: StartHub, home: Path) -
 def test_hub_that_never_answers(start: StartHub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = start("silent")
     monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "1")
-    with pytest.raises(ModelUnavailable, match=r"http://127\.0\.0\.1:\d+ is unavailable: .* timed out"):
+    with pytest.raises(ModelUnavailable, match=r"http://127\.0\.0\.1:\d+ is unavailable: .*timed out"):
         fetch()
     assert len(hub.requests) == 1
 
 
 @pytest.mark.parametrize(
-    ("mode", "words"),
+    ("mode", "message"),
     [
         ("no repository", rf"http://127\.0\.0\.1:\d+ has no model {NAME}, or a private one: .*HF_TOKEN"),
         ("no file", rf"{NAME} on http://127\.0\.0\.1:\d+ is not a NeMo model: it has no file parakeet-tdt-0\.6b-v2\.nemo"),
@@ -192,13 +192,13 @@ def test_hub_that_never_answers(start: StartHub, monkeypatch: pytest.MonkeyPatch
         ),
     ],
 )
-def test_refusals_say_what_to_do(start: StartHub, mode: Mode, words: str) -> None:
+def test_errors_say_what_to_do(start: StartHub, mode: Mode, message: str) -> None:
     start(mode)
-    with pytest.raises(ModelUnavailable, match=words):
+    with pytest.raises(ModelUnavailable, match=message):
         fetch()
 
 
-def test_other_repository_than_the_hub_has(start: StartHub) -> None:
+def test_repository_that_the_hub_does_not_have(start: StartHub) -> None:
     start()
     with pytest.raises(ModelUnavailable, match="has no model nvidia/parakeet-tdt-9b"):
         fetch("nvidia/parakeet-tdt-9b")
@@ -243,7 +243,7 @@ def test_download_process_that_fails_at_the_start(start: StartHub, monkeypatch: 
         fetch()
 
 
-def test_two_at_once_download_once(start: StartHub) -> None:
+def test_two_concurrent_calls_download_once(start: StartHub) -> None:
     hub = start("slow")
     with ThreadPoolExecutor() as pool:
         paths = {future.result(HANG_S) for future in [pool.submit(fetch) for _ in range(2)]}
@@ -255,8 +255,8 @@ def test_failing_progress_callback_ends_the_download(start: StartHub, home: Path
     start("slow")
 
     def fail(progress: DownloadProgress) -> None:
-        raise RuntimeError("enough")
+        raise RuntimeError("callback failed")
 
-    with pytest.raises(RuntimeError, match="enough"):
+    with pytest.raises(RuntimeError, match="callback failed"):
         fetch(on_progress=fail)
     assert not partial_files(home)

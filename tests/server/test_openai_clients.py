@@ -24,7 +24,7 @@ from testing.digit_strings import DigitString, with_pauses
 from testing.media import as_wav
 from testing.paths import ROOT
 from testing.server import Server, serve_run
-from tests.conftest import MISHEARD
+from tests.conftest import MISRECOGNISED
 
 pytestmark = [pytest.mark.serve, pytest.mark.slow]
 
@@ -170,7 +170,7 @@ class TestFormats:
 
 
 def test_keywords_change_what_is_heard(sync: openai.OpenAI, noisy_strings: list[DigitString]) -> None:
-    spoken = noisy_strings[MISHEARD]
+    spoken = noisy_strings[MISRECOGNISED]
     audio = ("speech.wav", as_wav(spoken))
     phrase = spoken.text.rstrip(".")
     assert sync.audio.transcriptions.create(file=audio, model="digits").text != spoken.text
