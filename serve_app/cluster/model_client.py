@@ -34,13 +34,14 @@ REPLICA_LOST = (
     DeploymentUnavailableError,
     EngineBroken,
 )
-"""How a call fails when its replica, or that replica's node, is gone. OutOfMemoryError is Ray's, for a process that it killed."""
+"""The replica or its node is lost, or its engine is broken: the window is sent again. OutOfMemoryError is Ray's, for a process that
+it killed, not CUDA's."""
 
 BATCHES_PER_REPLICA = 2
 """Batches in flight per replica that keep it busy: one running, one waiting."""
 
 MIN_WINDOWS_IN_FLIGHT = 4
-"""Windows in flight per file, however few replicas are loaded."""
+"""Minimum windows in flight per file, even while no replica is loaded."""
 
 DeploymentHandle: TypeAlias = _DeploymentHandle[Any]
 
@@ -66,8 +67,8 @@ class ModelClient:
             try:
                 if attempt == 0:
                     return await self._send(window, lane, job)
-                # A retry holds up the merge of all later windows, so it is urgent. It may also be what broke the replica: in a
-                # batch of its own it takes no other window with it.
+                # The merge of all later windows waits for a retry, so it is urgent. This window may also have crashed the replica,
+                # so it gets a batch of its own and cannot fail others.
                 return await self._send(window, min(lane, Lane.INTERACTIVE), job, is_isolated=True)
             except REPLICA_LOST as error:
                 log.warning("window %d of %s was lost with its replica (%s)", window.index, self.model.name, type(error).__name__)
@@ -79,8 +80,8 @@ class ModelClient:
     async def _send(self, window: Window, lane: Lane, job: Job, *, is_isolated: bool = False) -> list[Token]:
         answer = asyncio.ensure_future(self._call(window, lane, job, is_isolated))
         try:
-            # Only the first window of a job waits for at most `model_wait_s`. Once the job has begun, a replica that has to be
-            # loaded again may take as long as the request.
+            # If no replica is ready `model_wait_s` after the first window was sent, the request fails. Later windows wait as long
+            # as the request may take, since a replica may have to be loaded again.
             if window.index == 0 and not is_isolated:
                 done, _ = await asyncio.wait([answer], timeout=self.settings.limits.model_wait_s)
                 if not done:
@@ -104,7 +105,7 @@ class ModelClient:
         return tokens
 
     def _require_loaded(self) -> None:
-        """Raises ModelUnavailable with the progress unless a replica is ready."""
+        """Raises ModelUnavailable, with the load progress or the reason, unless a replica is ready."""
         replicas = self.statuses()
         if any(replica.state == "ready" for replica in replicas):
             return

@@ -1,4 +1,4 @@
-"""The state of one live stream: which window is decoded next, which words are final, where utterances end. Pure.
+"""The state of one live stream: which window is decoded next, which words are final, where utterances end. No I/O, no clock.
 
 Sliding-window decoding: each step decodes the newest audio plus left context, so any replica can serve any step. A word is final
 once the right context follows it; everything after the last final word is a partial hypothesis, which the next step replaces.
@@ -19,21 +19,21 @@ from serve_app.transcript import Segment, Token
 from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE, Samples, Window
 
 LEAD_IN = SAMPLE_RATE // 2
-"""Silence decoded before an utterance, samples: features are normalised over the window, which speech alone would distort."""
+"""Audio decoded before an utterance, samples: features are normalised over the window, which needs some silence for that."""
 
 WORD_TAIL = SAMPLE_RATE // 5
 """Decoders place the end of a word a little early: audio up to this many samples after it still belongs to the word."""
 
 SILENT_STEP = 8 * SAMPLE_RATE
-"""New audio per step, samples, while the VAD detects no speech: what the VAD misses is late, not lost."""
+"""New audio per step, samples, while the VAD detects no speech: speech that the VAD misses is still decoded, only later."""
 
 
 class LiveSession:
     """One stream. Positions are samples of the stream.
 
-    Utterances end one after the other: at the end of speech, at a commit, at a pause after words in which the VAD detects no
-    speech (`pauses_end`), and at the end of the audio. While an utterance is ending, windows reach no further than its end, so
-    every word belongs to one utterance.
+    An utterance ends where the VAD has detected the end of speech, at a commit, and at the end of the audio. With `pauses_end` it
+    also ends when a step leaves final words, no partial ones, and the VAD detects no speech: the VAD missed that speech. While an
+    utterance is ending, windows reach no further than its end, so every word belongs to one utterance.
     """
 
     def __init__(self, windows: LiveWindows, *, pauses_end: bool = True) -> None:
@@ -71,7 +71,7 @@ class LiveSession:
 
     @property
     def is_ending(self) -> bool:
-        """An utterance is ending: what follows it is not decoded before all of it is final."""
+        """An utterance is ending: audio after it is decoded only once all its words are final."""
         return self._utterance_end is not None
 
     @property
@@ -96,7 +96,7 @@ class LiveSession:
         self.commit()
 
     def next_window(self) -> Window | None:
-        """The window to decode now; None while a step is in progress, or until more audio comes."""
+        """The window to decode now; None while a step is in progress, until there is enough new audio, and after Done."""
         if self._step is not None or self._is_done:
             return None
         end = self.position if self._utterance_end is None else self._utterance_end
@@ -140,7 +140,7 @@ class LiveSession:
         words = group_words(fresh)
         count = next((n for n, word in enumerate(words) if word.end > settled and not is_last), len(words))
         if count == 0 and words and not is_last and len(window.samples) >= self._windows.max_window:
-            # A word as long as the longest window would otherwise be decoded again and again.
+            # The window cannot grow any more, so no later step would make the first word final: accept it now.
             count = 1
         final = [token for word in words[:count] for token in word.tokens]
         partial = fresh[len(final) :]
@@ -154,7 +154,7 @@ class LiveSession:
         return final, partial
 
     def _advance(self) -> None:
-        """Process boundaries up to the next utterance that has audio to decode before it ends."""
+        """Process queued boundaries until one ends an utterance that still needs a step. Emits Done when nothing is left."""
         while self._step is None or self._utterance_end is None:
             if self._utterance_end is not None:
                 if self._decoded_until < self._utterance_end or self._has_partial:
