@@ -34,8 +34,8 @@ REPLICA_LOST = (
     DeploymentUnavailableError,
     EngineBroken,
 )
-"""The replica or its node is lost, or its engine is broken: the window is sent again. OutOfMemoryError is Ray's, for a process that
-it killed, not CUDA's."""
+"""The replica or its node is lost, or its engine is broken: the window is sent again. OutOfMemoryError is not CUDA's but Ray's,
+for a process that it killed."""
 
 BATCHES_PER_REPLICA = 2
 """Batches in flight per replica that keep it busy: one running, one waiting."""
@@ -67,8 +67,8 @@ class ModelClient:
             try:
                 if attempt == 0:
                     return await self._send(window, lane, job)
-                # The merge of all later windows waits for a retry, so it is urgent. This window may also have crashed the replica,
-                # so it gets a batch of its own and cannot fail others.
+                # The merge of all later windows waits for a retry, so it is urgent. This window may also have crashed the
+                # replica, so it gets a batch of its own and cannot fail others.
                 return await self._send(window, min(lane, Lane.INTERACTIVE), job, is_isolated=True)
             except REPLICA_LOST as error:
                 log.warning("window %d of %s was lost with its replica (%s)", window.index, self.model.name, type(error).__name__)
