@@ -1,11 +1,11 @@
-"""Cut a recording into overlapping windows, and join the tokens of the windows again.
+"""Cut a recording into overlapping windows, and merge the tokens of these windows.
 
-`Planner`: 16 kHz mono int16 blocks of any size in, windows out. Every sample lies in a window. Windows start on the frame grid
-and are never longer than `window_s`. Neighbours share at least the overlap, and no window lies within another. The size of the
-blocks makes no difference. It holds about one window and one block in memory.
+`Planner` takes blocks of 16 kHz mono int16 samples and returns windows. Every sample is in at least one window. Windows start at
+multiples of an encoder frame and are at most `window_s` long. Neighbouring windows share at least the overlap, and no window lies
+within another. The windows do not depend on the size of the blocks. Memory: about one window and one block.
 
-`Merger`: the tokens of each window in, with times of the recording; one token list out, as soon as tokens are final.
-`merging/seams.py` does what happens at one seam.
+`Merger` takes the tokens of each window, with times in samples of the recording. It returns tokens as soon as they are final.
+`merging/seams.py` merges the tokens of two windows.
 """
 
 import math
@@ -23,10 +23,10 @@ _HALF_FRAME = FRAME_SAMPLES // 2
 """Resolution of the search for a quiet cut, samples (40 ms)."""
 
 _SEARCH_FRAMES = SAMPLE_RATE // FRAME_SAMPLES
-"""How far a cut may move to either side of the planned one, encoder frames (0.96 s)."""
+"""Maximum distance of a cut from its planned place, encoder frames (0.96 s)."""
 
 _SETTLED = 2 * SAMPLE_RATE
-"""A word that ends this long before the next overlap, samples, is out of reach of every rule of `merge`."""
+"""`merge` never changes a word that ends more than this before the overlap, samples."""
 
 
 def _overlap_frames(overlap_s: float) -> int:
@@ -36,38 +36,40 @@ def _overlap_frames(overlap_s: float) -> int:
 class Planner:
     """Cuts a stream into windows of at most `window_s` seconds that share `overlap_s`, rounded up to frames of 80 ms.
 
-    The middle of an overlap, where the seam will be, is the quietest point within about a second of the planned one. The last
-    window is not shorter than the others: it starts earlier, and shares more with its predecessor.
+    The middle of an overlap is where the seam will be. It is placed at the quietest point within about a second of its planned
+    place. The last window is not shorter than the others: it starts earlier, so its overlap is larger.
+
+    Raises ValueError if `overlap_s` is not from 0 to half of `window_s`, or a window is too short to advance by one frame.
     """
 
     def __init__(self, window_s: float, overlap_s: float) -> None:
         self._window = int(window_s * SAMPLE_RATE + 1e-6)
         self._overlap_frames = _overlap_frames(overlap_s)
-        # A step is the distance between two starts, frames. It is at least half the longest step, so that narrow windows advance,
-        # and at least the overlap, so that no audio lies in three windows (except where the last one reaches back).
-        longest = self._window // FRAME_SAMPLES - self._overlap_frames
-        if not 0 <= overlap_s <= window_s / 2 or longest < 1:
+        # A step is the distance between the starts of two windows, in frames. It is at least half of max_step, so that short
+        # windows advance. It is at least the overlap, so that no audio is in three windows, except near the end of the recording.
+        max_step = self._window // FRAME_SAMPLES - self._overlap_frames
+        if not 0 <= overlap_s <= window_s / 2 or max_step < 1:
             raise ValueError("overlap_s must be from 0 to half of window_s, and window_s longer than a frame")
-        self._planned_step = longest - min(_SEARCH_FRAMES, longest // 4)
-        search = longest - self._planned_step
-        self._steps = range(max(1, self._planned_step - search, min(self._overlap_frames, longest)), longest + 1)
+        self._planned_step = max_step - min(_SEARCH_FRAMES, max_step // 4)
+        search = max_step - self._planned_step
+        self._steps = range(max(1, self._planned_step - search, min(self._overlap_frames, max_step)), max_step + 1)
         self._audio = AudioBuffer()
-        self._start = 0  # sample at which the next window begins
+        self._start = 0  # first sample of the next window
         self._index = 0
 
     def push(self, block: Samples) -> list[Window]:
-        """Take int16 [samples]; return the windows that are complete."""
+        """Add a block, int16 [samples]; return the windows that are now complete."""
         self._audio.push(block)
         windows = []
         while self._audio.total - self._start > self._window:
-            following = self._start + self._quietest_step() * FRAME_SAMPLES
-            windows.append(self._take(self._start, following + self._overlap_frames * FRAME_SAMPLES))
-            self._start = following
+            next_start = self._start + self._quietest_step() * FRAME_SAMPLES
+            windows.append(self._take(self._start, next_start + self._overlap_frames * FRAME_SAMPLES))
+            self._start = next_start
         self._audio.drop_before(min(self._start, self._audio.total - self._window))
         return windows
 
     def finish(self) -> list[Window]:
-        """Return the last window once the audio has ended, or none if there was no audio. Call it once."""
+        """Return the last window, or an empty list if there was no audio. Call it once, after the last block."""
         total = self._audio.total
         if not total:
             return []
@@ -79,52 +81,58 @@ class Planner:
         return Window(self._index - 1, start, self._audio.read(start, stop))
 
     def _quietest_step(self) -> int:
-        """Frames to the next start for which the 80 ms and the 240 ms around the middle of the overlap have the least power."""
+        """The step, in frames, that puts the middle of the overlap at the quietest point.
+
+        A point is quiet if both the 80 ms and the 240 ms around it have little power.
+        """
         audio = self._audio.read(self._start, self._start + self._window)
         halves = audio[: len(audio) // _HALF_FRAME * _HALF_FRAME].reshape(-1, _HALF_FRAME)
         power = np.square(halves.astype(np.float32)).mean(axis=1)
 
         def loudness(step: int) -> tuple[float, int]:
             middle = 2 * step + self._overlap_frames
-            near, around = power[middle - 1 : middle + 1], power[max(0, middle - 3) : middle + 3]
-            return float(near.mean() + around.mean()), abs(step - self._planned_step)
+            narrow, wide = power[middle - 1 : middle + 1], power[max(0, middle - 3) : middle + 3]
+            return float(narrow.mean() + wide.mean()), abs(step - self._planned_step)
 
         return min(self._steps, key=loudness)
 
 
 class Merger:
-    """Joins the token lists of windows, which must come in order, and returns tokens once no later window can change them.
+    """Merges the tokens of windows, which must come in order, and returns tokens once no later window can change them.
 
-    With the planner's `overlap_s`, tokens are final up to two seconds before the next overlap. Where the last window reaches
-    farther back, the tokens of its predecessor are kept. Without `overlap_s`, all that two windows share is compared, and the
-    tokens of a window are held until the next one has come.
+    With the planner's `overlap_s`, only that much of the audio that two windows share is merged. Tokens are final up to two
+    seconds before the next overlap. The last window may share more with the window before it, whose tokens are then kept.
+    Without `overlap_s`, all the audio that two windows share is merged, and a window's tokens are held until the next window.
     """
 
     def __init__(self, overlap_s: float = math.inf) -> None:
-        self._reach = sys.maxsize if math.isinf(overlap_s) else _overlap_frames(overlap_s) * FRAME_SAMPLES
+        self._max_overlap = sys.maxsize if math.isinf(overlap_s) else _overlap_frames(overlap_s) * FRAME_SAMPLES
         self._pending: list[Token] = []
         self._end = 0
         self._floor = 0
 
     def add(self, window_start: int, window_end: int, tokens: Sequence[Token]) -> list[Token]:
-        """Take the next window's tokens; return those now final. Span (half-open) and times: samples of the recording."""
-        merged = merge(self._pending, tokens, (max(window_start, self._end - self._reach), self._end))
+        """Add the tokens of the next window; return the tokens that are now final.
+
+        The half-open span of the window and the times of the tokens are samples of the recording.
+        """
+        merged = merge(self._pending, tokens, (max(window_start, self._end - self._max_overlap), self._end))
         self._end = window_end
-        settled = max(window_start, window_end - self._reach) - _SETTLED
+        settled = max(window_start, window_end - self._max_overlap) - _SETTLED
         count = 0
         for word in group_words(merged):
             if word.end > settled:
                 break
             count += len(word.tokens)
         self._pending = merged[count:]
-        return self._released(merged[:count])
+        return self._clamped(merged[:count])
 
     def finish(self) -> list[Token]:
-        """Return the tokens still held."""
+        """Return the tokens that are still held. Call it once, after the last window."""
         tokens, self._pending = self._pending, []
-        return self._released(tokens)
+        return self._clamped(tokens)
 
-    def _released(self, tokens: list[Token]) -> list[Token]:
+    def _clamped(self, tokens: list[Token]) -> list[Token]:
         tokens = monotonic(tokens, self._floor)
         self._floor = tokens[-1].start_sample if tokens else self._floor
         return tokens

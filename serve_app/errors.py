@@ -1,35 +1,39 @@
-"""Every error that a client can receive. `api/errors.py` maps this tree to HTTP; nothing else chooses a status.
+"""All errors that a client can receive, with their HTTP status. Only `api/errors.py` turns them into responses.
 
 SpeechError
 ├── RequestError                 400  the request is invalid
-│   ├── AudioError               400  the file is empty, not media, without audio, or damaged from the start
-│   ├── ModelNotFound            404  no model of that name is configured
-│   ├── InvalidKey               401  no API key, or not one of this server's
-│   ├── UploadTooSlow            408  the upload paused too long, or took longer than a request may
-│   ├── StreamIdle               408  a live stream received nothing for too long
+│   ├── AudioError               400  the audio is empty, cannot be decoded, or has invalid parameters
+│   ├── ModelNotFound            404  no configured model has this name
+│   ├── InvalidKey               401  the API key is missing or unknown
+│   ├── UploadTooSlow            408  the upload paused too long, was too slow, or exceeded the maximum duration of a request
+│   ├── StreamIdle               408  a live stream received no message for too long
 │   ├── StreamTooLong            408  a live stream reached its maximum duration
-│   ├── UploadTooLarge           413  more bytes than the server accepts
-│   └── AudioTooLong             413  more seconds of audio than the server accepts
+│   ├── UploadTooLarge           413  the upload has more bytes than the server accepts
+│   └── AudioTooLong             413  the audio is longer than the server accepts
 ├── ModelUnavailable             503  the model is configured but unavailable (hub, file, no replica, still loading)
-├── RateLimited                  429  the key has reached its rate limit
-├── StorageFull                  503  an upload cannot be written to disk
+├── RateLimited                  429  the API key has reached its limit of requests per minute or in progress
+├── StorageFull                  503  the disk has no room for the upload
 ├── ShuttingDown                 503  the server is shutting down
-├── Overloaded                   429  the server has as many requests in progress as it accepts
-├── DeadlineExceeded             504  the answer took longer than a request may
+├── Overloaded                   429  the maximum number of requests or streams is in progress
+├── DeadlineExceeded             504  the request exceeded its maximum duration after the upload
 └── EngineError                  500  inference failed
-    ├── EngineOutOfMemory        500  not even a single window fits into the device's memory
-    └── EngineBroken             503  the device is lost to this process; the replica is replaced
+    ├── EngineOutOfMemory        500  a batch of one window does not fit into the memory of the device
+    └── EngineBroken             503  the replica cannot use its device any more; Serve replaces the replica
 """
 
-UNFORESEEN = "The server failed; its log says how."
+UNFORESEEN = "Internal error: the details are in the server's log."
+"""Message to the client for an exception that is not a SpeechError, so that no internal text is shown."""
 
 
 class SpeechError(Exception):
-    """Base. `message` is for people; `code` is for programs and stable; `param` names the invalid request field."""
+    """Base class. `message` is for people and may change. `param` is the name of the invalid request field, if there is one."""
 
     status = 500
+    """HTTP status."""
     code = "server_error"
+    """Stable identifier for programs."""
     retry_after_s: int | None = None
+    """Value of the `Retry-After` header, seconds; None: no header."""
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message, param)

@@ -111,6 +111,7 @@ async def transcribe_live(
             if not waiting:
                 break
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            # Audio before the step: whether a pause ends the utterance depends on the newest VAD events.
             if reading is not None and reading.done():
                 block, reading = reading.result(), None
                 if block is None:

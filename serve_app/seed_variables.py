@@ -1,6 +1,6 @@
-"""Environment variables of the servers that this one replaces, as settings: deployments that use them work unchanged.
+"""Settings from the environment variables of the two servers that this one replaces, so that their deployments work unchanged.
 
-docs/migrating.md says what each one does here; a test compares the two. This server's own variables have precedence.
+docs/migrating.md lists the variables and their effect; a test checks it. The `PARAKEET_` variables have precedence.
 """
 
 import os
@@ -11,13 +11,22 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
-TRUE, FALSE = frozenset({"1", "true", "t", "yes", "on"}), frozenset({"0", "false", "f", "no", "off"})
+TRUE_TEXTS = frozenset({"1", "true", "t", "yes", "on"})
+"""Lower-case texts that mean true."""
+
+FALSE_TEXTS = frozenset({"0", "false", "f", "no", "off"})
+"""Lower-case texts that mean false."""
+
 LOG_LEVELS = {"WARN": "WARNING", "CRITICAL": "ERROR", "FATAL": "ERROR", "TRACE": "DEBUG", "NOTSET": "DEBUG"}
-"""Levels of Python's logging, by the level that this server uses instead."""
+"""Log levels that `log_level` does not have, with the level to use instead."""
 
 
 class SeedVariables(PydanticBaseSettingsSource):
-    """Reads them on top of `file`, the settings of the YAML. Values out of range are clipped to the allowed range."""
+    """Applies the variables to the settings of the YAML (`file`).
+
+    Window settings out of range are clipped to the allowed range. A value that is not a number, is negative or is not a known
+    truth value raises ValueError.
+    """
 
     def __init__(self, settings_cls: type[BaseSettings], file: PydanticBaseSettingsSource) -> None:
         super().__init__(settings_cls)
@@ -53,8 +62,8 @@ class SeedVariables(PydanticBaseSettingsSource):
         return {} if items is None else {"batching": {"max_batch_items": max(1, int(items))}}
 
     def _models(self) -> dict[str, Any]:
-        """Every model is unloaded after the idle time; whether the default model is loaded at the start."""
-        idle_minutes, is_lazy = _number("IDLE_TIMEOUT_MINUTES"), _truth("ENABLE_LAZY_LOAD")
+        """The idle time applies to every model; lazy loading only to the default model."""
+        idle_minutes, is_lazy = _number("IDLE_TIMEOUT_MINUTES"), _truth_value("ENABLE_LAZY_LOAD")
         if idle_minutes is None and is_lazy is None:
             return {}
         file = self._file()
@@ -89,12 +98,12 @@ def _number(name: str) -> float | None:
     except ValueError:
         raise ValueError(f"{name}={value!r} is not a number") from None
     if number is not None and not 0 <= number < float("inf"):
-        raise ValueError(f"{name}={value!r} is out of range")
+        raise ValueError(f"{name}={value!r} must be a finite number of at least 0")
     return number
 
 
-def _truth(name: str) -> bool | None:
+def _truth_value(name: str) -> bool | None:
     value = os.environ.get(name, "").lower()
-    if value and value not in TRUE | FALSE:
-        raise ValueError(f"{name}={value!r} is neither true nor false")
-    return value in TRUE if value else None
+    if value and value not in TRUE_TEXTS | FALSE_TEXTS:
+        raise ValueError(f"{name}={value!r} must be true or false")
+    return value in TRUE_TEXTS if value else None

@@ -1,13 +1,13 @@
-"""What was said: tokens of a model, the words and segments that they make up, and the transcript of a recording. All frozen.
+"""The output of recognition: tokens, words, segments and the transcript of a recording. The classes are frozen.
 
-A token has times in samples at 16 kHz; a word or segment, at the edge of the server, has seconds.
+The times of tokens are samples at 16 kHz. The times of words and segments, which clients receive, are seconds.
 """
 
 import math
 from dataclasses import dataclass, replace
 
 MIN_CONFIDENCE = 1e-10
-"""Keeps logarithms of confidences finite."""
+"""Lower limit of a confidence before its logarithm is taken, so that the logarithm is finite."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What goes to a model: a window of 16 kHz audio, the lane that it waits in, and the job that it belongs to. All frozen.
+"""The input of a model: a window of 16 kHz audio, its lane in the queue, and its job. The classes are frozen.
 
 Inside the server, time is an integer count of samples at `SAMPLE_RATE`.
 """
@@ -47,7 +47,7 @@ class Window:
     start_sample: int
     samples: Samples
     is_retry: bool = False
-    """A retry of a gap in a decoded window: the merge waits for it, so it is scheduled as interactive."""
+    """True if the window re-decodes a gap of another window. The merge waits for it, so it is scheduled as interactive."""
 
     @property
     def end_sample(self) -> int:

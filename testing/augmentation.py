@@ -1,6 +1,6 @@
-"""What rooms, microphones, telephones and window edges do to speech, for training the bundled model.
+"""Data augmentation for training the bundled model: rooms, microphones, telephones and window edges.
 
-Every function takes and returns float32 samples at 16 kHz; `degrade` draws a random mix of them.
+Every function of audio takes and returns float32 [samples] at 16 kHz. `degrade` applies a random selection.
 """
 
 import random
@@ -11,8 +11,11 @@ from scipy.signal import fftconvolve
 
 from testing.digit_strings import SAMPLE_RATE, DigitString, Samples, SpokenWord
 
-AUDIBLE_PART_KEPT = 0.65
-AUDIBLE_PART_DROPPED = 0.3
+MAX_EARLY_CUT = 0.3
+"""A cut in the first part of a word is at most this fraction of the word from its start."""
+
+MIN_LATE_CUT = 0.65
+"""A cut in the last part of a word is at least this fraction of the word from its start."""
 
 
 def coloured_noise(length: int, exponent: float, noise: np.random.Generator) -> Samples:
@@ -24,7 +27,7 @@ def coloured_noise(length: int, exponent: float, noise: np.random.Generator) -> 
 
 
 def add_room(samples: Samples, decay_s: float, wet: float, noise: np.random.Generator) -> Samples:
-    """Convolve with exponentially decaying noise (a diffuse room) and mix it under the direct sound."""
+    """Add reverberation: convolve with noise that decays by 60 dB over `decay_s`, and add the result times `wet`."""
     length = int(decay_s * SAMPLE_RATE)
     tail = noise.standard_normal(length) * np.exp(-6.9 * np.arange(length) / length)
     tail /= np.sqrt(np.sum(tail**2))
@@ -32,7 +35,7 @@ def add_room(samples: Samples, decay_s: float, wet: float, noise: np.random.Gene
 
 
 def band_limit(samples: Samples, low_hz: float, high_hz: float) -> Samples:
-    """Keep only a band of frequencies, as a telephone does."""
+    """Remove all frequencies outside a band, as a telephone does."""
     spectrum = np.fft.rfft(samples)
     frequencies = np.fft.rfftfreq(len(samples), 1 / SAMPLE_RATE)
     spectrum[(frequencies < low_hz) | (frequencies > high_hz)] = 0
@@ -40,14 +43,14 @@ def band_limit(samples: Samples, low_hz: float, high_hz: float) -> Samples:
 
 
 def mu_law(samples: Samples) -> Samples:
-    """Round to 8 bits as G.711 does."""
+    """Quantise to 8 bits with mu-law companding, as in G.711."""
     level = np.sign(samples) * np.log1p(255 * np.minimum(np.abs(samples), 1)) / np.log(256)
     level = np.round(level * 127) / 127
     return np.asarray(np.sign(level) * np.expm1(np.abs(level) * np.log(256)) / 255, dtype=np.float32)
 
 
 def degrade(samples: Samples, rng: random.Random, noise: np.random.Generator) -> Samples:
-    """Room, tilt of the spectrum, band, noise, level and companding, each with its own chance."""
+    """Apply reverberation, spectral tilt, a band limit, noise, a level and companding, most of them with a probability."""
     if rng.random() < 0.3:
         samples = add_room(samples, rng.uniform(0.08, 0.5), rng.uniform(0.1, 0.6), noise)
     if rng.random() < 0.3:
@@ -57,9 +60,9 @@ def degrade(samples: Samples, rng: random.Random, noise: np.random.Generator) ->
         samples = band_limit(samples, rng.uniform(50, 350), rng.uniform(3200, 4000))
     samples = samples / (np.abs(samples).max() + 1e-6)
     if rng.random() < 0.5:
-        loudness = np.sqrt(np.mean(samples**2)) + 1e-4
-        below = 10 ** (-rng.uniform(8, 50) / 20)
-        samples = samples + loudness * below * coloured_noise(len(samples), rng.choice([0.0, 0.0, 1.0, 2.0]), noise)
+        level = np.sqrt(np.mean(samples**2)) + 1e-4
+        noise_ratio = 10 ** (-rng.uniform(8, 50) / 20)
+        samples = samples + level * noise_ratio * coloured_noise(len(samples), rng.choice([0.0, 0.0, 1.0, 2.0]), noise)
     samples = samples * 10 ** rng.uniform(-1.7, -0.03)
     if rng.random() < 0.15:
         samples = mu_law(samples)
@@ -67,11 +70,11 @@ def degrade(samples: Samples, rng: random.Random, noise: np.random.Generator) ->
 
 
 def cut_like_a_window(string: DigitString, rng: random.Random) -> DigitString:
-    """Cut at a random point on each side, as the edge of a window does, often inside a word.
+    """Truncate the first and the last word of a string, each with a probability of one half, as a window edge does.
 
-    A word of which most is left stays in the transcript; one of which little is left goes. The first word of what remains takes a
-    capital letter. The last word of a string keeps its full stop when the cut is inside it: audio that ends is taken as a
-    sentence that ends.
+    A string of one word is cut at its start only. A truncated word stays in the transcript if at least half of it is left. The
+    first remaining word gets a capital letter. A truncated last word keeps its full stop, because the model should end a
+    sentence where the audio ends.
     """
     first_word, last_word = string.words[0], string.words[-1]
     start = _cut_point(string.words[0], rng) if rng.random() < 0.5 else 0
@@ -80,17 +83,17 @@ def cut_like_a_window(string: DigitString, rng: random.Random) -> DigitString:
         end = max(_cut_point(last_word, rng), start + SAMPLE_RATE // 4)
     words: list[SpokenWord] = []
     for word in string.words:
-        shown_start, shown_end = max(word.start_sample, start), min(word.end_sample, end)
-        if shown_end - shown_start < 0.5 * (word.end_sample - word.start_sample):
+        kept_start, kept_end = max(word.start_sample, start), min(word.end_sample, end)
+        if kept_end - kept_start < 0.5 * (word.end_sample - word.start_sample):
             continue
         text = word.text
         if not words:
             text = text.capitalize()
-        words.append(replace(word, text=text, start_sample=shown_start - start, end_sample=shown_end - start))
+        words.append(replace(word, text=text, start_sample=kept_start - start, end_sample=kept_end - start))
     return DigitString(string.samples[start:end], tuple(words))
 
 
 def _cut_point(word: SpokenWord, rng: random.Random) -> int:
-    """A sample inside the word that leaves a clear majority of it on one side."""
-    part = rng.choice([rng.uniform(0.05, AUDIBLE_PART_DROPPED), rng.uniform(AUDIBLE_PART_KEPT, 0.95)])
+    """A random sample inside the word, never near its middle, so that it is clear whether the word stays in the transcript."""
+    part = rng.choice([rng.uniform(0.05, MAX_EARLY_CUT), rng.uniform(MIN_LATE_CUT, 0.95)])
     return int(word.start_sample + part * (word.end_sample - word.start_sample))

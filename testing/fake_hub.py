@@ -1,6 +1,6 @@
-"""A stand-in for the Hugging Face hub on 127.0.0.1: one file of one repository, and the ways in which a hub fails.
+"""A fake Hugging Face hub on 127.0.0.1: it serves one file of one repository, and can fail in all the ways of the real hub.
 
-Give a process `HF_ENDPOINT=hub.endpoint` and a fresh `HF_HOME`, and its huggingface_hub talks to this instead.
+huggingface_hub uses it in processes with `HF_ENDPOINT=hub.endpoint` and an empty `HF_HOME`.
 """
 
 import hashlib
@@ -17,37 +17,40 @@ from typing import Any, ClassVar, Literal, Self, cast
 
 Mode = Literal["whole", "slow", "breaking", "resetting", "stalling", "silent", "no repository", "no file", "gated", "down"]
 
-REFUSALS: dict[Mode, tuple[int, str]] = {
+ERRORS: dict[Mode, tuple[int, str]] = {
     "no repository": (404, "RepoNotFound"),
     "no file": (404, "EntryNotFound"),
     "gated": (401, "GatedRepo"),
 }
+"""HTTP status and `X-Error-Code` of the modes in which each request fails."""
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PIECE_BYTES = 64 * 1024
+"""Bytes per write of a response's body."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request that the hub saw."""
+    """One request to the hub."""
 
     method: str
     path: str
     first_byte: int
-    """Where the asked range begins; 0 without a Range header."""
+    """First byte of the requested range; 0 without a Range header."""
     token: str | None
 
 
 class FakeHub:
-    """The hub, up while the context lasts. `mode` may be set at any time and holds for the requests that follow:
+    """The hub; it runs while its context is open. `mode` may be changed at any time and applies to later requests:
 
-    - `whole`: the file, as fast as it goes
-    - `slow`: the file at `bytes_per_s`
-    - `breaking`, `resetting`: each GET ends after `limit_bytes`, by an orderly close or by a reset; with `breaks` set, only that
-      many more GETs do
-    - `stalling`: each GET sends `limit_bytes` and then nothing more, with the connection open
-    - `silent`: requests are taken and never answered
-    - `no repository`, `no file`, `gated`: refused as the hub refuses
-    - `down`: connections are refused; to be given at the start
+    - `whole`: sends the file at full speed
+    - `slow`: sends the file at `bytes_per_s`
+    - `breaking`, `resetting`: closes or resets the connection of a GET after `limit_bytes`; if `breaks` is set, only the next
+      `breaks` times
+    - `stalling`: sends `limit_bytes` of a GET, then nothing more, and keeps the connection open
+    - `silent`: accepts requests and never answers
+    - `no repository`, `no file`, `gated`: answers with the error that the real hub sends
+    - `down`: refuses connections; only as the initial mode
     """
 
     def __init__(
@@ -66,14 +69,14 @@ class FakeHub:
         self.limit_bytes = limit_bytes
         self.breaks = breaks
         self.requests: list[Request] = []
-        """Every request so far, oldest first."""
+        """All requests so far, oldest first."""
         self.content = file.read_bytes()
         self.etag = hashlib.sha256(self.content).hexdigest()
         self.location = f"/{repository}/resolve/main/{repository.split('/')[1]}.nemo"
         self.closing = threading.Event()
         self._server = _Server(self, port)
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
-        """What HF_ENDPOINT has to be."""
+        """The value for HF_ENDPOINT."""
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 
     def __enter__(self) -> Self:
@@ -92,11 +95,11 @@ class FakeHub:
 
     @property
     def gets(self) -> list[Request]:
-        """The downloads of the file among the requests; huggingface_hub also asks for other things on the way."""
+        """The requests that download the file; huggingface_hub also sends others."""
         return [request for request in self.requests if request.method == "GET" and request.path == self.location]
 
-    def takes_a_break(self) -> bool:
-        """Whether the GET that asks is one to break off; counts down `breaks`."""
+    def breaks_connection(self) -> bool:
+        """Whether to break the connection of the current GET; counts `breaks` down."""
         if self.mode not in ("breaking", "resetting") or self.breaks == 0:
             return False
         if self.breaks is not None:
@@ -112,7 +115,7 @@ class _Server(ThreadingHTTPServer):
         self.hub = hub
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that go away are part of the tests, and no news."""
+        """Logs nothing: clients that disconnect are part of the tests."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -124,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
         return cast(_Server, self.server).hub
 
     def log_message(self, format: str, *args: Any) -> None:
-        """The log is `FakeHub.requests`."""
+        """Logs nothing: `FakeHub.requests` has the requests."""
 
     def do_HEAD(self) -> None:
         self._answer()
@@ -134,30 +137,30 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         hub = self.hub
-        asked = self.headers.get("Range")
-        first = int(asked.removeprefix("bytes=").split("-")[0]) if asked else 0
+        byte_range = self.headers.get("Range")
+        first = int(byte_range.removeprefix("bytes=").split("-")[0]) if byte_range else 0
         hub.requests.append(Request(self.command, self.path, first, self.headers.get("Authorization")))
         if hub.mode == "silent":
             hub.closing.wait()
             self.close_connection = True
-        elif hub.mode in REFUSALS:
-            self._refuse(*REFUSALS[hub.mode])
+        elif hub.mode in ERRORS:
+            self._send_error(*ERRORS[hub.mode])
         elif self.path != hub.location:
-            known = self.path.startswith(hub.location.split("/resolve/")[0] + "/")
-            self._refuse(404, "EntryNotFound" if known else "RepoNotFound")
+            is_known_repository = self.path.startswith(hub.location.split("/resolve/")[0] + "/")
+            self._send_error(404, "EntryNotFound" if is_known_repository else "RepoNotFound")
         else:
-            self.send_response(206 if asked else 200)
+            self.send_response(206 if byte_range else 200)
             self.send_header("ETag", f'"{hub.etag}"')
             self.send_header("X-Repo-Commit", COMMIT)
             self.send_header("Accept-Ranges", "bytes")
             self.send_header("Content-Length", str(len(hub.content) - first))
-            if asked:
+            if byte_range:
                 self.send_header("Content-Range", f"bytes {first}-{len(hub.content) - 1}/{len(hub.content)}")
             self.end_headers()
             if self.command == "GET":
                 self._send(memoryview(hub.content)[first:])
 
-    def _refuse(self, status: int, code: str) -> None:
+    def _send_error(self, status: int, code: str) -> None:
         self.send_response(status)
         self.send_header("X-Error-Code", code)
         self.send_header("Content-Length", "0")
@@ -165,11 +168,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, content: memoryview) -> None:
         hub = self.hub
-        if hub.takes_a_break():
+        if hub.breaks_connection():
             self._send_pieces(content[: hub.limit_bytes])
             self.close_connection = True
             if hub.mode == "resetting":
-                # Let the client read first: a reset throws away what it has not read yet.
+                # Let the client read first: a reset discards the data that it has not read yet.
                 time.sleep(0.2)
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.connection.close()

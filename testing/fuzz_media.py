@@ -1,11 +1,10 @@
-"""Send damaged media files to a running server and say what came of it.
+"""Send damaged media files to a running server and print how it answers.
 
     python -m testing.fuzz_media [--files 2000] [--seed 1] [--clients 4] [--url URL] [--server-pid PID] [--keep FOLDER]
 
-Good files of every container, a few seconds of speech each, are made on the spot and damaged: bits flipped, runs overwritten,
-lengths forged, parts cut, swapped, repeated, or put behind the header of another format. The same seed gives the same files. A
-server passes when it answers each of them in time with anything but a failure of its own (5xx), transcribes the good files that
-come in between, and holds no more memory or open files afterwards. The last needs the process id of `serve run`.
+A few seconds of speech are encoded in every format, and the files are damaged at random. The same seed gives the same files.
+A server passes if it answers every damaged file within HANG_S and without a server error (5xx), and transcribes the intact files
+sent in between correctly. With --server-pid, the process id of `serve run`, memory growth and temporary files are printed too.
 """
 
 import argparse
@@ -28,13 +27,19 @@ from testing.paths import DATA
 from testing.server import held_bytes, open_files
 
 SPEECH = DATA / "two-four-seven.flac"
+"""Recording that all files contain, 16 kHz."""
+
 SPOKEN = "Two four seven."
-LARGEST_SEED_BYTES = 120_000
+"""Correct transcript of SPEECH."""
+
+MAX_SEED_BYTES = 120_000
+"""Maximum size of an intact file, bytes. Larger ones are not used; damaged files are truncated to twice this size."""
+
 GOOD_EVERY = 25
-"""After so many damaged files a good one is sent."""
+"""Number of damaged files after which each client sends an intact one."""
 
 HANG_S = 60.0
-"""No file of a few seconds may take longer, however many others are being served."""
+"""Timeout of a request, seconds. A file of a few seconds must be answered in this time even under load."""
 
 MAGICS = (
     b"RIFF\xff\xff\xff\xffWAVE",
@@ -58,24 +63,26 @@ MAGICS = (
     b"wvpk",
     b".snd",
 )
+"""First bytes of media formats (magic numbers); random bytes follow them in a garbage file."""
 
 EXTREMES = (0, 1, 2, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x10000, 0x7FFFFFFF, 0xFFFFFFFF, 2**62, 2**64 - 1)
+"""Values of forged numbers, at the limits of the usual integer types."""
 
 Mutation = Callable[[random.Random, bytearray, bytes], bytearray]
-"""Damages a file; the last argument is another good file to take from."""
+"""Returns a damaged copy of a file and may change its argument. The last argument is another intact file, the source of parts."""
 
 
 def seed_files() -> dict[str, bytes]:
-    """Good files by name, each holding the same speech."""
+    """Intact files of the same speech, by the name of their format."""
     speech, rate = sf.read(SPEECH, dtype="float32")
     assert rate == 16_000
     files = {f"wav, {subtype}": media.wav(speech, subtype=subtype) for subtype in ("PCM_U8", "PCM_16", "ALAW", "FLOAT")}
     files |= {name: media.make(name, speech) for name in media.FORMATS}
-    return {name: data for name, data in files.items() if len(data) <= LARGEST_SEED_BYTES}
+    return {name: data for name, data in files.items() if len(data) <= MAX_SEED_BYTES}
 
 
 def damaged_files(seeds: dict[str, bytes], count: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    """`count` damaged files and what each was made from; the same for the same seed."""
+    """Yield `count` damaged files, each after a label that names its seed, format and mutations. Deterministic for a seed."""
     names = sorted(seeds)
     for number in range(count):
         rng = random.Random(f"{seed}/{number}")
@@ -86,11 +93,11 @@ def damaged_files(seeds: dict[str, bytes], count: int, seed: int) -> Iterator[tu
         for step in steps:
             data = step(rng, data, other)
         label = f"{seed}/{number}: {name}: {', '.join(step.__name__.strip('_') for step in steps)}"
-        yield label, bytes(data[: 2 * LARGEST_SEED_BYTES])
+        yield label, bytes(data[: 2 * MAX_SEED_BYTES])
 
 
 def _place(rng: random.Random, data: bytearray) -> int:
-    """Anywhere, but as often as not in the first bytes, where the headers are, or the last."""
+    """A random index. Two times in three it is in the first or the last 512 bytes, because headers and indexes are there."""
     if not data:
         return 0
     return rng.choice((rng.randrange(len(data)), rng.randrange(min(len(data), 512)), max(0, len(data) - 1 - rng.randrange(512))))
@@ -121,7 +128,7 @@ def _truncate(rng: random.Random, data: bytearray, _: bytes) -> bytearray:
     return data[: _place(rng, data)]
 
 
-def _lose_the_start(rng: random.Random, data: bytearray, _: bytes) -> bytearray:
+def _remove_start(rng: random.Random, data: bytearray, _: bytes) -> bytearray:
     return data[_place(rng, data) :]
 
 
@@ -150,7 +157,7 @@ def _swap(rng: random.Random, data: bytearray, _: bytes) -> bytearray:
 
 
 def _forge_number(rng: random.Random, data: bytearray, _: bytes) -> bytearray:
-    """Lengths, counts, rates and times are numbers of 2, 4 or 8 bytes; extreme ones hurt most."""
+    """Lengths, counts, rates and times are numbers of 2, 4 or 8 bytes, and extreme values cause most failures."""
     for _number in range(rng.choice((1, 1, 4))):
         size = rng.choice((2, 4, 8))
         first = _place(rng, data)
@@ -161,7 +168,6 @@ def _forge_number(rng: random.Random, data: bytearray, _: bytes) -> bytearray:
 
 
 def _splice(rng: random.Random, data: bytearray, other: bytes) -> bytearray:
-    """The start of one file and the rest of another."""
     return data[: _place(rng, data)] + other[rng.randrange(len(other)) :]
 
 
@@ -176,53 +182,60 @@ def _garbage(rng: random.Random, data: bytearray, _: bytes) -> bytearray:
 
 
 MUTATIONS: tuple[Mutation, ...] = (
-    *(_flip_bits, _overwrite_run, _clear_run, _truncate, _lose_the_start, _insert, _remove, _repeat, _swap),
+    *(_flip_bits, _overwrite_run, _clear_run, _truncate, _remove_start, _insert, _remove, _repeat, _swap),
     *(_forge_number, _forge_number, _splice, _graft_header, _garbage),
 )
+"""Mutations to choose from; a forged number is twice as likely as any other."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a server holds: memory by kind of process, and files open that are deleted or temporary."""
+    """Memory and temporary files that the processes of a server hold."""
 
     held_mb: dict[str, float]
+    """Memory by process, MB. A key is the kind of the process and its process id."""
     temporary_files: int
+    """Number of open files that have been deleted."""
 
     @classmethod
     def of(cls, server_pid: int) -> "Load":
-        """The processes of a `serve run` on this machine."""
+        """Measure the child processes of a `serve run` on this machine."""
         held_mb: dict[str, float] = {}
         files = 0
         for process in psutil.Process(server_pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess, IndexError, FileNotFoundError):
-                # Ray appends the method that runs.
+                # Ray appends the name of the current method to the title of a process.
                 kind = process.cmdline()[0].removeprefix("ray::").partition(".handle_request")[0]
                 if kind.startswith(("ProxyActor", "ingress", "ServeReplica", "model", "status")):
                     held_mb[f"{kind} {process.pid}"] = held_bytes(process) / 1e6
-                    # Shared memory of Ray's object store is mapped from deleted files too.
+                    # Ray's object store maps shared memory from deleted files, which are not temporary files.
                     files += sum(f.endswith("(deleted)") and not f.startswith("/memfd") for f in open_files(process))
         return cls(held_mb, files)
 
-    def growth_mb(self, before: "Load") -> dict[str, float]:
-        """By process; one that was not there before has grown from nothing."""
-        return {kind: mb - before.held_mb.get(kind, 0.0) for kind, mb in self.held_mb.items()}
+    def growth_mb(self, earlier: "Load") -> dict[str, float]:
+        """Growth of the memory of each process since `earlier`, MB. A new process counts in full."""
+        return {process: mb - earlier.held_mb.get(process, 0.0) for process, mb in self.held_mb.items()}
 
 
 @dataclass(slots=True)
 class Report:
-    """What came of a run. A status of 0 is an answer that did not come within HANG_S."""
+    """Results of a run."""
 
     statuses: Counter[int] = field(default_factory=Counter)
+    """Number of damaged files by HTTP status; 0 means no answer within HANG_S."""
     failures: list[tuple[str, int]] = field(default_factory=list)
+    """Label and status of each damaged file without an answer or with a server error."""
     wrong_texts: list[str] = field(default_factory=list)
+    """A message for each wrong answer to an intact file."""
     slowest_s: float = 0.0
+    """Longest response time, seconds."""
 
 
 async def send(url: str, files: Iterable[tuple[str, bytes]], *, clients: int = 4, keep: Path | None = None) -> Report:
-    """Send files with several clients at once; those that the server fails on are written to `keep`."""
+    """Send files with concurrent clients. Files that fail, as in `Report.failures`, are written to the folder `keep`."""
     report, good, waiting = Report(), SPEECH.read_bytes(), iter(files)
 
-    async def ask(client: httpx2.AsyncClient, data: bytes) -> tuple[int, str]:
+    async def post(client: httpx2.AsyncClient, data: bytes) -> tuple[int, str]:
         started = time.monotonic()
         try:
             response = await client.post("/v1/audio/transcriptions", files={"file": ("speech", data)})
@@ -232,22 +245,22 @@ async def send(url: str, files: Iterable[tuple[str, bytes]], *, clients: int = 4
             report.slowest_s = max(report.slowest_s, time.monotonic() - started)
         return response.status_code, response.json().get("text", "")
 
-    async def be_client(client: httpx2.AsyncClient) -> None:
+    async def run_client(client: httpx2.AsyncClient) -> None:
         for number, (label, data) in enumerate(waiting, 1):
-            status, _ = await ask(client, data)
+            status, _ = await post(client, data)
             report.statuses[status] += 1
             if status == 0 or status >= 500:
                 report.failures.append((label, status))
                 if keep is not None:
                     (keep / f"{label.split(':')[0].replace('/', '-')}.bin").write_bytes(data)
             if number % GOOD_EVERY == 0:
-                status, text = await ask(client, good)
+                status, text = await post(client, good)
                 if text != SPOKEN:
                     report.wrong_texts.append(f"after {label}: {status} {text}")
 
     async with httpx2.AsyncClient(base_url=url, timeout=HANG_S) as client:
-        await asyncio.gather(*(be_client(client) for _ in range(clients)))
-        status, text = await ask(client, good)
+        await asyncio.gather(*(run_client(client) for _ in range(clients)))
+        status, text = await post(client, good)
         if text != SPOKEN:
             report.wrong_texts.append(f"at the end: {status} {text}")
     return report
@@ -263,7 +276,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path)
     arguments = parser.parse_args()
     seeds = seed_files()
-    # Good files first: what a server needs to decode anything at all is no growth.
+    # Send the intact files first, so that memory allocated on the first use of each decoder does not count as growth.
     asyncio.run(send(arguments.url, seeds.items(), clients=arguments.clients))
     before = Load.of(arguments.server_pid) if arguments.server_pid else None
     files = damaged_files(seeds, arguments.files, arguments.seed)
@@ -275,8 +288,8 @@ def main() -> None:
         print(f"WRONG {text}")
     if before is not None:
         after = Load.of(arguments.server_pid)
-        for kind, mb in after.growth_mb(before).items():
-            print(f"{kind}: {after.held_mb[kind]:.0f} MB, {mb:+.0f} MB")
+        for process, mb in after.growth_mb(before).items():
+            print(f"{process}: {after.held_mb[process]:.0f} MB, {mb:+.0f} MB")
         print(f"temporary files: {before.temporary_files} before, {after.temporary_files} after")
     sys.exit(bool(report.failures or report.wrong_texts))
 

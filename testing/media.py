@@ -1,4 +1,4 @@
-"""Media files made on the spot, for tests and for tools/fuzz_media.py."""
+"""Generate test signals, and encode them as media files or raw samples."""
 
 import io
 import struct
@@ -16,28 +16,32 @@ import soxr
 from av.stream import Disposition
 from numpy.typing import NDArray
 
+from serve_app.audio.pcm import Encoding
 from testing.digit_strings import DigitString, to_int16
 
 if TYPE_CHECKING:
     Packet = av.Packet[Any]
 else:
-    # A generic type for type checkers only.
+    # av.Packet is generic only for type checkers.
     Packet = av.Packet
 
 Picture = Literal["none", "video", "uneven video", "cover"]
-"""What a file shows: nothing, ten even or uneven frames a second, or one attached picture."""
+"""Pictures of a file: none, video at 10 frames per second, video at a variable frame rate, or one attached cover image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A container and a codec as FFmpeg's names, and what the encoder wants."""
+    """A container and a codec, by FFmpeg's names, and their parameters."""
 
     container: str
     codec: str
     rate: int = 48_000
+    """Sample rate, Hz."""
     layout: str = "mono"
+    """Channel layout, by FFmpeg's name."""
     picture: Picture = "none"
     muxer: Mapping[str, str] = field(default_factory=dict)
+    """Options of FFmpeg's muxer."""
 
 
 FORMATS = {
@@ -86,65 +90,81 @@ FORMATS = {
     "wav, adpcm": Format("wav", "adpcm_ms", 16_000),
     "wav, ima adpcm": Format("wav", "adpcm_ima_wav", 16_000),
 }
+"""Formats for `make`, by name."""
 
 
 def wav(samples: NDArray[Any], rate: int = 16_000, subtype: str = "PCM_16") -> bytes:
-    """Samples [samples] or [samples, channels] as a WAV file."""
+    """Encode [samples] or [samples, channels] as a WAV file. `rate` is in Hz, `subtype` is a name of libsndfile."""
     file = io.BytesIO()
     sf.write(file, samples, rate, format="WAV", subtype=subtype)
     return file.getvalue()
 
 
 def as_wav(string: DigitString) -> bytes:
-    """A digit string as a WAV file, 16 kHz."""
+    """Encode a digit string as a WAV file, 16 kHz."""
     return wav(to_int16(string.samples))
 
 
+def pcm(samples: NDArray[np.float32], encoding: Encoding, channels: int = 1) -> bytes:
+    """Encode float32 [samples] as raw samples with interleaved channels, all the same."""
+    interleaved = np.repeat(samples, channels)
+    if encoding == "pcm_f32le":
+        return interleaved.astype("<f4").tobytes()
+    if encoding == "pcm_s16le":
+        return np.round(interleaved * 32767).astype("<i2").tobytes()
+    return wav(interleaved, subtype={"mulaw": "ULAW", "alaw": "ALAW"}[encoding])[-len(interleaved) :]
+
+
 def wav_header(rate: int, *, channels: int = 1, codec: int = 1, data_bytes: int = 32_000) -> bytes:
-    """The 44 bytes before the samples of a 16-bit WAV file, with whatever is claimed of them."""
+    """The header of a 16-bit WAV file, 44 bytes. The values may be invalid or differ from the samples that follow."""
     form = struct.pack("<4sIHHIIHH", b"fmt ", 16, codec, channels, rate, (rate * 2 * channels) & 0xFFFFFFFF, 2 * channels, 16)
     return (
         b"RIFF" + struct.pack("<I", min(36 + data_bytes, 0xFFFFFFFF)) + b"WAVE" + form + b"data" + struct.pack("<I", data_bytes)
     )
 
 
-def alignment(heard: NDArray[Any], original: NDArray[Any], rate: int = 16_000) -> tuple[float, float]:
-    """How late `heard` is, in seconds, where it fits `original` best, and the correlation there."""
-    size = 1 << (len(heard) + len(original)).bit_length()
-    spectrum = np.fft.rfft(heard.astype(np.float64), size) * np.conj(np.fft.rfft(original, size))
-    late = int(np.argmax(np.fft.irfft(spectrum, size)))
-    late -= size if late > size // 2 else 0
-    a, b = heard[max(0, late) :].astype(np.float64), original[max(0, -late) :]
+def alignment(decoded: NDArray[Any], original: NDArray[Any], rate: int = 16_000) -> tuple[float, float]:
+    """Delay of `decoded` relative to `original` at the peak of their cross-correlation, seconds, and their correlation there.
+
+    The delay is negative if `decoded` is early. A correlation of 1 means that the signals differ in scale alone.
+    """
+    signal = decoded.astype(np.float64)
+    size = 1 << (len(signal) + len(original)).bit_length()
+    spectrum = np.fft.rfft(signal, size) * np.conj(np.fft.rfft(original, size))
+    delay = int(np.argmax(np.fft.irfft(spectrum, size)))
+    delay -= size if delay > size // 2 else 0
+    a, b = signal[max(0, delay) :], original[max(0, -delay) :]
     length = min(len(a), len(b))
-    likeness = float(
-        np.dot(a[:length], b[:length]) / (np.linalg.norm(heard.astype(np.float64)) * np.linalg.norm(original) + 1e-9)
-    )
-    return late / rate, likeness
+    correlation = float(np.dot(a[:length], b[:length]) / (np.linalg.norm(signal) * np.linalg.norm(original) + 1e-9))
+    return delay / rate, correlation
 
 
 def tone(seconds: float, rate: int = 16_000, hertz: float = 440.0) -> NDArray[np.float32]:
-    """A sine at half scale, float32 [samples]."""
+    """A sine wave of amplitude 0.5, float32 [samples]. `rate` is in Hz."""
     return (0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
 
 
 def chirp(seconds: float, rate: int = 16_000) -> NDArray[np.float32]:
-    """A tone rising by 600 Hz a second, so that no part is like another and an alignment means something, float32 [samples]."""
+    """A sine sweep of amplitude 0.5, from 200 Hz upwards by 600 Hz per second, float32 [samples]. `rate` is in Hz.
+
+    No two parts of it are alike, so `alignment` finds a single delay.
+    """
     t = np.arange(round(seconds * rate)) / rate
     return (0.5 * np.sin(2 * np.pi * (200 * t + 300 * t**2))).astype(np.float32)
 
 
 def make(name: str, samples: NDArray[np.float32]) -> bytes:
-    """Mono float32 samples at 16 kHz in one of FORMATS."""
-    wanted = FORMATS[name]
-    resampled = np.asarray(soxr.resample(samples, 16_000, wanted.rate), dtype=np.float32)
+    """Encode mono samples at 16 kHz, float32 [samples], in the format `FORMATS[name]`."""
+    target = FORMATS[name]
+    resampled = np.asarray(soxr.resample(samples, 16_000, target.rate), dtype=np.float32)
     return encode(
         resampled,
-        wanted.rate,
-        wanted.container,
-        wanted.codec,
-        layout=wanted.layout,
-        picture=wanted.picture,
-        muxer=wanted.muxer,
+        target.rate,
+        target.container,
+        target.codec,
+        layout=target.layout,
+        picture=target.picture,
+        muxer=target.muxer,
     )
 
 
@@ -159,14 +179,17 @@ def encode(
     muxer: Mapping[str, str] = {},
     audio_start_s: float = 0.0,
 ) -> bytes:
-    """Float32 samples [samples], the same in every channel, or [samples, channels] in another container and codec, by FFmpeg."""
+    """Encode samples with FFmpeg: float32 [samples, channels], or [samples] for the same signal in every channel.
+
+    `rate` is in Hz. The audio starts `audio_start_s` seconds after the start of the file.
+    """
     channels = av.AudioLayout(layout).nb_channels
     interleaved = np.repeat(samples, channels) if samples.ndim == 1 else samples.ravel()
-    # A real file: a muxer that moves its header to the front opens it a second time.
+    # The file needs a path, because a muxer that moves its header to the front opens it a second time.
     with tempfile.NamedTemporaryFile() as file:
         with av.open(file.name, "w", format=container, options={"fflags": "+bitexact", **muxer}) as output:
             packets = _pictures(output, picture, len(samples) / rate)
-            # FFmpeg's own vorbis encoder calls itself experimental.
+            # FFmpeg declares its own Vorbis encoder experimental.
             stream = output.add_stream(codec, rate=rate, options={"strict": "experimental"} if codec == "vorbis" else {})
             assert isinstance(stream, av.AudioStream)
             stream.layout, stream.bit_rate = layout, 64_000 * channels
@@ -178,13 +201,13 @@ def encode(
 
 
 def at_s(packet: Packet) -> float:
-    """When a packet is due, in seconds."""
+    """Presentation time of a packet, seconds."""
     assert packet.pts is not None
     return float(packet.pts * packet.time_base)
 
 
 def remux(data: bytes, change: Callable[[list[Packet]], list[Packet]]) -> bytes:
-    """The audio packets of a file in a file of the same format once more, after `change` left some out or changed their times."""
+    """Copy the audio packets to a new file of the same format. `change` may remove packets or change their time stamps."""
     file = io.BytesIO()
     options = {"avoid_negative_ts": "disabled"}
     with av.open(io.BytesIO(data), "r") as source, av.open(file, "w", source.format.name.split(",")[0], options) as output:
@@ -193,14 +216,14 @@ def remux(data: bytes, change: Callable[[list[Packet]], list[Packet]]) -> bytes:
         has_new_times = any(packet.pts != packet.dts for packet in packets)
         for number, packet in enumerate(packets):
             packet.stream = stream
-            # Muxers want this one to rise and never to be the later; files keep only the other.
+            # Muxers require decoding times that increase and are not later than the presentation times.
             packet.dts = number - 10**9 if has_new_times else packet.dts
             output.mux(packet)
     return file.getvalue()
 
 
 def days_of_flac(days: int = 4) -> bytes:
-    """Silence at 1 kHz, 65,535 samples to a frame of 14 bytes: 20 KB a day."""
+    """A FLAC file of silence at 1 kHz. A frame of 14 bytes lasts 65,535 samples, so a day takes about 20 kB."""
     block = 65_535
     sizes = struct.pack(">HH", block, block) + bytes(6)
     stream = (1000 << 44 | 15 << 36).to_bytes(8, "big")
@@ -223,7 +246,7 @@ def _crc(data: bytes, bits: int, polynomial: int) -> int:
 
 
 def silent_video() -> bytes:
-    """A second of video without any sound."""
+    """One second of video without an audio stream."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as output:
         for packet in _pictures(output, "video", 1.0):

@@ -1,4 +1,4 @@
-"""How accurate the seams between windows are: words inserted, deleted and moved near them, on recordings whose truth is known."""
+"""Measure the accuracy of seams on recordings with a known reference: words inserted, deleted or shifted in time near them."""
 
 import asyncio
 import math
@@ -23,89 +23,99 @@ from serve_app.window import SAMPLE_RATE, Lane, Samples, Window
 from testing.long_recordings import Recording, blocks_of
 
 BATCH_WINDOWS = 16
+"""Maximum number of windows in a batch, and of windows in flight per recording."""
+
 NEAR_SEAM_S = 2.0
+"""A word is near a seam if it starts at most this far from it, seconds."""
 
 
 def seams_of(samples: Samples, window_s: float, overlap_s: float) -> list[int]:
-    """Samples at the middle of each overlap when `samples` are transcribed with those sizes."""
+    """The middle of each overlap, in samples, if int16 [samples] are cut into windows of these sizes."""
     planner = Planner(window_s, overlap_s)
     windows = [w for block in blocks_of(samples) for w in planner.push(block)] + planner.finish()
-    reach = round(overlap_s * SAMPLE_RATE)
-    return [(max(after.start_sample, before.end_sample - reach) + before.end_sample) // 2 for before, after in pairwise(windows)]
+    overlap = round(overlap_s * SAMPLE_RATE)
+    return [(max(right.start_sample, left.end_sample - overlap) + left.end_sample) // 2 for left, right in pairwise(windows)]
 
 
 @dataclass(frozen=True, slots=True)
 class SeamFigures:
-    """What came out. Times of words heard are compared with the true ones on the words that are right."""
+    """Errors of one transcript, near seams and elsewhere. Time errors come from the correct words alone."""
 
     words: int
+    """Number of words in the reference."""
     wrong: frozenset[int]
-    """Places of the true words that were heard as something else or not at all."""
+    """Indices of the reference words that were substituted or deleted."""
     word_error_rate: float
-    """A fraction; case and full stops do not count."""
+    """A fraction from 0; case and full stops are ignored."""
     near: int
-    """Words inserted or deleted within two seconds of a seam."""
+    """Number of words inserted or deleted at most NEAR_SEAM_S from a seam."""
     elsewhere: int
+    """Number of other words inserted or deleted."""
     near_share: float
-    """How much of the recording is that near to a seam, a fraction."""
+    """The fraction of the recording that lies at most NEAR_SEAM_S from a seam."""
     duration_s: float
+    """Length of the recording, seconds."""
     starts_s: NDArray[np.float64]
-    """True start of each word that is right, seconds."""
+    """True start of each correct word, seconds."""
     start_errors_s: NDArray[np.float64]
-    """Start heard minus true start of the same words, seconds."""
+    """Recognised start minus true start of the same words, seconds."""
 
     @property
     def chance(self) -> float:
-        """How likely at least `near` of all insertions and deletions fall near a seam if seams make no difference."""
+        """Probability that at least `near` of all insertions and deletions are near a seam if seams cause none (binomial)."""
         total, share = self.near + self.elsewhere, self.near_share
         return sum(math.comb(total, k) * share**k * (1 - share) ** (total - k) for k in range(self.near, total + 1))
 
     @property
     def drift_s(self) -> float:
-        """Rise of a straight line through the start errors, over the whole recording, seconds."""
+        """Change of the start error over the recording, seconds: the slope of a least-squares line times the duration."""
         return float(np.polyfit(self.starts_s, self.start_errors_s, 1)[0] * self.duration_s)
 
     def errors_by_s(self, span_s: float) -> list[float]:
-        """Median absolute start error of every stretch of that length that has enough words to tell, seconds."""
+        """Median absolute start error of each stretch of `span_s` seconds, in seconds.
+
+        Stretches with fewer than one correct word in three seconds are left out.
+        """
         span = (self.starts_s // span_s).astype(int)
         groups = [np.abs(self.start_errors_s[span == k]) for k in np.unique(span)]
         return [float(np.median(group)) for group in groups if len(group) >= span_s / 3]
 
 
-def judge_seams(recording: Recording, heard: Sequence[Word], seams: Sequence[int]) -> SeamFigures:
-    """Compare what was said with what was heard, apart for what is near to `seams` (samples) and for the rest."""
-    spoken = [_plain(w.text) for w in recording.words]
-    aligned = jiwer.process_words(" ".join(spoken), " ".join(_plain(w.text) for w in heard))
+def judge_seams(recording: Recording, recognised: Sequence[Word], seams: Sequence[int]) -> SeamFigures:
+    """Compare the recognised words with the reference. Errors near `seams` (samples) and elsewhere are counted separately."""
+    reference = [_plain(w.text) for w in recording.words]
+    aligned = jiwer.process_words(" ".join(reference), " ".join(_plain(w.text) for w in recognised))
     wrong: set[int] = set()
-    changed: list[float] = []
-    starts: list[float] = []
-    errors: list[float] = []
+    changed_s: list[float] = []
+    starts_s: list[float] = []
+    errors_s: list[float] = []
     for chunk in aligned.alignments[0]:
-        ours = recording.words[chunk.ref_start_idx : chunk.ref_end_idx]
-        theirs = heard[chunk.hyp_start_idx : chunk.hyp_end_idx]
+        true_words = recording.words[chunk.ref_start_idx : chunk.ref_end_idx]
+        found_words = recognised[chunk.hyp_start_idx : chunk.hyp_end_idx]
         match chunk.type:
             case "insert":
-                changed += [w.start_s for w in theirs]
+                changed_s += [w.start_s for w in found_words]
             case "delete":
-                changed += [w.start_sample / SAMPLE_RATE for w in ours]
+                changed_s += [w.start_sample / SAMPLE_RATE for w in true_words]
             case "equal":
-                starts += [w.start_sample / SAMPLE_RATE for w in ours]
-                errors += [b.start_s - a.start_sample / SAMPLE_RATE for a, b in zip(ours, theirs, strict=True)]
+                starts_s += [w.start_sample / SAMPLE_RATE for w in true_words]
+                pairs = zip(true_words, found_words, strict=True)
+                errors_s += [found.start_s - true.start_sample / SAMPLE_RATE for true, found in pairs]
         if chunk.type != "equal":
             wrong.update(range(chunk.ref_start_idx, chunk.ref_end_idx))
     seams_s = np.asarray(seams) / SAMPLE_RATE
-    near = sum(bool((np.abs(seams_s - time_s) <= NEAR_SEAM_S).any()) for time_s in changed)
+    near = sum(bool((np.abs(seams_s - time_s) <= NEAR_SEAM_S).any()) for time_s in changed_s)
     duration_s = len(recording.samples) / SAMPLE_RATE
     return SeamFigures(
-        words=len(spoken),
+        words=len(reference),
         wrong=frozenset(wrong),
         word_error_rate=aligned.wer,
         near=near,
-        elsewhere=len(changed) - near,
+        elsewhere=len(changed_s) - near,
         near_share=_covered_s(seams_s, duration_s) / duration_s,
         duration_s=duration_s,
-        starts_s=np.asarray(starts),
-        start_errors_s=np.asarray(errors),
+        starts_s=np.asarray(starts_s),
+        start_errors_s=np.asarray(errors_s),
     )
 
 
@@ -122,7 +132,7 @@ def _covered_s(seams_s: Iterable[float], duration_s: float) -> float:
 
 
 def in_batches(engine: Engine) -> Recognise:
-    """A recogniser for use within one event loop that gives the engine all windows that wait, up to `BATCH_WINDOWS`."""
+    """A recogniser that batches the waiting windows, at most BATCH_WINDOWS. It must be used within one event loop."""
 
     async def process(windows: list[Window]) -> list[list[Token]]:
         return engine.transcribe([window.samples for window in windows])
@@ -132,7 +142,7 @@ def in_batches(engine: Engine) -> Recognise:
 
 
 async def transcribe_long(recognise: Recognise, samples: Samples, window_s: float, overlap_s: float) -> list[Word]:
-    """The words that the pipeline makes of int16 [samples], times in seconds."""
+    """Transcribe int16 [samples] with the pipeline; word times in seconds."""
 
     async def audio() -> AsyncGenerator[Samples, None]:
         for block in blocks_of(samples):
@@ -144,14 +154,14 @@ async def transcribe_long(recognise: Recognise, samples: Samples, window_s: floa
         async for event in events:
             if isinstance(event, Done):
                 return [word for segment in event.segments for word in segment.words]
-    raise AssertionError("the pipeline ends with Done")
+    raise AssertionError("the pipeline ended without Done")
 
 
 async def transcribe_pieces(recognise: Recognise, windows: Iterable[Window]) -> list[Word]:
-    """The words of pieces of a recording, each recognised by itself; times in seconds of the recording."""
-    windows, heard = list(windows), list[Word]()
+    """Transcribe each piece of a recording separately; word times in seconds of the recording."""
+    windows, words = list(windows), list[Word]()
     for window, tokens in zip(windows, await asyncio.gather(*map(recognise, windows)), strict=True):
         segmenter = Segmenter()
         segments = segmenter.add([token.moved(window.start_sample) for token in tokens]) + segmenter.finish()
-        heard += [word for segment in segments for word in segment.words]
-    return heard
+        words += [word for segment in segments for word in segment.words]
+    return words

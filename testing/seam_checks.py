@@ -10,11 +10,16 @@ from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE, Samples
 from testing.seam_accuracy import SeamFigures
 
 WORD_ERROR_MARGIN = 0.002
+"""Additional word error rate that a whole file may have over its pieces, a fraction."""
+
 UNLIKELY = 0.01
-"""Seams are at fault when so many faults near them would come about by chance less often than this."""
+"""Seams cause errors if so many errors near them would happen by chance with less than this probability."""
+
 MINUTE_MARGIN_S = 0.03
-"""The median of a minute, some 60 words timed to frames of 80 ms, varies by about 10 ms from minute to minute."""
+"""Allowed rise of a minute's median start error, seconds: it varies by about 10 ms (some 60 words, timed to frames of 80 ms)."""
+
 DRIFT_S = FRAME_SAMPLES / SAMPLE_RATE / 4
+"""Allowed drift of the start times over a recording, seconds."""
 
 
 def decoded(path: Path) -> Samples:

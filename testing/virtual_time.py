@@ -1,4 +1,7 @@
-"""An event loop whose clock jumps to the next timer instead of waiting: scheduling is tested exactly, on any machine, at once."""
+"""An event loop with a virtual clock, which jumps to the next timer instead of waiting.
+
+Tests of scheduling are exact and fast, whatever the speed of the machine.
+"""
 
 import asyncio
 import selectors
@@ -21,7 +24,7 @@ class _InstantSelector(selectors.DefaultSelector):
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """`time()` starts at 0 and moves only by sleeping."""
+    """`time()` starts at 0 seconds. It advances only when every task waits for a timer."""
 
     def __init__(self) -> None:
         self._instant = _InstantSelector()
@@ -32,7 +35,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
 
 def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
-    """Run to completion in virtual time."""
+    """Run a coroutine to completion in virtual time. Raises RuntimeError if every task waits and no timer is set."""
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         return runner.run(coroutine)
 

@@ -21,12 +21,15 @@ SEED_VARIABLES = {
     *("TRANSCRIBE_CHUNK_LEN", "TRANSCRIBE_OVERLAP", "BATCH_SIZE", "LOG_LEVEL", "PORT", "MODELS_DIR"),
     *("CHUNK_MINITE", "IDLE_TIMEOUT_MINUTES", "ENABLE_LAZY_LOAD", "API_KEY"),
 }
-MISHEARD = 13
+"""Environment variables that the settings read besides those with the prefix PARAKEET_."""
+
+MISRECOGNISED = 13
+"""Index of the string in `noisy_strings` in which the bundled model gets one word wrong."""
 
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Settings come from the environment too: none of the machine's may leak into a test."""
+    """Remove the settings in the environment of the machine, which would change the results of tests."""
     for name in os.environ:
         if name.startswith("PARAKEET_") or name in SEED_VARIABLES:
             monkeypatch.delenv(name)
@@ -34,13 +37,13 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def bank() -> Bank:
-    """Synthesised digits that are part of the repository."""
+    """The synthesised digits in the repository."""
     return load_bank(DIGITS)
 
 
 @pytest.fixture(scope="session")
 def strings(bank: Bank) -> list[DigitString]:
-    """A dozen digit strings of several lengths and voices."""
+    """Twelve strings of 1 to 12 digits, in three voices."""
     rng = random.Random(7)
     voices = sorted(bank)
     return [compose(bank[voices[n % 3]], [rng.randrange(10) for _ in range(n)], rng) for n in range(1, 13)]
@@ -48,7 +51,7 @@ def strings(bank: Bank) -> list[DigitString]:
 
 @pytest.fixture
 def server() -> FakeService:
-    """The API's stand-in; modules that start a real server have one of that name themselves."""
+    """A fake service for the API. Modules that start a real server override this fixture."""
     return FakeService()
 
 
@@ -60,19 +63,19 @@ def client(server: FakeService) -> Iterator[TestClient]:
 
 @pytest.fixture(scope="session")
 def spoken(strings: list[DigitString]) -> list[DigitString]:
-    """What is said in `speech`."""
+    """The digit strings in `speech`."""
     return strings[2:7]
 
 
 @pytest.fixture(scope="session")
 def speech(spoken: list[DigitString]) -> Samples:
-    """Some strings with pauses between, int16 [samples]."""
+    """The strings of `spoken` with a pause after each, int16 [samples]."""
     return with_pauses(spoken)
 
 
 @pytest.fixture(scope="session")
 def noisy_strings(bank: Bank) -> list[DigitString]:
-    """Strings under noise of twice their loudness; of the one at MISHEARD the model gets one word wrong."""
+    """64 strings with white noise 6 dB above the speech. The bundled model gets one word wrong in the one at MISRECOGNISED."""
     rng, voices = random.Random(1), sorted(bank)
     strings = [compose(bank[voices[n % 3]], [rng.randrange(10) for _ in range(4 + n % 4)], rng) for n in range(64)]
     return [add_noise(string, -6, seed) for seed, string in enumerate(strings)]
@@ -80,7 +83,7 @@ def noisy_strings(bank: Bank) -> list[DigitString]:
 
 @pytest.fixture(scope="session")
 def recordings() -> Path:
-    """The folder of real recordings that FSDD_RECORDINGS names; without it the test is skipped."""
+    """The folder of real recordings in the environment variable FSDD_RECORDINGS. If it is not set, the test is skipped."""
     folder = os.environ.get("FSDD_RECORDINGS")
     if not folder:
         pytest.skip("FSDD_RECORDINGS does not name a folder with the Free Spoken Digit Dataset")

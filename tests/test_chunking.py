@@ -1,4 +1,4 @@
-"""The two promises of `serve_app.chunking`: a plan loses no sample, and merging gives back what was said, once."""
+"""`serve_app.chunking`: a plan loses no sample, and merging returns every spoken word exactly once."""
 
 import math
 import random
@@ -17,9 +17,9 @@ from serve_app.transcript import Token
 from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE, Samples, Window
 
 JITTER = FRAME_SAMPLES
-"""How far one window's copy of a token may be from its true time, samples (80 ms)."""
+"""Maximum difference between the time of a token in one window and its true time, samples (80 ms)."""
 
-# The same examples in every run, so that a failure comes from the change at hand.
+# Derandomised: every run has the same examples, so a new failure is caused by a change of the code.
 quick = settings(deadline=None, max_examples=60, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 thorough = settings(quick, max_examples=250)
 
@@ -41,7 +41,7 @@ def plan(audio: Samples, window_s: float, overlap_s: float, blocks: list[int] | 
 
 
 def speech(length: int, seed: int, silences: int) -> Samples:
-    """Noise with `silences` stretches of digital or faint silence: int16 [length]."""
+    """int16 [length] of noise with `silences` stretches of digital or near silence."""
     generator = np.random.default_rng(seed)
     audio = generator.normal(0, 3000, length)
     for _ in range(silences):
@@ -52,10 +52,10 @@ def speech(length: int, seed: int, silences: int) -> Samples:
 
 @st.composite
 def window_settings(
-    draw: st.DrawFn, least_s: float = 2, most_s: float = 9, least_overlap_s: float = 0, most_overlap_s: float = 4.5
+    draw: st.DrawFn, min_s: float = 2, max_s: float = 9, min_overlap_s: float = 0, max_overlap_s: float = 4.5
 ) -> tuple[float, float]:
-    window_s = draw(st.floats(least_s, most_s))
-    return window_s, draw(st.floats(least_overlap_s, min(most_overlap_s, window_s / 2)))
+    window_s = draw(st.floats(min_s, max_s))
+    return window_s, draw(st.floats(min_overlap_s, min(max_overlap_s, window_s / 2)))
 
 
 @thorough
@@ -96,7 +96,7 @@ def test_plan_covers_every_sample_within_its_limits(
 
 @quick
 @given(st.floats(-0.85, 0.85), st.floats(2, 4), st.sampled_from([0.0, 0.03]))
-def test_middle_of_overlap_is_moved_into_the_pause(offset_s: float, overlap_s: float, level: float) -> None:
+def test_middle_of_overlap_moves_into_a_nearby_pause(offset_s: float, overlap_s: float, level: float) -> None:
     audio = np.random.default_rng(1).normal(0, 3000, at(40))
     steady = plan(np.full(at(40), 100, np.int16), 20, overlap_s)
     planned = (steady[1].start_sample + steady[0].end_sample) // 2
@@ -106,7 +106,7 @@ def test_middle_of_overlap_is_moved_into_the_pause(offset_s: float, overlap_s: f
     assert abs((second.start_sample + first.end_sample) // 2 - pause) <= at(0.1)
 
 
-def test_windows_come_as_soon_as_they_are_complete() -> None:
+def test_planner_returns_a_window_as_soon_as_it_is_complete() -> None:
     planner = Planner(4.0, 1.0)
     assert planner.push(np.ones(at(4), np.int16)) == []
     assert len(planner.push(np.ones(1, np.int16))) == 1
@@ -133,17 +133,17 @@ def test_planner_memory_does_not_grow_with_the_recording() -> None:
 
 
 @pytest.mark.parametrize(("window_s", "overlap_s"), [(4, 2.5), (4, -1), (0.01, 0), (4, 4)])
-def test_planner_refuses_windows_that_cannot_get_on(window_s: float, overlap_s: float) -> None:
+def test_planner_rejects_sizes_with_which_windows_cannot_advance(window_s: float, overlap_s: float) -> None:
     with pytest.raises(ValueError, match="overlap_s"):
         Planner(window_s, overlap_s)
 
 
 @pytest.mark.parametrize(("window_s", "overlap_s"), [(2, 1), (5, 2.5), (2, 0.5), (32, 2), (600, 300), (30.5, 0.5)])
-def test_planner_takes_what_the_settings_allow(window_s: float, overlap_s: float) -> None:
+def test_planner_accepts_all_sizes_that_the_settings_allow(window_s: float, overlap_s: float) -> None:
     Planner(window_s, overlap_s)
 
 
-# --- merge: what a recogniser would hear in each window of a known recording --------------------------------
+# --- merge: the tokens that a recogniser would return for each window of a known recording -------------------
 
 SPOKEN = {
     "seven": (("▁s", "eve", "n"), ("▁", "S", "eve", "n")),
@@ -153,11 +153,12 @@ SPOKEN = {
     "it's": (("▁it", "'s"), ("▁It", "'", "s")),
     "nine": (("▁n", "ine"), ("▁N", "ine")),
 }
+"""Pieces of each word, in lower case and with a capital letter."""
 
 
 @dataclass(frozen=True)
 class Said:
-    """A word of the recording with its true span in samples."""
+    """A word of the recording with its true half-open span in samples; `stop`: a full stop follows."""
 
     word: str
     stop: bool
@@ -176,7 +177,7 @@ def token(piece: str, start: int, end: int) -> Token:
 
 
 def say(length: int, words: list[str], pause_s: tuple[float, float], seed: int) -> list[Said]:
-    """Words until the recording is full, a few pauses twenty times as long; a repeat comes 0.4 s later at least."""
+    """Random words that fill `length` samples. A few pauses are twenty times as long. A repeat starts at least 0.4 s later."""
     rng = random.Random(seed)
     said: list[Said] = []
     now = at(rng.uniform(0, 0.5))
@@ -199,31 +200,37 @@ def audio_of(said: list[Said], length: int) -> Samples:
     return audio.astype(np.int16)
 
 
-def hear(windows: list[Window], k: int, said: list[Said], reach: int, rng: random.Random, jitter: int = JITTER) -> list[Token]:
-    """What window `k` gives: its whole words, with the errors that a window's edges bring; times off by up to `jitter`."""
+def simulate(
+    windows: list[Window], k: int, said: list[Said], overlap: int, rng: random.Random, jitter: int = JITTER
+) -> list[Token]:
+    """The tokens of window `k`: the words within it, with the errors that window edges cause.
+
+    Times differ from the true ones by up to `jitter` samples. A false full stop may follow the last word if that word starts in
+    the overlap of `overlap` samples.
+    """
     window = windows[k]
     whole = [word for word in said if word.start >= window.start_sample and word.end <= window.end_sample]
     cut_first = [word for word in said if word.start < window.start_sample < word.end]
     cut_last = [word for word in said if word.start < window.end_sample < word.end]
 
-    tokens = remains(cut_first, window, rng)
+    tokens = truncated(cut_first, window, rng)
     for word in whole:
         is_first, is_last = word is whole[0] and not tokens, word is whole[-1]
-        capital = is_first and k > 0 and hears_well(windows[k - 1], word, said, first=False)
+        capital = is_first and k > 0 and decodes_well(windows[k - 1], word, said, first=False)
         stop = word.stop or (
             is_last
             and not cut_last
             and k + 1 < len(windows)
-            and word.start >= window.end_sample - reach
-            and hears_well(windows[k + 1], word, said, last=False)
+            and word.start >= window.end_sample - overlap
+            and decodes_well(windows[k + 1], word, said, last=False)
         )
-        heard = word.tokens(capital=capital and rng.random() < 0.8, stop=stop and (word.stop or rng.random() < 0.8))
+        decoded = word.tokens(capital=capital and rng.random() < 0.8, stop=stop and (word.stop or rng.random() < 0.8))
         if (k > 0 and touches(word.start, window.start_sample)) or (
             k + 1 < len(windows) and touches(word.end, window.end_sample)
         ):
-            heard = with_one_error(heard, rng)
-        tokens += heard
-    tokens += remains(cut_last, window, rng)
+            decoded = with_one_error(decoded, rng)
+        tokens += decoded
+    tokens += truncated(cut_last, window, rng)
     return jittered(tokens, rng, jitter)
 
 
@@ -231,8 +238,8 @@ def touches(time: int, edge: int) -> bool:
     return abs(time - edge) <= at(0.1)
 
 
-def hears_well(window: Window, word: Said, said: list[Said], *, first: bool = True, last: bool = True) -> bool:
-    """Whether the window holds the word clear of its edges and, unless allowed, neither first nor last."""
+def decodes_well(window: Window, word: Said, said: list[Said], *, first: bool = True, last: bool = True) -> bool:
+    """Whether the word is at least 0.8 s from the window edges. It may be the window's first or last word only where allowed."""
     inside = [w for w in said if w.start >= window.start_sample and w.end <= window.end_sample]
     return (
         word.start > window.start_sample + at(0.8)
@@ -242,13 +249,13 @@ def hears_well(window: Window, word: Said, said: list[Said], *, first: bool = Tr
     )
 
 
-def remains(words: list[Said], window: Window, rng: random.Random) -> list[Token]:
-    """A word that an edge cuts: nothing, its audible tokens, or something else."""
+def truncated(words: list[Said], window: Window, rng: random.Random) -> list[Token]:
+    """Possible tokens of a word that a window edge truncates: none, the audible ones, or wrong ones."""
     tokens: list[Token] = []
     for word in words:
         start, end = max(word.start, window.start_sample), min(word.end, window.end_sample)
         audible = [t for t in word.tokens() if t.end_sample > start and t.start_sample < window.end_sample]
-        # The beginning of a word is heard as a beginning; the rest of one may be taken for anything.
+        # The start of a word is decoded with a word-start marker. The rest of a word may be decoded without one.
         wrong = token(rng.choice(["▁uh", "▁for", "▁s"] + ["ven"] * (word.start < start)), start, end)
         tokens += rng.choice([[], audible, [wrong], [wrong, *audible[1:]]])
     return tokens
@@ -272,7 +279,7 @@ def with_one_error(tokens: list[Token], rng: random.Random) -> list[Token]:
 
 
 def jittered(tokens: list[Token], rng: random.Random, jitter: int) -> list[Token]:
-    """Each token off by up to `jitter` samples, or all by the same; a decoder's starts never go back."""
+    """Shift each token, or all tokens alike, by up to `jitter` samples. Start times never decrease, as in a decoder's output."""
     together = rng.choice([None, rng.randint(-jitter, jitter)])
     shifted, floor = [], 0
     for one in tokens:
@@ -295,7 +302,7 @@ def jittered(tokens: list[Token], rng: random.Random, jitter: int) -> list[Token
 )
 @quick
 @given(sizes=window_settings(4, 12, 1.5, 4), length=st.integers(0, at(40)), seed=st.integers(0, 2**32))
-def test_any_plan_merges_back_to_what_was_said(
+def test_windows_of_any_plan_merge_to_the_spoken_words(
     words: list[str],
     pause_s: tuple[float, float],
     knows_overlap: bool,
@@ -305,11 +312,11 @@ def test_any_plan_merges_back_to_what_was_said(
 ) -> None:
     said, rng = say(length, words, pause_s, seed), random.Random(seed)
     windows = plan(audio_of(said, length), *sizes)
-    merger, reach = (Merger(sizes[1]), at(sizes[1])) if knows_overlap else (Merger(), length)
-    heard = [hear(windows, k, said, reach, rng) for k in range(len(windows))]
+    merger, overlap = (Merger(sizes[1]), at(sizes[1])) if knows_overlap else (Merger(), length)
+    decoded = [simulate(windows, k, said, overlap, rng) for k in range(len(windows))]
 
     merged: list[Token] = []
-    for window, tokens in zip(windows, heard, strict=True):
+    for window, tokens in zip(windows, decoded, strict=True):
         merged += merger.add(window.start_sample, window.end_sample, tokens)
         held_from = window.start_sample if not knows_overlap else window.end_sample - at(sizes[1])
         due = [word for word in said if word.end < held_from - at(2.5)]
@@ -321,9 +328,9 @@ def test_any_plan_merges_back_to_what_was_said(
     assert all(abs(a.start_sample - b.start_sample) <= JITTER for a, b in zip(merged, expected, strict=True))
     assert is_monotonic(merged)
 
-    # What the merger let go early is what merging everything at the end would have given.
+    # Merging all windows at the end gives the same tokens as the merger returned step by step.
     whole, end = list[Token](), 0
-    for window, tokens in zip(windows, heard, strict=True):
+    for window, tokens in zip(windows, decoded, strict=True):
         start = max(window.start_sample, end - math.ceil(sizes[1] * SAMPLE_RATE / FRAME_SAMPLES) * FRAME_SAMPLES)
         whole = merge(whole, tokens, (start if knows_overlap else window.start_sample, end))
         end = window.end_sample
@@ -339,8 +346,8 @@ def is_monotonic(tokens: list[Token]) -> bool:
 # --- merge: single cases ------------------------------------------------------------------------------------
 
 
-def heard_at(*timed: tuple[str, float]) -> list[Token]:
-    """Tokens from (text, start in seconds); `|` parts the pieces of a text, which follow each other by 80 ms."""
+def tokens_at(*timed: tuple[str, float]) -> list[Token]:
+    """Tokens from (text, start in seconds). `|` separates the pieces of a text, which start 80 ms apart."""
     return [
         token(piece, at(start_s) + k * FRAME_SAMPLES, at(start_s) + (k + 1) * FRAME_SAMPLES)
         for text, start_s in timed
@@ -354,7 +361,7 @@ def text_of(tokens: list[Token]) -> str:
 
 @dataclass(frozen=True)
 class Case:
-    """The tokens of two windows, by default one until 20 s and one from 16 s; and what they say together."""
+    """The tokens of two windows and the text of the merged tokens. By default, the windows overlap from 16 s to 20 s."""
 
     name: str
     left: list[Token]
@@ -365,159 +372,159 @@ class Case:
 
 CASES = [
     Case("nothing", [], [], ""),
-    Case("left only", heard_at(("▁one", 17)), [], "one"),
-    Case("right only", [], heard_at(("▁one", 17)), "one"),
-    Case("no overlap", heard_at(("▁one", 15)), heard_at(("▁two", 16)), "one two", (16, 16)),
-    Case("a gap between", heard_at(("▁one", 15)), heard_at(("▁one", 15.2)), "one one", (15, 14)),
+    Case("left only", tokens_at(("▁one", 17)), [], "one"),
+    Case("right only", [], tokens_at(("▁one", 17)), "one"),
+    Case("no overlap", tokens_at(("▁one", 15)), tokens_at(("▁two", 16)), "one two", (16, 16)),
+    Case("a gap between", tokens_at(("▁one", 15)), tokens_at(("▁one", 15.2)), "one one", (15, 14)),
     Case(
         "capital spelled with other pieces",
-        heard_at(("▁one", 15), ("▁s|eve|n", 16.3), ("▁two", 17)),
-        heard_at(("▁|S|eve|n", 16.3), ("▁t|wo", 17), ("▁three", 19)),
+        tokens_at(("▁one", 15), ("▁s|eve|n", 16.3), ("▁two", 17)),
+        tokens_at(("▁|S|eve|n", 16.3), ("▁t|wo", 17), ("▁three", 19)),
         "one seven two three",
     ),
     Case(
         "capital on the right's first word after the middle",
-        heard_at(("▁one", 15), ("▁s|eve|n", 18.5)),
-        heard_at(("▁|S|eve|n", 18.5), ("▁three", 21)),
+        tokens_at(("▁one", 15), ("▁s|eve|n", 18.5)),
+        tokens_at(("▁|S|eve|n", 18.5), ("▁three", 21)),
         "one seven three",
     ),
     Case(
         "full stop on the left's last word before the middle",
-        heard_at(("▁one", 16.5), ("▁s|eve|n|.", 17.3)),
-        heard_at(("▁One", 16.5), ("▁s|eve|n", 17.3), ("▁three", 21)),
+        tokens_at(("▁one", 16.5), ("▁s|eve|n|.", 17.3)),
+        tokens_at(("▁One", 16.5), ("▁s|eve|n", 17.3), ("▁three", 21)),
         "one seven three",
     ),
     Case(
-        "first and last at once: each side has half of the truth",
-        heard_at(("▁one", 15), ("▁s|eve|n|.", 18.5)),
-        heard_at(("▁|S|eve|n|,", 18.5), ("▁three", 21)),
+        "last word of the left and first word of the right: each window has half of the correct word",
+        tokens_at(("▁one", 15), ("▁s|eve|n|.", 18.5)),
+        tokens_at(("▁|S|eve|n|,", 18.5), ("▁three", 21)),
         "one seven, three",
     ),
     Case(
         "a sentence that really ends",
-        heard_at(("▁one", 16.5), ("▁two|.", 17), ("▁Three", 17.5), ("▁four|.", 19.5)),
-        heard_at(("▁One", 16.5), ("▁two", 17), ("▁Three", 17.5), ("▁four", 19.5), ("▁five", 20.5)),
+        tokens_at(("▁one", 16.5), ("▁two|.", 17), ("▁Three", 17.5), ("▁four|.", 19.5)),
+        tokens_at(("▁One", 16.5), ("▁two", 17), ("▁Three", 17.5), ("▁four", 19.5), ("▁five", 20.5)),
         "one two. Three four five",
     ),
     Case(
-        "case twin at a very different time",
-        heard_at(("▁the", 16), ("▁meeting", 17)),
-        heard_at(("▁Meeting", 17.9), ("▁ended", 18.9)),
+        "same word with another case at a very different time",
+        tokens_at(("▁the", 16), ("▁meeting", 17)),
+        tokens_at(("▁Meeting", 17.9), ("▁ended", 18.9)),
         "the meeting ended",
     ),
     Case(
-        "repeats, of which each window lacks one",
-        heard_at(("▁seven", 15.8), ("▁seven", 16.3), ("▁seven", 16.8), ("▁seven", 17.3), ("▁sev", 19.9)),
-        heard_at(("▁Seven", 16.3), ("▁seven", 16.8), ("▁seven", 17.3), ("▁seven", 20)),
+        "repeats, one of which is missing in each window",
+        tokens_at(("▁seven", 15.8), ("▁seven", 16.3), ("▁seven", 16.8), ("▁seven", 17.3), ("▁sev", 19.9)),
+        tokens_at(("▁Seven", 16.3), ("▁seven", 16.8), ("▁seven", 17.3), ("▁seven", 20)),
         "seven seven seven seven seven",
     ),
     Case(
-        "repeats of which each window has one, too far apart to be the same",
-        heard_at(("▁one", 16.5), ("▁seven", 17)),
-        heard_at(("▁one", 16.5), ("▁seven", 17.9), ("▁two", 21)),
+        "one word in each window, too far apart to be the same word",
+        tokens_at(("▁one", 16.5), ("▁seven", 17)),
+        tokens_at(("▁one", 16.5), ("▁seven", 17.9), ("▁two", 21)),
         "one seven seven two",
     ),
     Case(
         "repeats on either side of a silent overlap",
-        heard_at(("▁seven", 15.2)),
-        heard_at(("▁seven", 19.8)),
+        tokens_at(("▁seven", 15.2)),
+        tokens_at(("▁seven", 19.8)),
         "seven seven",
     ),
     Case(
         "right begins inside a word",
-        heard_at(("▁it", 15), ("▁work|s", 15.9), ("▁well", 17)),
-        heard_at(("s", 16), ("▁well", 17), ("▁now", 20)),
+        tokens_at(("▁it", 15), ("▁work|s", 15.9), ("▁well", 17)),
+        tokens_at(("s", 16), ("▁well", 17), ("▁now", 20)),
         "it works well now",
     ),
     Case(
-        "right begins inside a word that the left missed",
-        heard_at(("▁it", 13)),
-        heard_at(("works", 17), ("▁now", 20)),
+        "right begins inside a word that the left did not decode",
+        tokens_at(("▁it", 13)),
+        tokens_at(("works", 17), ("▁now", 20)),
         "it works now",
     ),
     Case(
-        "right begins with the punctuation of a word it did not hear",
-        heard_at(("▁it", 15), ("▁works", 15.5)),
-        heard_at((".", 16), ("▁Now", 18)),
+        "right begins with the punctuation of a word before its start",
+        tokens_at(("▁it", 15), ("▁works", 15.5)),
+        tokens_at((".", 16), ("▁Now", 18)),
         "it works Now",
     ),
     Case(
         "left ends inside a word",
-        heard_at(("▁it", 17), ("▁wor", 19.7)),
-        heard_at(("▁it", 17), ("▁work|s", 19.7), ("▁now", 20.5)),
+        tokens_at(("▁it", 17), ("▁wor", 19.7)),
+        tokens_at(("▁it", 17), ("▁work|s", 19.7), ("▁now", 20.5)),
         "it works now",
     ),
     Case(
-        "nothing agrees: cut in the middle, between words",
-        heard_at(("▁a", 16.5), ("▁b", 17.4), ("▁c", 18.3), ("▁d", 19.2)),
-        heard_at(("▁w", 16.5), ("▁x", 17.4), ("▁y", 18.3), ("▁z", 19.2)),
+        "no words are equal: cut in the middle, between words",
+        tokens_at(("▁a", 16.5), ("▁b", 17.4), ("▁c", 18.3), ("▁d", 19.2)),
+        tokens_at(("▁w", 16.5), ("▁x", 17.4), ("▁y", 18.3), ("▁z", 19.2)),
         "a b y z",
     ),
     Case(
-        "a mishearing far from the edge stands, one near it falls",
-        heard_at(("▁one", 16.5), ("▁two", 17), ("▁free", 19), ("▁fore", 19.5)),
-        heard_at(("▁won", 16.5), ("▁two", 17), ("▁three", 19), ("▁four", 19.5)),
+        "a misrecognised word is kept far from the edge and dropped near it",
+        tokens_at(("▁one", 16.5), ("▁two", 17), ("▁free", 19), ("▁fore", 19.5)),
+        tokens_at(("▁won", 16.5), ("▁two", 17), ("▁three", 19), ("▁four", 19.5)),
         "one two three four",
     ),
     Case(
-        "a word that the left glued to the next, close to one that the right misheard",
-        heard_at(("▁four", 16.1), ("▁e|ight", 16.44), ("eve|n", 17.1), ("▁it", 17.43)),
-        heard_at(("▁x", 16.05), ("▁e|ight", 16.4), ("▁s|eve|n", 16.9), ("▁it|'s", 17.39), ("▁two", 17.8)),
+        "a word that the left joined to the next, close to one that the right misrecognised",
+        tokens_at(("▁four", 16.1), ("▁e|ight", 16.44), ("eve|n", 17.1), ("▁it", 17.43)),
+        tokens_at(("▁x", 16.05), ("▁e|ight", 16.4), ("▁s|eve|n", 16.9), ("▁it|'s", 17.39), ("▁two", 17.8)),
         "four eight seven it's two",
         (16, 17.52),
     ),
     Case(
-        "what only one side holds is kept, on whichever side of the middle",
-        heard_at(("▁one", 17), ("▁two", 17.6), ("▁six", 18.2), ("▁seven", 18.8), ("▁eight", 19.5)),
-        heard_at(("▁one", 17), ("▁four", 17.3), ("▁two", 17.6), ("▁six", 18.2), ("▁eight", 19.5)),
+        "a word in only one window is kept, before and after the middle",
+        tokens_at(("▁one", 17), ("▁two", 17.6), ("▁six", 18.2), ("▁seven", 18.8), ("▁eight", 19.5)),
+        tokens_at(("▁one", 17), ("▁four", 17.3), ("▁two", 17.6), ("▁six", 18.2), ("▁eight", 19.5)),
         "one four two six seven eight",
     ),
     Case(
-        "a left window that heard nothing",
-        heard_at(("▁one", 1)),
-        heard_at(("▁Two", 16), ("▁three", 16.4), ("▁four", 18)),
+        "a left window without words in the overlap",
+        tokens_at(("▁one", 1)),
+        tokens_at(("▁Two", 16), ("▁three", 16.4), ("▁four", 18)),
         "one Two three four",
     ),
     Case(
         "case of a word that is neither first nor last",
-        heard_at(("▁one", 16.5), ("▁two", 17), ("▁|S|eve|n", 18.8), ("▁four", 19.5)),
-        heard_at(("▁One", 16.5), ("▁|T|wo", 17), ("▁s|eve|n", 18.8), ("▁four", 19.5), ("▁five", 21)),
+        tokens_at(("▁one", 16.5), ("▁two", 17), ("▁|S|eve|n", 18.8), ("▁four", 19.5)),
+        tokens_at(("▁One", 16.5), ("▁|T|wo", 17), ("▁s|eve|n", 18.8), ("▁four", 19.5), ("▁five", 21)),
         "one two seven four five",
     ),
     Case(
-        "a shred at the edge in which the left heard nothing",
-        heard_at(("▁one", 15.5), ("▁seven", 16.05), ("▁two", 18)),
-        heard_at(("▁seven", 16.1), ("▁a", 16.45), ("▁two", 18)),
+        "a truncated word at the right window's edge where the left has no word",
+        tokens_at(("▁one", 15.5), ("▁seven", 16.05), ("▁two", 18)),
+        tokens_at(("▁seven", 16.1), ("▁a", 16.45), ("▁two", 18)),
         "one seven two",
     ),
     Case(
-        "a word whose beginning was misheard, long after the one before",
-        heard_at(("▁two", 15), ("even", 19.7)),
-        heard_at(("▁seven", 19.7), ("▁three", 20.5)),
+        "a word with a wrong beginning, after a long pause",
+        tokens_at(("▁two", 15), ("even", 19.7)),
+        tokens_at(("▁seven", 19.7), ("▁three", 20.5)),
         "two seven three",
     ),
     Case(
-        "a mishearing whose short tokens do not touch",
-        heard_at(("▁one", 16.5), ("▁free", 18.9)),
-        heard_at(("▁one", 16.5), ("▁three", 19.15)),
+        "a misrecognised word whose short tokens do not overlap the correct word",
+        tokens_at(("▁one", 16.5), ("▁free", 18.9)),
+        tokens_at(("▁one", 16.5), ("▁three", 19.15)),
         "one three",
     ),
     Case(
         "letters without spaces between words",
-        heard_at(*((letter, 16.4 + 0.4 * k) for k, letter in enumerate("今日はいい天気です"))),
-        heard_at(*((letter, 16.4 + 0.4 * k) for k, letter in enumerate("本日はいい天気ですね"))),
+        tokens_at(*((letter, 16.4 + 0.4 * k) for k, letter in enumerate("今日はいい天気です"))),
+        tokens_at(*((letter, 16.4 + 0.4 * k) for k, letter in enumerate("本日はいい天気ですね"))),
         "今日はいい天気ですね",
     ),
     Case(
-        "how the right ends a word before the overlap",
-        heard_at(("▁one", 12.5), ("▁seven|.", 13)),
-        heard_at(("▁one", 12.5), ("▁seven", 13), ("▁two", 17)),
+        "punctuation of a word before the overlap",
+        tokens_at(("▁one", 12.5), ("▁seven|.", 13)),
+        tokens_at(("▁one", 12.5), ("▁seven", 13), ("▁two", 17)),
         "one seven. two",
     ),
     Case(
-        "what the right heard before the overlap",
-        heard_at(("▁one", 14), ("▁two", 17)),
-        heard_at(("▁won", 14), ("▁two", 17), ("▁three", 19)),
+        "a word of the right before the overlap",
+        tokens_at(("▁one", 14), ("▁two", 17)),
+        tokens_at(("▁won", 14), ("▁two", 17), ("▁three", 19)),
         "one two three",
     ),
 ]
@@ -545,7 +552,7 @@ tokens_of_a_window = st.lists(
 
 @thorough
 @given(tokens_of_a_window, tokens_of_a_window, st.integers(0, at(3)))
-def test_merge_of_anything_keeps_order_and_loses_no_lonely_word(
+def test_merge_of_any_tokens_keeps_order_and_drops_no_word_without_a_rival(
     left_steps: list[tuple[str, int]], right_steps: list[tuple[str, int]], shared: int
 ) -> None:
     sides = []
@@ -571,7 +578,7 @@ def test_merge_of_anything_keeps_order_and_loses_no_lonely_word(
                 assert any(abs(t.start_sample - o.start_sample) < at(2) for o in other)
 
 
-def test_merger_gives_nothing_for_silence_and_counts_on_no_window() -> None:
+def test_merger_returns_no_tokens_for_silence_or_without_windows() -> None:
     merger = Merger(2.0)
     assert merger.finish() == []
     assert merger.add(0, at(30), []) == []
@@ -579,7 +586,7 @@ def test_merger_gives_nothing_for_silence_and_counts_on_no_window() -> None:
     assert merger.finish() == []
 
 
-def test_merger_lets_go_of_all_but_the_overlap() -> None:
-    tokens = heard_at(*((f"▁w{k}", 0.5 * k) for k in range(60)))
+def test_merger_returns_all_tokens_before_the_overlap_at_once() -> None:
+    tokens = tokens_at(*((f"▁w{k}", 0.5 * k) for k in range(60)))
     assert len(Merger(2.0).add(0, at(30), tokens)) > 50
     assert Merger().add(0, at(30), tokens) == []

@@ -1,4 +1,4 @@
-"""docs/migrating.md, row by row: what it says of the servers that this one replaces is so."""
+"""Each row of the table in docs/migrating.md is true for this server."""
 
 import re
 from collections.abc import Iterator
@@ -23,9 +23,10 @@ VARIABLES = {
     },
     "B": {"CHUNK_MINITE", "IDLE_TIMEOUT_MINUTES", "ENABLE_LAZY_LOAD", "API_KEY", "PUID", "PGID"},
 }
-"""What their READMEs list."""
+"""The variables in the README of each server."""
 
 OUTSIDE_THE_SETTINGS = {"PORT", "PUID", "PGID"}
+"""Variables with an effect that are not settings."""
 
 
 class Row(NamedTuple):
@@ -55,7 +56,7 @@ def client() -> Iterator[TestClient]:
         yield client
 
 
-def test_every_variable_is_there() -> None:
+def test_the_table_lists_every_variable() -> None:
     for server, names in VARIABLES.items():
         listed = {row.names[0].partition("=")[0] for row in rows() if row.kind == "variable" and row.server == server}
         assert listed == names
@@ -64,7 +65,7 @@ def test_every_variable_is_there() -> None:
 @pytest.mark.parametrize("row", rows_of("variable"))
 def test_variables(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
     name, _, value = row.names[0].partition("=")
-    # Other than every value in the table, so that each of them changes something.
+    # These values differ from those in the table, so that every variable changes a setting.
     file: dict[str, Any] = {
         "models": [
             {"name": "one", "source": "bundled", "min_replicas": 1 - (value == "false"), "idle_unload_s": 7},
@@ -157,7 +158,7 @@ def test_errors(row: Row) -> None:
         ("LOG_LEVEL", "loud"),
     ],
 )
-def test_mistakes_stop_the_start(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_values_are_refused(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="(?i)" + name):
         Settings()

@@ -1,4 +1,4 @@
-"""The flow itself, with an oracle in the place of a model: it says the true words of each window."""
+"""The pipeline with an oracle instead of a model: the oracle returns the true words of each window."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -12,12 +12,14 @@ from serve_app.events import Done, Event, Progress, SegmentFinal
 from serve_app.pipeline import Recognise, transcribe
 from serve_app.transcript import Token
 from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE, Samples, Window
+from testing import virtual_time
 
 WORD_EVERY_S = 0.8
+"""Time between the starts of two words, seconds."""
 
 
 def spoken_words(duration_s: float) -> list[Token]:
-    """A word every 0.8 s, each different, the tenth of each ten with a full stop."""
+    """A different word every WORD_EVERY_S. A full stop follows every tenth word."""
     words = []
     for n in range(int(duration_s / WORD_EVERY_S)):
         start = int((n * WORD_EVERY_S + 0.2) * SAMPLE_RATE) // FRAME_SAMPLES * FRAME_SAMPLES
@@ -50,14 +52,14 @@ async def run(duration_s: float, recognise: Recognise, *, max_in_flight: int = 4
 
 
 @pytest.mark.parametrize("duration_s", [0.5, 10, 29.9, 30, 31, 100, 307.3])
-async def test_every_word_comes_out_once_and_in_time(duration_s: float) -> None:
+async def test_every_word_is_returned_once_at_its_true_time(duration_s: float) -> None:
     words = spoken_words(duration_s)
     events = await run(duration_s, oracle(words))
     done = events[-1]
     assert isinstance(done, Done)
-    heard = [(word.text, word.start_s) for segment in done.segments for word in segment.words]
+    returned = [(word.text, word.start_s) for segment in done.segments for word in segment.words]
     true = [(w.piece[1:] + ("." if n % 10 == 9 else ""), w.start_sample / SAMPLE_RATE) for n, w in enumerate(_whole(words))]
-    assert heard == true
+    assert returned == true
     assert done.duration_s == pytest.approx(duration_s)
 
 
@@ -65,7 +67,7 @@ def _whole(words: list[Token]) -> list[Token]:
     return [w for w in words if w.piece != "."]
 
 
-async def test_segments_stream_while_later_windows_are_still_to_come() -> None:
+async def test_segments_are_sent_before_later_windows_are_recognised() -> None:
     events = await run(200, oracle(spoken_words(200)), max_in_flight=1)
     kinds = [type(event) for event in events]
     assert kinds.index(SegmentFinal) < len(kinds) - 3
@@ -83,43 +85,46 @@ async def test_progress_counts_up_to_all_windows() -> None:
     assert progress[-1].done_s == 200
 
 
-async def test_windows_in_flight_are_bounded_and_used() -> None:
-    running = most = 0
+async def test_windows_in_flight_reach_the_limit_but_do_not_exceed_it() -> None:
+    running = max_running = 0
 
     async def recognise(window: Window) -> list[Token]:
-        nonlocal running, most
+        nonlocal running, max_running
         running += 1
-        most = max(most, running)
+        max_running = max(max_running, running)
         await asyncio.sleep(0.05)
         running -= 1
         return []
 
     await run(400, recognise, max_in_flight=3)
-    assert most == 3
+    assert max_running == 3
 
 
-async def test_the_bound_may_change_on_the_way() -> None:
-    started = running = most = most_later = 0
+def test_the_limit_of_windows_in_flight_may_change_during_a_job() -> None:
+    started = running = max_running = max_running_later = 0
 
     async def recognise(window: Window) -> list[Token]:
-        nonlocal started, running, most, most_later
+        nonlocal started, running, max_running, max_running_later
         started += 1
         running += 1
-        most = max(most, running)
+        max_running = max(max_running, running)
         if window.index > 14:
-            most_later = max(most_later, running)
+            max_running_later = max(max_running_later, running)
         await asyncio.sleep(0.02)
         running -= 1
         return []
 
-    flow = transcribe(blocks(600), recognise, window_s=30.0, overlap_s=2.0, max_in_flight=lambda: 6 if started < 12 else 2)
-    async for _ in flow:
-        pass
-    assert (most, most_later) == (6, 2)
+    async def run_job() -> None:
+        flow = transcribe(blocks(600), recognise, window_s=30.0, overlap_s=2.0, max_in_flight=lambda: 6 if started < 12 else 2)
+        async for _ in flow:
+            pass
+
+    virtual_time.run(run_job())
+    assert (max_running, max_running_later) == (6, 2)
 
 
 def all_but_first_hang(stopped: list[int]) -> Recognise:
-    """Windows after the first take a minute, and put their index into `stopped` when they are cancelled."""
+    """Windows after the first take a minute. When they are cancelled, their index is added to `stopped`."""
 
     async def recognise(window: Window) -> list[Token]:
         try:
@@ -132,7 +137,7 @@ def all_but_first_hang(stopped: list[int]) -> Recognise:
     return recognise
 
 
-async def test_a_failing_window_ends_the_job_and_stops_the_others() -> None:
+async def test_a_failed_window_fails_the_job_and_cancels_the_other_windows() -> None:
     stopped: list[int] = []
     slow = all_but_first_hang(stopped)
 
@@ -147,7 +152,7 @@ async def test_a_failing_window_ends_the_job_and_stops_the_others() -> None:
     assert stopped == [2, 3, 4, 5]
 
 
-async def test_leaving_early_stops_what_is_running() -> None:
+async def test_closing_the_pipeline_early_cancels_the_windows_in_flight() -> None:
     stopped: list[int] = []
 
     flow = transcribe(blocks(200), all_but_first_hang(stopped), window_s=30.0, overlap_s=2.0, max_in_flight=lambda: 3)
@@ -157,7 +162,7 @@ async def test_leaving_early_stops_what_is_running() -> None:
     assert stopped == [1, 2]
 
 
-async def test_a_window_is_told_of_while_no_more_audio_comes() -> None:
+async def test_progress_is_sent_for_a_finished_window_while_the_audio_stalls() -> None:
     async def stalling() -> AsyncGenerator[Samples, None]:
         async for block in blocks(70):
             yield block
@@ -170,5 +175,5 @@ async def test_a_window_is_told_of_while_no_more_audio_comes() -> None:
                 return
 
 
-async def test_no_audio_is_an_empty_transcript() -> None:
+async def test_no_audio_gives_an_empty_transcript() -> None:
     assert await run(0, oracle([])) == [Done((), 0.0)]

@@ -1,4 +1,4 @@
-"""Settings: the shipped files parse, mistakes are refused, the environment wins, the docs tell all."""
+"""Settings: the shipped files are valid, invalid settings are refused, the environment has precedence, the docs are complete."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def test_shipped_configs_parse(path: Path) -> None:
     assert settings.default_model_name in {model.name for model in settings.models}
 
 
-def test_the_default_config_loads_models_only_when_asked() -> None:
+def test_the_default_config_loads_models_on_the_first_request() -> None:
     settings = Settings(**application_args(ROOT / "configs" / "serve_config.yaml"))
     assert [(m.name, m.source, m.min_replicas) for m in settings.models] == [
         ("parakeet-tdt-0.6b-v2", "nvidia/parakeet-tdt-0.6b-v2", 0),
@@ -61,12 +61,12 @@ def test_the_container_serves_the_same_application_as_the_default() -> None:
     ],
     ids=str,
 )
-def test_mistakes_are_refused(args: dict[str, Any]) -> None:
+def test_invalid_settings_are_refused(args: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Settings(**args)
 
 
-def test_the_environment_wins_over_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_has_precedence_over_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PARAKEET_BATCHING__MAX_BATCH_ITEMS", "8")
     args: dict[str, Any] = {"batching": {"max_batch_items": 4, "ageing_s": 2.0}}
     settings = Settings(**args)
@@ -78,12 +78,12 @@ def test_every_setting_is_described() -> None:
     assert [path for path, field in settings_table.leaves() if not field.description] == []
 
 
-def test_the_docs_hold_the_table_of_settings() -> None:
-    """`python -m tools.settings_table` prints it."""
+def test_the_docs_contain_the_current_table_of_settings() -> None:
+    """`python -m tools.settings_table` prints the current table."""
     assert settings_table.table() in (ROOT / "docs" / "configuration.md").read_text()
 
 
-def test_the_bundled_model_is_there_and_small() -> None:
+def test_the_bundled_model_exists_and_is_small() -> None:
     assert bundled_model_path().stat().st_size < 8_000_000
 
 
@@ -99,7 +99,7 @@ class TestSeedVariables:
             ("9999", "5", 600, 5),
         ],
     )
-    def test_chunk_settings_become_windows(
+    def test_chunk_variables_set_the_windows(
         self, monkeypatch: pytest.MonkeyPatch, chunk: str, overlap: str, window_s: float, overlap_s: float
     ) -> None:
         monkeypatch.setenv("TRANSCRIBE_CHUNK_LEN", chunk)
@@ -107,14 +107,14 @@ class TestSeedVariables:
         windows = Settings().windows
         assert (windows.window_s, windows.overlap_s) == (window_s, overlap_s)
 
-    def test_they_win_over_the_file_and_lose_to_our_own_names(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_they_override_the_file_but_not_the_parakeet_variables(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TRANSCRIBE_CHUNK_LEN", "20")
         assert Settings(windows=WindowSettings(window_s=40)).windows.window_s == 20
         assert Settings.model_validate({"windows": {"overlap_s": 12}}).windows == WindowSettings(window_s=20, overlap_s=10)
         monkeypatch.setenv("PARAKEET_WINDOWS__WINDOW_S", "25")
         assert Settings().windows.window_s == 25
 
-    def test_what_is_no_number_stops_the_start(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_value_that_is_not_a_number_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TRANSCRIBE_OVERLAP", "five")
         with pytest.raises(ValueError, match="TRANSCRIBE_OVERLAP"):
             Settings()

@@ -1,4 +1,4 @@
-"""The tools that make and judge the bundled model."""
+"""The tools that train the bundled model and measure its accuracy."""
 
 import math
 import random
@@ -22,7 +22,7 @@ def unrestricted(labels: int) -> Alignment:
 
 
 def loss_by_enumeration(joint: torch.Tensor, labels: list[int], frames: int, alignment: Alignment) -> float:
-    """The same loss by walking every path; float64, sigma 0."""
+    """The loss with sigma 0 as an explicit sum over all paths, from a float64 joint."""
     token = torch.log_softmax(joint[..., : -len(DURATIONS)], -1)
     duration = torch.log_softmax(joint[..., -len(DURATIONS) :], -1)
     blank = token.shape[-1] - 1
@@ -41,7 +41,7 @@ def loss_by_enumeration(joint: torch.Tensor, labels: list[int], frames: int, ali
                 alignment.first_frame[0, u] <= t <= alignment.last_frame[0, u]
                 and alignment.first_landing[0, u] <= t + d <= alignment.last_landing[0, u]
             )
-            # The lattice ends with a blank: a token must leave at least one frame for it.
+            # Every path ends with a blank, so at least one frame must follow a token.
             if allowed and t + d < frames:
                 probability += math.exp(token[t, u, labels[u]]) * step * total(t + d, u + 1)
         return probability
@@ -61,7 +61,7 @@ def test_the_loss_is_the_sum_over_all_paths(frames: int, labels: list[int]) -> N
     assert loss.item() == pytest.approx(loss_by_enumeration(joint[0], labels, frames, alignment), rel=1e-6)
 
 
-def test_the_alignment_rules_paths_out() -> None:
+def test_the_alignment_excludes_paths() -> None:
     torch.manual_seed(0)
     joint = torch.randn(1, 6, 3, 4 + len(DURATIONS), dtype=torch.float64)
     bounds = Alignment(*(torch.tensor([row]) for row in ([0, 2], [1, 4], [0, 3], [3, 5])))
@@ -71,7 +71,7 @@ def test_the_alignment_rules_paths_out() -> None:
     assert loss.item() > free + 0.1
 
 
-def test_padding_of_a_batch_changes_nothing() -> None:
+def test_padding_does_not_change_the_loss() -> None:
     torch.manual_seed(1)
     joint = torch.randn(2, 7, 4, 4 + len(DURATIONS), dtype=torch.float64)
     labels, counts = torch.tensor([[1, 2, 0], [2, 0, 0]]), torch.tensor([3, 1])
@@ -82,31 +82,31 @@ def test_padding_of_a_batch_changes_nothing() -> None:
 
 
 class TestCompose:
-    def test_words_lie_where_they_are_said_to(self, bank: Bank) -> None:
+    def test_speech_is_only_within_the_word_times(self, bank: Bank) -> None:
         rng = random.Random(3)
         string = compose(bank["flite-slt"], [7, 2, 9, 4, 1], rng)
-        audible = np.zeros(len(string.samples), dtype=bool)
+        is_speech = np.zeros(len(string.samples), dtype=bool)
         for word in string.words:
-            audible[word.start_sample : word.end_sample] = True
+            is_speech[word.start_sample : word.end_sample] = True
             assert np.abs(string.samples[word.start_sample : word.end_sample]).max() > 0.1
-        assert np.abs(string.samples[~audible]).max() < 0.03
+        assert np.abs(string.samples[~is_speech]).max() < 0.03
 
-    def test_a_full_stop_stands_where_a_pause_follows_and_a_capital_behind_it(self, bank: Bank) -> None:
+    def test_a_sentence_ends_at_a_long_pause_and_the_next_starts_with_a_capital(self, bank: Bank) -> None:
         rng = random.Random(4)
         string = compose(bank["flite-slt"], [rng.randrange(10) for _ in range(40)], rng)
         assert [w.text.strip(".").lower() for w in string.words] == [DIGIT_NAMES[w.digit] for w in string.words]
         assert string.words[0].text[0].isupper()
         assert string.words[-1].text.endswith(".")
-        for word, after in pairwise(string.words):
-            pause_s = (after.start_sample - word.end_sample) / SAMPLE_RATE
-            assert word.text.endswith(".") == (pause_s >= SENTENCE_PAUSE_S) == after.text[0].isupper()
+        for word, following in pairwise(string.words):
+            pause_s = (following.start_sample - word.end_sample) / SAMPLE_RATE
+            assert word.text.endswith(".") == (pause_s >= SENTENCE_PAUSE_S) == following.text[0].isupper()
 
     def test_the_same_seed_gives_the_same_audio(self, bank: Bank) -> None:
         first, second = (compose(bank["flite-slt"], [1, 2, 3], random.Random(5), Pauses()) for _ in range(2))
         assert np.array_equal(first.samples, second.samples)
 
 
-def test_a_cut_keeps_the_words_that_are_mostly_left(bank: Bank) -> None:
+def test_a_cut_keeps_the_words_that_are_mostly_inside(bank: Bank) -> None:
     rng = random.Random(6)
     cuts = 0
     for _ in range(60):
@@ -120,7 +120,7 @@ def test_a_cut_keeps_the_words_that_are_mostly_left(bank: Bank) -> None:
     assert cuts > 20
 
 
-def test_degraded_audio_stays_audio(bank: Bank) -> None:
+def test_degraded_audio_is_finite_and_of_the_same_shape(bank: Bank) -> None:
     rng, noise = random.Random(7), np.random.default_rng(7)
     for _ in range(40):
         string = compose(bank["espeak-male"], [1, 2], rng)
@@ -131,29 +131,29 @@ def test_degraded_audio_stays_audio(bank: Bank) -> None:
 
 
 class TestJudge:
-    def test_the_truth_is_without_fault(self, bank: Bank) -> None:
+    def test_the_reference_has_no_errors(self, bank: Bank) -> None:
         string = compose(bank["flite-slt"], [1, 2, 3], random.Random(8))
-        truth = [Word(w.text, w.start_sample / SAMPLE_RATE, w.end_sample / SAMPLE_RATE, 1.0) for w in string.words]
-        figures = judge([string], [truth])
+        reference = [Word(w.text, w.start_sample / SAMPLE_RATE, w.end_sample / SAMPLE_RATE, 1.0) for w in string.words]
+        figures = judge([string], [reference])
         assert (figures.word_error_rate, figures.exact_sentence_rate, figures.exact_string_rate) == (0, 1, 1)
         assert (figures.start_error_s, figures.end_error_s) == (0, 0)
 
-    def test_faults_count(self, bank: Bank) -> None:
+    def test_errors_are_counted(self, bank: Bank) -> None:
         string = compose(bank["flite-slt"], [1, 2, 3, 4], random.Random(8), sentence_words=(2, 2))
-        heard = [Word(w.text, w.start_sample / SAMPLE_RATE + 0.1, w.end_sample / SAMPLE_RATE, 1.0) for w in string.words]
-        heard[3] = Word("nine.", 0.0, 0.1, 1.0)
-        figures = judge([string], [heard])
+        recognised = [Word(w.text, w.start_sample / SAMPLE_RATE + 0.1, w.end_sample / SAMPLE_RATE, 1.0) for w in string.words]
+        recognised[3] = Word("nine.", 0.0, 0.1, 1.0)
+        figures = judge([string], [recognised])
         assert figures.word_error_rate == 0.25
         assert (figures.sentences, figures.exact_sentence_rate, figures.exact_string_rate) == (2, 0.5, 0)
         assert figures.start_error_s == pytest.approx(0.1)
 
-    def test_a_missing_full_stop_spoils_the_sentence_not_the_words(self, bank: Bank) -> None:
+    def test_a_missing_full_stop_is_a_sentence_error_but_not_a_word_error(self, bank: Bank) -> None:
         string = compose(bank["flite-slt"], [5], random.Random(8))
         figures = judge([string], [[Word("Five", 0.0, 0.1, 1.0)]])
         assert (figures.word_error_rate, figures.exact_sentence_rate) == (0, 0)
 
 
-def test_noise_has_the_ratio_asked_for(bank: Bank) -> None:
+def test_noise_has_the_requested_ratio(bank: Bank) -> None:
     string = compose(bank["flite-slt"], [1, 2, 3], random.Random(9))
     noise = add_noise(string, 15, 0).samples - string.samples
     speech = np.concatenate([string.samples[w.start_sample : w.end_sample] for w in string.words])

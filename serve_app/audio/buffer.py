@@ -1,4 +1,4 @@
-"""The newest part of a recording: blocks of any size in, any span that is still held out."""
+"""A buffer of the newest audio of a recording. Blocks of any size are appended, and any span that is still held can be read."""
 
 from collections import deque
 
@@ -8,23 +8,23 @@ from serve_app.window import Samples
 
 
 class AudioBuffer:
-    """Positions are samples of the recording. It holds the audio from `first` to `total`."""
+    """Holds the audio from `first` to `total`. All positions are samples of the recording."""
 
     def __init__(self) -> None:
         self._blocks: deque[Samples] = deque()
         self.first = 0
-        """Start of the oldest block still held."""
+        """Start of the oldest block that is still held."""
         self.total = 0
-        """End of the audio pushed so far."""
+        """End of the newest block, which is the length of the audio so far."""
 
     def push(self, block: Samples) -> None:
-        """Take int16 [samples]."""
+        """Append a copy of a block, int16 [samples]."""
         if len(block):
             self._blocks.append(block.copy())
         self.total += len(block)
 
     def read(self, start: int, stop: int) -> Samples:
-        """A copy of the audio between two positions that are still held."""
+        """A copy of the samples from `start` to `stop`, int16 [samples]. Samples that are not held are left out."""
         pieces, first = [], self.first
         for block in self._blocks:
             if first < stop and first + len(block) > start:

@@ -1,9 +1,10 @@
-"""Any audio or video file in, blocks of mono int16 at 16 kHz out, decoded incrementally.
+"""Decode any audio or video file to blocks of mono int16 samples at 16 kHz, incrementally.
 
-PyAV includes FFmpeg, so every container and codec of FFmpeg works without a system package. Of a damaged file, all that decodes
-is returned, with a warning; a file without any audio is an AudioError. A time in the blocks is the time that a player shows. So
-where the file's time stamps leave a gap, there is silence: audio that starts after the video, packets that were lost, or never
-sent in silence.
+PyAV includes FFmpeg, so every container and codec of FFmpeg works without a system package. The damaged parts of a file are
+skipped, with a warning. A file without any audio raises AudioError.
+
+Each sample has the time at which a player plays it. So where the time stamps of the file leave a gap, the blocks have silence.
+Gaps occur where audio starts after the video, where packets were lost, and where the sender sent no packets during silence.
 """
 
 import asyncio
@@ -25,45 +26,57 @@ from serve_app.errors import AudioError
 from serve_app.window import SAMPLE_RATE, Samples
 
 BLOCK_SAMPLES = 5 * SAMPLE_RATE
-"""Minimum length of a block, samples; the last one may be shorter."""
+"""Minimum length of a block, samples; only the last block may be shorter."""
 
 MIN_RATE_HZ = 1_000
-"""A lower sample rate is a broken or a forged header: at 1 Hz a few kilobytes would be hours."""
+"""Minimum sample rate, Hz. A lower one comes from a broken or forged header: at 1 Hz, a few kilobytes would last for hours."""
 
 MAX_RATE_HZ = 768_000
-"""A higher sample rate is a broken header."""
+"""Maximum sample rate, Hz. A higher one comes from a broken header."""
 
 MAX_FRAME_S = 100
-"""A frame is decoded as a whole: real ones last seconds at most, forged ones hours."""
+"""Maximum length of a frame, seconds. FFmpeg decodes a frame as a whole. Real frames last seconds at most, forged ones hours."""
 
 OPEN_OPTIONS = {"protocol_whitelist": "none", "max_pixels": "1"}
-"""FFmpeg must not open other files or the network, as playlists and session descriptions ask it to. Nor must it decode a picture
-to probe a video, for which a file of some kilobytes can demand hundreds of megabytes."""
+"""Options of FFmpeg's demuxer.
+
+`protocol_whitelist`: a playlist or session description must not make FFmpeg open other files or the network. `max_pixels`: FFmpeg
+must not decode a picture to probe a video, because a file of a few kilobytes can require hundreds of megabytes for it.
+"""
 
 AMR_FIRST_SILENT_TYPE = 8
-"""Frame types from here on are silence (AMR discontinuous transmission). FFmpeg reports damage; skipped, they leave a gap."""
+"""Smallest AMR frame type that means silence (discontinuous transmission).
+
+FFmpeg reports such frames as damage. They are skipped, and the time stamps then show a gap.
+"""
 
 MIN_GAP_S = 0.1
-"""A gap that is shorter, seconds, is not silence: codecs delay and containers round."""
+"""Minimum length of a gap, seconds. Codec delays and rounded time stamps cause shorter ones, which are ignored."""
 
 MIN_JUMP_S = 0.01
-"""Smallest jump from one frame to the next, seconds: many small ones add up to a gap, and a slow drift has none."""
+"""Minimum jump from the end of one frame to the time stamp of the next, seconds.
+
+Many jumps add up to a gap. A clock that drifts slowly makes no jumps, so its drift is ignored.
+"""
 
 MAX_GAP_S = 3600.0
-"""A longer gap, seconds, is a clock that was set, or a broken time stamp."""
+"""Maximum length of a gap, seconds. A longer one comes from a clock that was changed or a broken time stamp, and is ignored."""
 
 MAX_DAMAGED_IN_A_ROW = 1000
-"""Decoding stops after this many errors in a row: a demuxer may report the same damage endlessly."""
+"""Number of consecutive errors after which decoding stops, because a demuxer may report the same damage endlessly."""
 
 
 class AudioFile:
-    """A file being decoded, in `thread` or else in the event loop's executor. `warnings` is complete once all blocks are read."""
+    """A media file to decode. `warnings` is complete once all blocks are read.
+
+    `stream` decodes in `thread`, or in the event loop's default executor. The source must stay open until the blocks end.
+    """
 
     def __init__(self, source: BinaryIO, thread: Executor | None = None) -> None:
         self._source = source
         self._thread = thread
         self.announced_s: float | None = None
-        """Length according to the file, seconds; None before the first block, and where the file has none."""
+        """Duration that the file states, seconds. None before the first block, or if the file states none."""
         self._is_damaged = False
         self._damaged_in_a_row = 0
 
@@ -72,7 +85,7 @@ class AudioFile:
         return ("Parts of the file could not be decoded and were skipped.",) if self._is_damaged else ()
 
     def blocks(self) -> Generator[Samples, None, None]:
-        """Decode the first audio stream; each block is int16 [samples]. Raises AudioError when there is no audio."""
+        """Decode the first audio stream that has a decoder. Each block is int16 [samples]. Raises AudioError if there is none."""
         if self._source.seekable() and _is_empty(self._source):
             raise AudioError("The file is empty.")
         held: list[Samples] = []
@@ -90,7 +103,7 @@ class AudioFile:
             yield np.concatenate(held)
 
     async def stream(self) -> AsyncGenerator[Samples, None]:
-        """The same blocks, decoded in a worker thread, each only when it is requested."""
+        """Yield the same blocks, decoded in a worker thread. A block is decoded only when it is requested."""
         blocks, loop = self.blocks(), asyncio.get_running_loop()
         decoding: asyncio.Future[Samples | None] | None = None
         try:
@@ -130,9 +143,9 @@ class AudioFile:
             yield from resample(None)
 
     def _frames(self, container: av.container.InputContainer, stream: av.AudioStream) -> Iterator[AudioFrame]:
-        """Decoded frames, with the stream's time base."""
+        """Decoded frames, with the time base of the stream."""
         decoder, is_first = stream.codec_context, True
-        # Each thread would hold a frame, and a forged one can have hundreds of megabytes; one thread is fast enough.
+        # Each thread would hold a frame, and a forged frame can have hundreds of megabytes. One thread is fast enough.
         decoder.thread_count = 1
         has_float_samples = decoder.name.startswith(("pcm_f32", "pcm_f64"))
         for packet in itertools.chain(self._packets(container, stream), [None]):
@@ -151,8 +164,8 @@ class AudioFile:
                     finite.time_base = stream.time_base
                     yield finite
                 elif is_first:
-                    found = f"{frame.samples} samples in one piece at {frame.sample_rate} Hz"
-                    raise AudioError(f"The file has {found}, which is out of the range of audio.")
+                    found = f"a frame of {frame.samples} samples at {frame.sample_rate} Hz"
+                    raise AudioError(f"The file is not valid audio: it has {found}.")
                 else:
                     self._note_damage()
                 is_first = False
@@ -163,13 +176,13 @@ class AudioFile:
             try:
                 packet = next(packets)
             except (StopIteration, IndexError):
-                # PyAV raises IndexError at the end of a file in which streams appeared later.
+                # PyAV raises IndexError at the end of a file in which a stream appeared after the header.
                 return
             except av.FFmpegError:
                 self._note_damage()
                 packets = container.demux(stream)
             else:
-                # A decoder takes an empty packet for the end of the stream.
+                # An empty packet would end the stream for the decoder.
                 if packet.size > 0:
                     yield packet
 
@@ -179,10 +192,10 @@ class AudioFile:
 
 
 def _audio_stream(container: av.container.InputContainer) -> av.AudioStream:
-    """The first audio stream that can be decoded; all others are discarded."""
+    """The first audio stream that has a decoder; the demuxer discards all other streams."""
     if not container.streams.audio:
         raise AudioError("The file has no audio: it holds no audio stream.")
-    # Despite its type, codec_context is None where FFmpeg has no decoder.
+    # Despite its type, codec_context is None if FFmpeg has no decoder.
     chosen = next((stream for stream in container.streams.audio if stream.codec_context is not None), None)
     if chosen is None:
         raise AudioError("The audio of the file is in a codec that cannot be decoded.")
@@ -193,10 +206,10 @@ def _audio_stream(container: av.container.InputContainer) -> av.AudioStream:
 
 
 def _with_gaps(frames: Iterable[AudioFrame], start_s: float | None) -> Iterator[tuple[float, AudioFrame]]:
-    """Each frame, with the silence before it in seconds according to its time stamp.
+    """Each frame with the length of the gap in front of it, seconds. `start_s` is the start time of the file, seconds.
 
-    Time stamps are often wrong. So one counts only where it jumps ahead of the previous frame and the next frame agrees with it.
-    Time stamps that go back, drift, or jump by more than MAX_GAP_S are ignored.
+    Time stamps are often wrong. So a time stamp counts only if it is later than the end of the previous frame, and the time stamp
+    of the next frame agrees with it. Time stamps that go back, drift, or jump by more than MAX_GAP_S are ignored.
     """
     due_s = previous_end_s = start_s
     for frame, following in itertools.pairwise(itertools.chain(frames, [None])):
@@ -224,7 +237,7 @@ def _silence(seconds: float) -> Iterator[Samples]:
 
 
 def _without_nan(frame: AudioFrame) -> AudioFrame:
-    """The frame with NaN and infinite samples as silence: a resampler would spread them."""
+    """The frame with zeros instead of NaN and infinite samples, which a resampler would spread to the samples around them."""
     values = frame.to_ndarray()
     if np.isfinite(values).all():
         return frame

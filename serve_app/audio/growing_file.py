@@ -1,4 +1,4 @@
-"""A file that is read while it is still being uploaded: written by the event loop, read by the decoding thread."""
+"""A file that grows while it is read: the event loop writes an upload to it, and the decoding thread reads it."""
 
 import asyncio
 import os
@@ -11,15 +11,16 @@ from serve_app.errors import StorageFull
 
 
 class GrowingFile:
-    """A temporary file without a name, so the sender never waits for the reader. It is deleted when it is closed.
+    """A temporary file without a name, which is deleted when it is closed. A writer never waits for the reader.
 
-    Not seekable: `read` waits for bytes. Once `completed` is set, `whole` is the complete file.
+    It is not seekable, and `read` waits for bytes. Once `completed` is set, `whole` is the complete file.
     """
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115  # closed by __exit__
         self.completed = asyncio.Event()
-        self._written = self._taken = 0
+        """Set when no more bytes will be written."""
+        self._written_bytes = self._read_bytes = 0
         self._changed = threading.Condition()
 
     def __enter__(self) -> Self:
@@ -30,13 +31,13 @@ class GrowingFile:
         self._file.close()
 
     async def write(self, data: bytes) -> None:
-        """Append bytes. Raises StorageFull."""
+        """Append bytes. Raises StorageFull if they cannot be stored."""
         try:
             await asyncio.to_thread(self._append, data)
         except OSError as error:
             raise StorageFull from error
         with self._changed:
-            self._written += len(data)
+            self._written_bytes += len(data)
             self._changed.notify()
 
     def _append(self, data: bytes) -> None:
@@ -44,14 +45,14 @@ class GrowingFile:
         self._file.flush()
 
     def finish(self) -> None:
-        """No more bytes come: a reader gets the remaining ones, then the end."""
+        """Mark the end of the file. A reader gets the remaining bytes, then the end."""
         with self._changed:
             self.completed.set()
             self._changed.notify()
 
     @property
     def whole(self) -> BinaryIO:
-        """The file, seekable, from its start."""
+        """The complete file, seekable, at its start."""
         self._file.seek(0)
         return cast(BinaryIO, self._file)
 
@@ -59,11 +60,11 @@ class GrowingFile:
         return False
 
     def read(self, size: int) -> bytes:
-        """Wait for at least one byte, and return those available, at most `size`; none at the end. Blocks the thread."""
+        """Wait for bytes and return the available ones, at most `size`; an empty result is the end. Blocks the thread."""
         with self._changed:
-            while self._taken == self._written and not self.completed.is_set():
+            while self._read_bytes == self._written_bytes and not self.completed.is_set():
                 self._changed.wait()
-            size = min(size, self._written - self._taken)
-        data = os.pread(self._file.fileno(), size, self._taken)
-        self._taken += len(data)
+            size = min(size, self._written_bytes - self._read_bytes)
+        data = os.pread(self._file.fileno(), size, self._read_bytes)
+        self._read_bytes += len(data)
         return data

@@ -1,4 +1,4 @@
-"""Raw samples in, mono int16 at 16 kHz out, incrementally: audio of microphones and telephones."""
+"""Convert raw samples of microphones and telephones to mono int16 at 16 kHz, incrementally."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,23 +14,27 @@ from serve_app.errors import AudioError
 from serve_app.window import SAMPLE_RATE, Samples
 
 Encoding = Literal["pcm_s16le", "pcm_f32le", "mulaw", "alaw"]
+"""Encoding of a sample: int16 or float32, little-endian, or 8 bits of G.711."""
 
 SAMPLE_BYTES: dict[Encoding, int] = {"pcm_s16le": 2, "pcm_f32le": 4, "mulaw": 1, "alaw": 1}
+"""Size of a sample of one channel, bytes."""
+
 CODECS: dict[Encoding, str] = {"mulaw": "pcm_mulaw", "alaw": "pcm_alaw"}
+"""FFmpeg's names of the G.711 codecs."""
 
 MIN_RATE_HZ = 4_000
-"""Lowest accepted sample rate."""
+"""Minimum sample rate, Hz."""
 
 MAX_RATE_HZ = 192_000
-"""Highest accepted sample rate."""
+"""Maximum sample rate, Hz."""
 
 MAX_CHANNELS = 8
-"""Most accepted channels, interleaved."""
+"""Maximum number of channels."""
 
 
 @dataclass(frozen=True, slots=True)
 class PcmFormat:
-    """Format of raw samples; channels are interleaved. Raises AudioError for values out of range."""
+    """Format of raw samples with interleaved channels; `sample_rate` in Hz. Raises AudioError if a value is out of range."""
 
     encoding: Encoding = "pcm_s16le"
     sample_rate: int = SAMPLE_RATE
@@ -46,12 +50,12 @@ class PcmFormat:
 
     @property
     def frame_bytes(self) -> int:
-        """Bytes of one sample of all channels."""
+        """Size of one sample of all channels, bytes."""
         return SAMPLE_BYTES[self.encoding] * self.channels
 
 
 class PcmDecoder:
-    """One stream. Pieces may be of any length, and may split a sample."""
+    """Decodes one stream. Its bytes may be split anywhere, even within a sample."""
 
     def __init__(self, audio_format: PcmFormat) -> None:
         self._format = audio_format
@@ -62,20 +66,23 @@ class PcmDecoder:
         self._resampler = None if is_same_rate else soxr.ResampleStream(audio_format.sample_rate, SAMPLE_RATE, 1, "float32")
 
     def blocks(self, data: bytes) -> Iterator[Samples]:
-        """The samples that `data` completes, at most a second per block, so that a long message does not block the event loop."""
+        """Yield the samples that `data` completes, int16 [samples], at most a second per block.
+
+        So the caller can let other tasks run between the blocks of a long message.
+        """
         max_bytes = self._format.frame_bytes * self._format.sample_rate
         for start in range(0, len(data), max_bytes):
             yield self.push(data[start : start + max_bytes])
 
     def push(self, data: bytes) -> Samples:
-        """The samples that `data` completes, int16 [samples]; few or none at first where a resampler is used."""
+        """The samples that `data` completes, int16 [samples]. While a resampler starts, these are few or none."""
         data = self._rest + data
         whole = len(data) // self._format.frame_bytes * self._format.frame_bytes
         self._rest = data[whole:]
         return self._converted(self._mono(data[:whole]), is_last=False)
 
     def finish(self) -> Samples:
-        """The remaining samples; an incomplete one is dropped."""
+        """The remaining samples, int16 [samples]. An incomplete sample at the end is dropped. Call it once."""
         return self._converted(np.zeros(0, np.float32), is_last=True)
 
     def _mono(self, data: bytes) -> NDArray[np.float32]:
@@ -96,7 +103,7 @@ class PcmDecoder:
 
 
 def _table(codec: str) -> NDArray[np.float32]:
-    """The sample of each of the 256 bytes of a G.711 codec, float32 [256], decoded by FFmpeg."""
+    """The sample for each byte of a G.711 codec, float32 [256] between -1 and 1, as FFmpeg decodes it."""
     decoder = cast(AudioCodecContext, AudioCodecContext.create(codec, "r"))
     decoder.sample_rate, decoder.layout = 8_000, "mono"
     frames = [frame for packet in (av.Packet(bytes(range(256))), None) for frame in decoder.decode(packet)]

@@ -1,4 +1,4 @@
-"""Recognises media files by their first bytes, where raw samples may come instead."""
+"""Recognise media files by their first bytes, to distinguish them from raw samples."""
 
 MAGIC = (
     b"fLaC",
@@ -15,14 +15,16 @@ MAGIC = (
     b"FLV\x01",
     b"\x00\x00\x01\xba",  # MPEG program stream
 )
-MAX_MAGIC = 8
-"""Length of the longest magic number, bytes."""
+"""The bytes with which media files begin (magic numbers); `is_media` checks for MP4, RIFF, MPEG audio and ADTS itself."""
 
-MAX_FRAME_HEADER = 7
-"""Length of the longest MPEG or ADTS frame header, bytes."""
+MAX_MAGIC_BYTES = 8
+"""Maximum length of a magic number, bytes."""
+
+MAX_FRAME_HEADER_BYTES = 7
+"""Maximum length of an MPEG or ADTS frame header, bytes."""
 
 SNIFFED_BYTES = 4096
-"""Bytes that are always enough to tell."""
+"""Number of bytes from which `is_media` always decides."""
 
 MPEG_BITRATES = (
     (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),  # version 1, layer 1
@@ -31,28 +33,28 @@ MPEG_BITRATES = (
     (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),  # version 2, layer 1
     (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 )
-"""Bit rates in kbit/s, by version and layer, then by the index in a frame header."""
+"""Bit rates of MPEG audio, kbit/s, by version and layer, then by the index in a frame header."""
 
 MPEG_RATES_HZ = (44_100, 48_000, 32_000)
-"""Sample rates of MPEG version 1, by the index in a frame header."""
+"""Sample rates of MPEG audio version 1, Hz, by the index in a frame header."""
 
 
 def is_media(head: bytes) -> bool | None:
-    """Whether these are the first bytes of a media file; None: more bytes are needed, at most SNIFFED_BYTES."""
+    """Whether `head`, the first bytes of a stream, begins a media file. None if more bytes are needed, at most SNIFFED_BYTES."""
     if head.startswith((*MAGIC, b"RIFF", b"RF64")) or head[4:8] == b"ftyp":
         return True
-    found = _is_frame_sequence(head) if head[:1] == b"\xff" else None if len(head) < MAX_MAGIC else False
+    found = _is_frame_sequence(head) if head[:1] == b"\xff" else None if len(head) < MAX_MAGIC_BYTES else False
     return bool(found) if len(head) >= SNIFFED_BYTES else found
 
 
 def needs_whole_file(head: bytes) -> bool:
-    """Whether the file can be decoded only once it is complete: MP4 may have its index after the audio."""
+    """Whether the file can be decoded only once it is complete: an MP4 file may have its index after the audio."""
     return head[4:8] == b"ftyp"
 
 
 def _is_frame_sequence(head: bytes) -> bool | None:
-    """Whether two MPEG or ADTS frames follow each other: MP3 and ADTS have no file header."""
-    if len(head) < MAX_FRAME_HEADER:
+    """Whether two MPEG or ADTS frames follow each other, as MP3 and ADTS have no file header. None if more bytes are needed."""
+    if len(head) < MAX_FRAME_HEADER_BYTES:
         return None
     length = _mpeg_frame_bytes(head) or _adts_frame_bytes(head)
     following = head[length : length + 2]
@@ -62,7 +64,7 @@ def _is_frame_sequence(head: bytes) -> bool | None:
 
 
 def _mpeg_frame_bytes(head: bytes) -> int:
-    """Length of the MPEG audio frame at the start (ISO 11172-3, 2.4.3.1); 0: there is none."""
+    """Length of the MPEG audio frame at the start, bytes (ISO 11172-3, 2.4.3.1). 0 if there is no frame."""
     header = int.from_bytes(head[:4], "big")
     version, layer = header >> 19 & 3, 4 - (header >> 17 & 3)
     bitrate_index, rate_index, padding = header >> 12 & 15, header >> 10 & 3, header >> 9 & 1
@@ -78,7 +80,7 @@ def _mpeg_frame_bytes(head: bytes) -> int:
 
 
 def _adts_frame_bytes(head: bytes) -> int:
-    """Length of the ADTS frame at the start (ISO 13818-7, 6.2); 0: there is none."""
+    """Length of the ADTS frame at the start, bytes (ISO 13818-7, 6.2). 0 if there is no frame."""
     if head[1] & 0xF6 != 0xF0:
         return 0
     return (head[3] & 3) << 11 | head[4] << 3 | head[5] >> 5

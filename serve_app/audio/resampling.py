@@ -1,4 +1,4 @@
-"""Decoded frames of any rate and layout in, mono int16 at 16 kHz out."""
+"""Convert decoded frames of any sample rate and channel layout to mono int16 at 16 kHz."""
 
 import functools
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from serve_app.window import SAMPLE_RATE, Samples
 
 
 class Resampler:
-    """libswresample to mono int16 at 16 kHz. A stream may change its format in the middle."""
+    """Resamples one stream with libswresample. The sample rate, sample format and layout may change in the middle of it."""
 
     def __init__(self) -> None:
         self._resampler: AudioResampler | None = None
@@ -22,7 +22,10 @@ class Resampler:
         self._format: tuple[str, str, int] | None = None
 
     def __call__(self, frame: AudioFrame | None) -> Iterator[Samples]:
-        """The samples that `frame` completes, int16 [samples]; None flushes."""
+        """Yield the samples that `frame` completes, int16 [samples]; None flushes the resampler.
+
+        Raises av.FFmpegError or ValueError if FFmpeg cannot convert the frame.
+        """
         if frame is None:
             yield from self._flush()
             return
@@ -32,7 +35,7 @@ class Resampler:
             self._resampler = AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
             self._mixer = None if _is_mixable(frame.layout.name) else _even_mixer(frame)
             self._format = frame_format
-        # Gaps are filled elsewhere; without time stamps the filter neither drops nor inserts samples.
+        # decoding.py fills gaps. Without time stamps, the resampler neither drops nor inserts samples.
         frame.pts = None
         if self._mixer is not None:
             self._mixer.push(frame)
@@ -50,7 +53,7 @@ class Resampler:
 
 @functools.lru_cache(maxsize=256)
 def _is_mixable(layout: str) -> bool:
-    """Whether FFmpeg can mix that layout to mono. It cannot for ambisonics, nor for most layouts of more than eight channels."""
+    """Whether FFmpeg can mix a layout to mono. It has no rule for ambisonics, nor for most layouts above eight channels."""
     try:
         probe = AudioFrame("s16", layout, samples=16)
         probe.sample_rate = SAMPLE_RATE
@@ -61,7 +64,7 @@ def _is_mixable(layout: str) -> bool:
 
 
 def _even_mixer(frame: AudioFrame) -> Graph:
-    """A filter graph that mixes frames of that format to mono, all channels equally."""
+    """A filter graph that mixes frames of the format of `frame` to mono, with equal weights for all channels."""
     channels = frame.layout.nb_channels
     graph = Graph()
     source = graph.add_abuffer(

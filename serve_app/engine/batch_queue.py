@@ -1,11 +1,11 @@
-"""A replica's queue: windows of many requests in, batches limited by seconds of audio out. Pure.
+"""A replica's batch queue: takes windows of many requests, forms batches limited by padded audio.
 
-`@serve.batch` freezes a batch at each timeout even while the engine is busy, so most of its batches stay small. This queue forms
-a batch only when the engine is free, from everything that waits then; an idle engine starts at once.
+`@serve.batch` closes a batch at each timeout even while the engine is busy, so most of its batches stay small. This queue forms
+a batch only when the engine is free, from all items queued at that moment. An idle engine starts at once.
 
-Lanes have strict priority, but every fourth batch starts with the oldest work once that has waited `ageing_s`. So bulk work never
-starves, and never delays live work for long. Within a lane, jobs share the engine fairly by audio: a long file does not delay a
-short one that came later.
+Lanes have strict priority, with one exception: once the oldest item has waited `ageing_s`, at most one batch in four starts with
+it. So bulk work never starves, and never delays live work for long. Within a lane, start-time fair queueing shares the engine
+between jobs by samples of audio: a short file does not wait for all windows of a long one that came earlier.
 """
 
 import asyncio
@@ -18,10 +18,10 @@ from serve_app.errors import EngineBroken
 from serve_app.window import Lane
 
 AGED_EVERY = 4
-"""One batch in this many starts with the oldest work."""
+"""At most one batch in this many starts with the oldest item because it has waited `ageing_s`."""
 
-LENGTH_BUCKETS = 8
-"""Lengths that differ by less than 1/8 share a size bucket."""
+LENGTH_STEPS = 8
+"""Lengths are compared in steps of 1/8 of the longer one."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -29,22 +29,25 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """A batch has at most `max_items`, and at most `max_samples` of padded audio: its longest item times its number of items."""
+    """Limits of one batch, and the waiting time after which an item counts as aged. A single item may exceed `max_samples`."""
 
     max_samples: int
+    """Padded audio per batch: samples of the longest item times the number of items."""
     max_items: int
     ageing_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class BatcherStats:
-    """Totals since the start."""
+    """Totals since the start of the replica."""
 
     batches: int = 0
     items: int = 0
     samples: int = 0
     padded_samples: int = 0
+    """Samples including padding: for each batch its longest item times its number of items."""
     largest_batch: int = 0
+    """Items in the largest batch so far."""
 
 
 @dataclass(slots=True, eq=False)
@@ -53,14 +56,15 @@ class _Waiting(Generic[Item, Result]):
     samples: int
     lane: Lane
     start_tag: int
-    """Start tag of start-time fair queueing (Goyal, Vin and Cheng, 1996): samples of this job served before this item."""
+    """Start tag of start-time fair queueing (Goyal, Vin and Cheng, 1996): virtual time, in samples, at
+    which this item may start. It is the end of the job's previous item, or the current virtual time if that is later."""
     is_isolated: bool
     queued_at_s: float
     done: "asyncio.Future[Result]" = field(repr=False)
 
 
 class Batcher(Generic[Item, Result]):
-    """Runs `process` on one batch at a time. Belongs to one event loop."""
+    """Runs `process` on one batch at a time; it returns one result per item, in order. Use it from one event loop only."""
 
     def __init__(
         self,
@@ -74,8 +78,8 @@ class Batcher(Generic[Item, Result]):
         self._now_s = now_s
         self._queue: list[_Waiting[Item, Result]] = []
         self._worker: asyncio.Task[None] | None = None
-        self._batches_by_lane = 0
-        self._virtual_time = 0  # start tag of the batch that started last
+        self._heads_by_lane = 0
+        self._virtual_time = 0  # the highest start tag among the heads of the batches so far
         self._next_start_tags: dict[str, int] = {}
         self.stats = BatcherStats()
 
@@ -84,9 +88,10 @@ class Batcher(Generic[Item, Result]):
         return len(self._queue)
 
     async def submit(self, item: Item, samples: int, lane: Lane, job: str, *, is_isolated: bool = False) -> Result:
-        """Queue one item of that many samples and wait for its result. `is_isolated`: in a batch of its own.
+        """Queue one item with `samples` of audio and return its result. With `is_isolated` it runs in a batch of its own.
 
-        Cancelling the wait removes the item from the queue.
+        Cancelling the call removes the item from the queue; a batch that is already running continues. Raises whatever `process`
+        raised for this item.
         """
         start_tag = max(self._virtual_time, self._next_start_tags.get(job, 0))
         self._next_start_tags[job] = start_tag + samples
@@ -111,21 +116,24 @@ class Batcher(Generic[Item, Result]):
             self._worker = None
 
     def _take_batch(self) -> list[_Waiting[Item, Result]]:
-        """The head of the queue, and what fits beside it: first its own lane, nearest length first, then later lanes that add no
-        padding."""
+        """Remove the next batch from the queue: the head and the items that fit into a batch with it.
+
+        Items of the head's lane come first, the nearest lengths before others. Then come the other lanes, the most urgent first;
+        an item of a less urgent lane is added only if it is no longer than the batch is padded already.
+        """
         head = self._head()
         others = [] if head.is_isolated else [w for w in self._queue if w is not head and not w.is_isolated]
-        others.sort(key=lambda w: (w.lane != head.lane, w.lane, _bucket_distance(w.samples, head.samples), w.start_tag))
+        others.sort(key=lambda w: (w.lane != head.lane, w.lane, _length_distance(w.samples, head.samples), w.start_tag))
         batch, max_samples = [head], head.samples
         for waiting in others:
             if len(batch) == self._limits.max_items:
                 break
-            grown = max(max_samples, waiting.samples)
-            if grown > max_samples and waiting.lane > head.lane:
+            padded_to = max(max_samples, waiting.samples)
+            if padded_to > max_samples and waiting.lane > head.lane:
                 continue
-            if grown * (len(batch) + 1) <= self._limits.max_samples:
+            if padded_to * (len(batch) + 1) <= self._limits.max_samples:
                 batch.append(waiting)
-                max_samples = grown
+                max_samples = padded_to
         chosen = set(map(id, batch))
         self._queue = [w for w in self._queue if id(w) not in chosen]
         self._virtual_time = max(self._virtual_time, head.start_tag)
@@ -133,17 +141,18 @@ class Batcher(Generic[Item, Result]):
         return batch
 
     def _head(self) -> _Waiting[Item, Result]:
-        """The least served job of the most urgent lane; every AGED_EVERY batches the oldest item, once it has aged."""
+        """The item that the next batch starts with: the one with the lowest start tag in the most urgent lane, or the oldest item
+        if that has aged and at least AGED_EVERY - 1 heads in a row were chosen by lane."""
         oldest = min(self._queue, key=lambda w: w.queued_at_s)
         is_aged = self._now_s() - oldest.queued_at_s >= self._limits.ageing_s
-        if is_aged and self._batches_by_lane >= AGED_EVERY - 1:
-            self._batches_by_lane = 0
+        if is_aged and self._heads_by_lane >= AGED_EVERY - 1:
+            self._heads_by_lane = 0
             return oldest
-        self._batches_by_lane += 1
+        self._heads_by_lane += 1
         return min(self._queue, key=lambda w: (w.lane, w.start_tag))
 
     async def _run(self, batch: list[_Waiting[Item, Result]]) -> None:
-        """Process a batch; if it fails as a whole, process its items one by one so that only the bad ones fail."""
+        """Process a batch. If it fails, process its items one by one so that only the bad ones fail. EngineBroken fails all."""
         self._count(batch)
         try:
             results = await self._process([w.item for w in batch])
@@ -173,9 +182,9 @@ class Batcher(Generic[Item, Result]):
         )
 
 
-def _bucket_distance(samples: int, other_samples: int) -> int:
-    """Size buckets between two lengths."""
-    return LENGTH_BUCKETS * abs(samples - other_samples) // max(samples, other_samples, 1)
+def _length_distance(samples: int, other_samples: int) -> int:
+    """Difference of two lengths in steps of 1/LENGTH_STEPS of the longer one, rounded down."""
+    return LENGTH_STEPS * abs(samples - other_samples) // max(samples, other_samples, 1)
 
 
 def _fail(waiting: _Waiting[Item, Result], error: Exception) -> None:

@@ -1,8 +1,8 @@
-"""Phrase boosting: the decoder prefers the phrases of a request, for each window of a batch its own.
+"""Phrase boosting: the decoder prefers the keywords of a request. Each window of a batch may have its own list.
 
-NeMo's GPU-PB (its pull request 14277 and those on per-stream biasing): a prefix tree of the phrases' tokens raises the score of a
-token that continues a phrase, and takes the bonus back where the phrase is not completed. Blank is not boosted: boosting changes
-words, it does not insert any. Like the engine, it is used by one thread.
+The method is NeMo's GPU-PB (NeMo pull request 14277, and later ones on per-stream biasing). A prefix tree of the phrases' tokens
+raises the score of a token that continues a phrase, and subtracts the bonus again where the phrase is not completed. The score of
+blank is not changed, so boosting replaces words but does not insert any.
 """
 
 import copy
@@ -13,14 +13,15 @@ from typing import Any
 from serve_app.window import Keywords
 
 MAX_TREES = 32
-"""Trees kept for later windows, unless one batch needs more. 32 trees of maximal size and a vocabulary of 8,192 fit
-NeMo's pool of a million arcs; with more, the pool grows and CUDA graphs are captured again."""
+"""Trees kept for later batches; one batch may use more. With a vocabulary of 8,192 tokens, 32 trees of maximal size fit NeMo's
+pool of a million arcs. When the pool has to grow, CUDA graphs are captured again."""
 
 
 class Booster:
-    """A second decoder of a model, for batches with keywords; the first one is faster for batches without.
+    """A decoder with phrase boosting, for batches with keywords. Batches without use the model's own decoder, which is faster.
 
-    `capture_graphs` makes a decoder capture its CUDA graphs, where it uses any.
+    `weight` multiplies the bonus. `capture_graphs` captures the CUDA graphs of the decoder that it is given; without CUDA graphs
+    it does nothing. Not thread-safe.
     """
 
     def __init__(self, model: Any, weight: float, capture_graphs: Callable[[Any], None]) -> None:
@@ -30,8 +31,8 @@ class Booster:
         config = copy.deepcopy(model.cfg.decoding)
         with open_dict(config):
             config.greedy.enable_per_stream_biasing = True
-        # NeMo moves these tensors to a device outside inference mode, which is impossible for tensors created inside it. The same
-        # holds wherever trees are added or removed.
+        # NeMo moves the tensors of the trees to the device outside inference mode, which fails for tensors created inside it. The
+        # same holds wherever trees are added or removed.
         with torch.inference_mode(False):
             self._decoding = type(model.decoding)(
                 decoding_cfg=config, decoder=model.decoder, joint=model.joint, tokenizer=model.tokenizer
@@ -40,14 +41,15 @@ class Booster:
         self._weight = weight
         self._capture_graphs = capture_graphs
         self._trees = self._decoding.decoding.decoding_computer.biasing_multi_model
-        # By phrase list, least recently used first; None: the model can write none of its phrases.
+        # Least recently used first. None: the vocabulary covers no phrase of the list.
         self._requests: OrderedDict[Keywords, Any] = OrderedDict()
         capture_graphs(self._decoding)
 
     def decode(self, encoded: Any, frame_counts: Any, keywords: Sequence[Keywords]) -> list[Any]:
-        """NeMo's hypotheses of a batch: `encoded` is float [windows, features, frames], `keywords` has one list per window.
+        """NeMo's hypotheses, one per window.
 
-        After an exception the decoder's state is unknown: make a new Booster.
+        `encoded`: float [windows, features, frames]. `frame_counts`: int [windows]. `keywords`: one list per window, maybe empty.
+        After an exception, the state of the decoder is unknown: make a new Booster.
         """
         from nemo.collections.asr.parts.utils.rnnt_utils import Hypothesis
 
@@ -60,12 +62,12 @@ class Booster:
         return hypotheses
 
     def _prepare(self, wanted: set[Keywords]) -> None:
-        """Build the missing trees of the wanted lists, and remove the least recently used ones beyond MAX_TREES."""
+        """Build the trees of the wanted lists that are missing; beyond MAX_TREES remove the least recently used others."""
         import torch
 
         missing = [phrases for phrases in wanted if phrases not in self._requests]
         unused = [phrases for phrases in self._requests if phrases not in wanted]
-        room_before = self._pool_size()
+        pool_size_before = self._pool_size()
         with torch.inference_mode(False), torch.no_grad():
             for phrases in unused[: max(0, len(self._requests) + len(missing) - MAX_TREES)]:
                 request = self._requests.pop(phrases)
@@ -75,7 +77,7 @@ class Booster:
                 self._requests[phrases] = self._build(phrases)
         for phrases in wanted:
             self._requests.move_to_end(phrases)
-        if self._pool_size() != room_before:
+        if self._pool_size() != pool_size_before:
             self._capture_graphs(self._decoding)
 
     def _pool_size(self) -> tuple[int, ...]:
@@ -86,20 +88,20 @@ class Booster:
         from nemo.collections.asr.parts.context_biasing import BoostingTreeModelConfig
         from nemo.collections.asr.parts.context_biasing.biasing_multi_model import BiasingRequestItemConfig
 
-        writable = [spelling for spelling in _spellings(phrases) if self._can_write(spelling)]
-        if not writable:
+        covered = [spelling for spelling in _spellings(phrases) if self._is_covered(spelling)]
+        if not covered:
             return None
-        tree = BoostingTreeModelConfig(key_phrases_list=writable, use_triton=self._trees.use_triton)
+        tree = BoostingTreeModelConfig(key_phrases_list=covered, use_triton=self._trees.use_triton)
         request = BiasingRequestItemConfig(tree, boosting_model_alpha=self._weight)
         request.add_to_multi_model(self._tokenizer, self._trees)
         return request
 
-    def _can_write(self, phrase: str) -> bool:
-        """Whether the vocabulary covers the phrase: a boosted unknown token would be emitted everywhere."""
+    def _is_covered(self, phrase: str) -> bool:
+        """Whether the vocabulary covers the phrase. An unknown token, if boosted, would be emitted everywhere."""
         token_ids = self._tokenizer.text_to_ids(phrase)
         return bool(token_ids) and self._tokenizer.ids_to_text(token_ids) == phrase
 
 
 def _spellings(phrases: Keywords) -> list[str]:
-    """Each phrase as given, and with a capital as at the start of a sentence."""
+    """Each phrase as given, and with its first letter in upper case, as at the start of a sentence."""
     return list(dict.fromkeys(spelling for phrase in phrases for spelling in (phrase, phrase[:1].upper() + phrase[1:])))

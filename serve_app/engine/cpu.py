@@ -1,16 +1,20 @@
-"""CPU cores that this process may use, and settings of the libraries that run on them."""
+"""CPU inference: the cores that this process may use, and environment variables of OpenMP and oneDNN."""
 
 import contextlib
 import os
 from pathlib import Path
 
-CPU_LIBRARIES = {"OMP_WAIT_POLICY": "PASSIVE", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}
-"""Environment variables, unless they are set already. By default OpenMP's threads wait by spinning: beside other busy processes a
-step then took 50 times as long. And oneDNN caches primitives for 1,024 shapes: 150 MB where every window has another length."""
+CPU_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}
+"""Environment variables that are set before torch is imported, unless they are set already.
+
+By default OpenMP threads spin while they wait; with other busy processes on the machine, a step took 50 times as long. By default
+oneDNN caches primitives for 1,024 shapes, which takes 150 MB when every window has another length.
+"""
 
 
 def usable_cores() -> int:
-    """Cores that this process may use, by its CPU affinity and its container's quota."""
+    """Number of cores that this process may use: its CPU affinity, limited by the container's quota (cgroup v2, rounded down, at
+    least 1)."""
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):

@@ -1,8 +1,8 @@
-"""From a model's `source` to a `.nemo` file on this machine, which may mean a download from the Hugging Face hub.
+"""Finds the `.nemo` file of a model's `source`; downloads it from the Hugging Face hub if necessary.
 
-The download runs in a process of its own: this module, run as a program. huggingface_hub decides by itself how long it waits and
-how often it retries, and hf-xet has been seen to hang; only a process can be stopped whatever it is doing. It reads the HF_*
-variables afresh, reports in lines of JSON, and stops when its standard input is closed, which also happens when its parent dies.
+The download runs in a process of its own: this module, run as a program. huggingface_hub has timeouts and retries of its own that
+cannot be cancelled, and hf-xet has been seen to hang; a process can always be killed. The process reads the HF_* variables at its
+start and reports in lines of JSON. It stops when its standard input is closed, which also happens when its parent dies.
 """
 
 import json
@@ -26,19 +26,21 @@ from serve_app.settings import bundled_model_path
 
 log = logging.getLogger("ray.serve")
 BY_HAND = "download the .nemo file yourself and set the model's `source` to its path"
-MESSAGE = "\x1e"
-"""First character of the download process's own messages; other lines are printed by libraries."""
+"""Last advice of the error messages for failed downloads."""
+
+MESSAGE_MARK = "\x1e"
+"""First character of the messages of the download process; all other lines are printed by libraries."""
 
 STALL_S = 120.0
-"""A transfer that has begun fails when nothing arrives for this long, seconds."""
+"""A transfer that has begun fails after this many seconds without data."""
 
 GRACE_S = 5
-"""Time for the download process to remove its partial file before it is killed, seconds."""
+"""Time that the download process has to remove its partial file before it is killed, seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class DownloadProgress:
-    """`done_bytes` decreases only where the hub makes the download start over; `total_bytes` is None while unknown."""
+    """Progress of a download. `done_bytes` decreases only if the download starts over; `total_bytes` is None while unknown."""
 
     done_bytes: int
     total_bytes: int | None
@@ -47,10 +49,11 @@ class DownloadProgress:
 def find_model_file(source: str, *, timeout_s: float, on_progress: Callable[[DownloadProgress], None]) -> Path:
     """The `.nemo` file of a `source`: `bundled`, the path of a file, or a hub name `owner/name`, whose file is `name.nemo`.
 
-    A `name.nemo` in the folder MODELS_DIR, or in `models` of the working directory, has precedence. Next comes the cache of
-    huggingface_hub, without a request to the hub: all replicas use the same file, and start while the hub is down. Otherwise it
-    blocks until the file is downloaded, for at most `timeout_s` seconds and a few to clean up. `on_progress` is called in this
-    thread, at most once a second and at the end. Raises ModelUnavailable with the reason and what to do; call again to retry.
+    For a hub name, the first of these that exists: `name.nemo` in the folder MODELS_DIR, `name.nemo` in `models` of the working
+    directory, the file in the cache of huggingface_hub. The cache is used without a request to the hub, so that all replicas use
+    the same file and start while the hub is down. Otherwise the call blocks until the file is downloaded, for at most `timeout_s`
+    and a few seconds of clean-up. `on_progress` is called in the caller's thread, at most once a second and at the end. Raises
+    ModelUnavailable with the reason and what to do; call again to retry.
     """
     path = bundled_model_path() if source == "bundled" else Path(os.path.expanduser(source))
     if os.path.isfile(path):
@@ -90,7 +93,7 @@ def _follow(stdout: IO[bytes], repository: str, timeout_s: float, on_progress: C
             raise ModelUnavailable(f"the download of {repository} ended unexpectedly: {last_line}{so_far}")
         *lines, rest = (rest + received).split("\n")
         for line in lines:
-            if not line.startswith(MESSAGE):
+            if not line.startswith(MESSAGE_MARK):
                 last_line = line.strip() or last_line
                 log.warning("download of %s: %s", repository, line)
                 continue
@@ -103,15 +106,18 @@ def _follow(stdout: IO[bytes], repository: str, timeout_s: float, on_progress: C
                     on_progress(DownloadProgress(size, size))
                 return Path(message["path"])
             on_progress(DownloadProgress(message["done"], message["total"]))
-            so_far = f" (had {message['done'] / 1e6:.1f} of {(message['total'] or 0) / 1e6:.1f} MB)"
+            so_far = f" (received {message['done'] / 1e6:.1f} of {(message['total'] or 0) / 1e6:.1f} MB)"
             limit = min(deadline, time.monotonic() + STALL_S)
-    late = f"was not finished within {timeout_s:g} s: raise the model's `load_timeout_s`"
-    stalled = f"brought nothing for {STALL_S:g} s: check the network, try HF_HUB_DISABLE_XET=1"
-    raise ModelUnavailable(f"the download of {repository} {late if limit == deadline else stalled}, or {BY_HAND}{so_far}")
+    too_slow = f"was not finished within {timeout_s:g} s: raise the model's `load_timeout_s`"
+    stalled = f"received no data for {STALL_S:g} s: check the network, try HF_HUB_DISABLE_XET=1"
+    raise ModelUnavailable(f"the download of {repository} {too_slow if limit == deadline else stalled}, or {BY_HAND}{so_far}")
 
 
 class _Bar:
-    """The part of tqdm that huggingface_hub uses. It reports to the parent; from here on, all runs in the download process."""
+    """Progress bar for huggingface_hub: the methods of tqdm that it calls. Reports to the parent process.
+
+    This class and all functions below it run in the download process.
+    """
 
     def __init__(self, *, total: int | None = None, initial: int = 0, **_: object) -> None:
         self.total, self.done, self.reported_at = total, initial, float("-inf")
@@ -124,7 +130,7 @@ class _Bar:
             _report(done=self.done, total=self.total)
 
     def update_transfer(self, n: int) -> None:
-        self.update(0)  # hf-xet: received, not yet written to the file
+        self.update(0)  # hf-xet has received `n` bytes but has not written them to the file yet
 
     def ignore(self, *_: object, **__: object) -> None: ...
 
@@ -135,8 +141,8 @@ class _Bar:
 
 
 def _report(**message: object) -> None:
-    # One write: a pipe keeps it whole when several threads report.
-    sys.stdout.write(MESSAGE + json.dumps(message) + "\n")
+    # One write per message, so that messages of several threads do not mix in the pipe.
+    sys.stdout.write(MESSAGE_MARK + json.dumps(message) + "\n")
     sys.stdout.flush()
 
 
@@ -145,16 +151,16 @@ def _fetch(repository: str, name: str) -> str:
 
     if isinstance(cached := try_to_load_from_cache(repository, name), str):
         return cached
-    # A short request first: without an answer, hf_hub_download would retry for minutes.
+    # First a request with a short timeout: if the hub does not answer, hf_hub_download retries for minutes.
     get_hf_file_metadata(hf_hub_url(repository, name), timeout=constants.HF_HUB_ETAG_TIMEOUT)
     get_session().event_hooks["response"].append(_make_resumable)
-    # Lost when a connection breaks, and the step of the progress. The default is 10 MiB.
+    # The unit of progress reports, and the most that is downloaded again after a broken connection. The default is 10 MiB.
     constants.DOWNLOAD_CHUNK_SIZE = 1 << 20
     return hf_hub_download(repository, name, tqdm_class=_Bar)
 
 
 def _make_resumable(response: Any) -> None:
-    """huggingface_hub resumes after a connection that was closed early, but not after one that was reset: treat both alike."""
+    """Report a reset connection as one that was closed early: huggingface_hub resumes the download only after the latter."""
     import httpx2
 
     def iter_raw(chunk_size: int | None = None, inner: Any = response.iter_raw) -> Iterator[bytes]:
@@ -170,7 +176,7 @@ def _reason(error: BaseException, repository: str, name: str) -> str:
     from huggingface_hub import constants, errors
 
     hub, cache = constants.ENDPOINT, constants.HF_HUB_CACHE
-    what = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    cause = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     match error:
         case errors.GatedRepoError():
             return f"{repository} is gated: accept its terms on {hub} and set HF_TOKEN to a token of that account"
@@ -179,13 +185,15 @@ def _reason(error: BaseException, repository: str, name: str) -> str:
         case errors.RemoteEntryNotFoundError():
             return f"{repository} on {hub} is not a NeMo model: it has no file {name}"
         case OSError(errno=int()):
-            return f"{repository} cannot be stored: {what}. Make room in {cache}, or set HF_HOME to another folder"
-    return f"{repository} is not in {cache}, and {hub} is unavailable: {what}. Check network, HF_ENDPOINT, HF_TOKEN, or {BY_HAND}"
+            return f"{repository} cannot be stored: {cause}. Make room in {cache}, or set HF_HOME to another folder"
+    return (
+        f"{repository} is not in {cache}, and {hub} is unavailable: {cause}. Check network, HF_ENDPOINT, HF_TOKEN, or {BY_HAND}"
+    )
 
 
 def _stop_with_parent() -> None:
     os.read(0, 1)
-    signal.alarm(GRACE_S)  # kills the process if it ignores the interrupt
+    signal.alarm(GRACE_S)  # kills the process if it does not react to the interrupt
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 

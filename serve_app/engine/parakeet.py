@@ -1,7 +1,7 @@
 """Parakeet TDT models in NeMo. torch and nemo are imported only when a model is loaded.
 
-An engine is used by one thread at a time: NeMo models are not thread-safe. It is configured once, at load: to change the decoding
-strategy later would capture the CUDA graphs again.
+NeMo models are not thread-safe: use an engine from one thread at a time. The decoding strategy is set once, at load; changing it
+later would capture the CUDA graphs again.
 """
 
 import logging
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from serve_app.engine.boosting import Booster
-from serve_app.engine.cpu import CPU_LIBRARIES, usable_cores
+from serve_app.engine.cpu import CPU_ENVIRONMENT, usable_cores
 from serve_app.engine.device_errors import is_device_failure, is_out_of_memory
 from serve_app.engine.precision import choose_precision
 from serve_app.engine.protocol import EngineInfo
@@ -27,14 +27,15 @@ from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE, Keywords, Samples
 log = logging.getLogger("ray.serve")
 
 MIN_INPUT_SAMPLES = SAMPLE_RATE // 2
-"""Shorter windows are padded to this many samples: features are normalised over the window, which needs a few frames."""
+"""Shorter windows are padded to this many samples: features are normalised over the window, which needs several frames."""
 
 SMALL_MODEL_PARAMETERS = 20_000_000
-"""Parameters below which, on a CPU, bf16 gains too little to be worth its rounding and a second thread gains nothing."""
+"""A model with fewer parameters is small. On a CPU it runs in fp32 on one thread: bf16 would gain too little to be worth its
+rounding, and a second thread would gain nothing."""
 
 
 class ParakeetEngine:
-    """A model driven directly, without NeMo's `transcribe()`, which is slow and keeps state between calls."""
+    """Runs the parts of a NeMo model itself: NeMo's own `transcribe()` is slow and keeps state between calls."""
 
     def __init__(self, model: Any, device: str, precision: Precision, keyword_weight: float) -> None:
         self._model = model
@@ -46,11 +47,11 @@ class ParakeetEngine:
         self._durations = list(model.cfg.decoding.durations)
         self._keyword_weight = keyword_weight
         self._booster: Booster | None = None
-        self._max_shape: tuple[int, int] | None = None  # windows and encoder frames that graphs are captured for
+        self._max_shape: tuple[int, int] | None = None  # (windows, encoder frames) of the captured graphs
 
     @property
     def info(self) -> EngineInfo:
-        """`decoder` is certain only after the first batch."""
+        """`decoder` may still change at the first batch: NeMo falls back where it cannot capture a full CUDA graph."""
         return EngineInfo(self._device, self._precision, _decoder_mode(self._model))
 
     @classmethod
@@ -63,8 +64,12 @@ class ParakeetEngine:
         cpu_threads: int = 0,
         keyword_weight: float = 0.5,
     ) -> "ParakeetEngine":
-        """Load a `.nemo` file onto a device. Raises ModelUnavailable when it is not a TDT model or cannot be loaded."""
-        for name, value in CPU_LIBRARIES.items():
+        """Load a `.nemo` file onto a device.
+
+        `cpu_threads`: 0 uses one thread for a small model, else all usable cores. `keyword_weight`: weight of boosted phrases, 0
+        to 1. Raises ModelUnavailable if the file cannot be loaded, or is not a token-and-duration transducer (TDT).
+        """
+        for name, value in CPU_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         # torch reads these variables when it is imported.
         import torch
@@ -89,7 +94,7 @@ class ParakeetEngine:
         model.preprocessor.featurizer.pad_to = 0
         precision = choose_precision(model, device, is_small=is_small) if precision == "auto" else precision
         model.to(device=device, dtype={"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision])
-        # Features in less than fp32 cost accuracy; NeMo converts them to the encoder's type itself.
+        # Computing features in less than fp32 costs accuracy. NeMo converts them to the encoder's dtype.
         model.preprocessor.featurizer.float()
         decoding = model.cfg.decoding
         with open_dict(decoding):
@@ -105,10 +110,10 @@ class ParakeetEngine:
         return engine
 
     def warm_up(self, items: int, window_samples: int, *, max_items: int) -> None:
-        """Warm up on a GPU: capture the decoder's CUDA graphs, and run a batch of `items` full windows.
+        """Warm up on a GPU: capture the decoder's CUDA graphs, and run a batch of `items` windows of `window_samples`.
 
-        A decoder captures its graphs again whenever a batch has more windows or more frames than any before it. So they are
-        captured for (`max_items` windows, all frames of a full window), which no batch exceeds.
+        NeMo captures the graphs again whenever a batch has more windows or more frames than every earlier one. So they are
+        captured for (`max_items` windows, frames of a full window), which no batch exceeds.
         """
         self._max_shape = max_items, window_samples // FRAME_SAMPLES + 2
         self._capture_graphs(self._model.decoding)
@@ -132,11 +137,10 @@ class ParakeetEngine:
             decoding.rnnt_decoder_predictions_tensor(encoded.to(dtype), lengths, return_hypotheses=True)
 
     def transcribe(self, windows: Sequence[Samples], keywords: Sequence[Keywords] = ()) -> list[list[Token]]:
-        """See Engine.transcribe. A batch that does not fit in memory is halved until it does."""
+        """See Engine.transcribe. A batch that does not fit into memory is split into halves until it does."""
         import torch
 
         keywords = keywords or [()] * len(windows)
-
         try:
             with torch.inference_mode():
                 return self._transcribe(windows, keywords)
@@ -153,7 +157,7 @@ class ParakeetEngine:
         return self.transcribe(windows[:middle], keywords[:middle]) + self.transcribe(windows[middle:], keywords[middle:])
 
     def _transcribe(self, windows: Sequence[Samples], keywords: Sequence[Keywords]) -> list[list[Token]]:
-        # Digital silence has no speech, and its normalised features would be rounding noise.
+        # Digital silence is skipped: it has no speech, and normalisation would turn its features into rounding noise.
         audible = [i for i, window in enumerate(windows) if window.any()]
         results: list[list[Token]] = [[] for _ in windows]
         if audible:
@@ -186,7 +190,7 @@ class ParakeetEngine:
             return hypotheses
         booster, self._booster = self._booster or self._make_booster(), None
         hypotheses = booster.decode(encoded, frame_counts, keywords)
-        # Kept only after success: a failed decoder is in an unknown state.
+        # Kept only after success: after a failure the state of the decoder is unknown.
         self._booster = booster
         return hypotheses
 
@@ -196,11 +200,11 @@ class ParakeetEngine:
     def _score(
         self, encoded: Any, token_ids: list[list[int]], frames: list[list[int]]
     ) -> tuple[list[list[int]], list[list[float]]]:
-        """Durations in frames, and confidences, of the emitted tokens.
+        """Durations (frames) and confidences (0 to 1) of the emitted tokens, per window, by a teacher-forced scoring pass.
 
-        One teacher-forced pass evaluates the joint network again at each token's frame. NeMo 3.0.0 could return durations itself,
-        but outside CUDA graphs they depend on the other windows of the batch (its issue 16097), and inside them it returns no
-        confidences.
+        `encoded`: float [windows, frames, features]. `frames`: the frame at which each token was emitted. The joint network is
+        evaluated once more at that frame. NeMo 3.0.0 can return durations itself, but without CUDA graphs they depend on the
+        other windows of the batch (NeMo issue 16097), and with CUDA graphs it returns no confidences.
         """
         import torch
 
@@ -232,7 +236,7 @@ class ParakeetEngine:
         tokens: list[Token] = []
         for token_id, frame, duration, confidence in zip(token_ids, frames, durations, confidences, strict=True):
             start, end = frame * FRAME_SAMPLES, (frame + duration) * FRAME_SAMPLES
-            # Punctuation may be emitted long after its word, in silence. Like NeMo, place it where the word ends.
+            # Punctuation may be emitted long after its word, in silence. As in NeMo, it gets the end time of the word.
             if self._is_punctuation[token_id] and tokens:
                 start = end = tokens[-1].end_sample
             tokens.append(Token(self._pieces[token_id], token_id, start, end, confidence))

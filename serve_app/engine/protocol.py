@@ -10,7 +10,7 @@ from serve_app.window import Keywords, Samples
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What an engine runs on."""
+    """Device, number format and decoder of an engine, for status reports."""
 
     device: str
     precision: str
@@ -19,15 +19,17 @@ class EngineInfo:
 
 
 class Engine(Protocol):
-    """Recognises windows. Used by one thread at a time."""
+    """Recognises windows of speech. Not thread-safe."""
 
     @property
     def info(self) -> EngineInfo: ...
 
     def transcribe(self, windows: Sequence[Samples], keywords: Sequence[Keywords] = ()) -> list[list[Token]]:
-        """Recognise a batch of windows, each int16 [samples] at 16 kHz. `keywords`: phrases to boost, per window, or empty.
+        """Recognise a batch of windows, each int16 [samples] at 16 kHz. `keywords`: phrases to boost, one list per window, or
+        empty for none.
 
-        Returns one list of tokens per window, in order, with times in samples from the window's start. Raises EngineOutOfMemory
-        when even a single window does not fit into memory, EngineBroken when the device is lost to this process.
+        Returns one list of tokens per window, in order, with times in samples from the start of the window. Raises
+        EngineOutOfMemory if even a single window does not fit into memory, and EngineBroken if the device is unusable for this
+        process.
         """
         ...

@@ -1,4 +1,4 @@
-"""An engine without a model, for capacity tests with many simulated GPUs on one machine, and for tests of what is around it."""
+"""An engine without a model, for capacity tests with many simulated GPUs on one machine and for tests of the server."""
 
 import time
 import zlib
@@ -11,7 +11,7 @@ from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE, Keywords, Samples
 
 
 class SimulatedEngine:
-    """Takes as long as the settings say. Its words depend only on the audio, not on the window that contains it."""
+    """Takes the time that the settings define. Its words depend only on the audio, not on the window that contains it."""
 
     info = EngineInfo(device="simulated", precision="none", decoder="simulated")
 
@@ -20,7 +20,7 @@ class SimulatedEngine:
         time.sleep(costs.load_s)
 
     def transcribe(self, windows: Sequence[Samples], keywords: Sequence[Keywords] = ()) -> list[list[Token]]:
-        """See Engine.transcribe. About one frame in six is a word: its own checksum."""
+        """See Engine.transcribe. About one non-silent frame in six becomes a word, which is the checksum of the frame."""
         padded_s = max(len(w) for w in windows) * len(windows) / SAMPLE_RATE
         time.sleep(self._costs.step_s + self._costs.seconds_per_audio_s * padded_s)
         return [self._words(window) for window in windows]

@@ -66,18 +66,25 @@ class SileroModel:
         """Run everything that waits as one batch, again and again, until nothing does."""
         try:
             while self._waiting:
-                batch, self._waiting = self._waiting[:MAX_STREAMS], self._waiting[MAX_STREAMS:]
-                run = asyncio.get_running_loop().run_in_executor(self._thread, _run, batch)
-                await asyncio.wait([run])
-                for place, request in enumerate(batch):
-                    if request.result.done():
-                        continue
-                    if (error := run.exception()) is not None:
-                        request.result.set_exception(error)
-                    else:
-                        request.result.set_result(run.result()[place])
+                # Requests of streams that have left are done: cancelled.
+                waiting = [request for request in self._waiting if not request.result.done()]
+                batch, self._waiting = waiting[:MAX_STREAMS], waiting[MAX_STREAMS:]
+                if batch:
+                    await self._process(batch)
         finally:
             self._worker = None
+
+    async def _process(self, batch: list[_Request]) -> None:
+        try:
+            results = await asyncio.get_running_loop().run_in_executor(self._thread, _run, batch)
+        except Exception as error:
+            for request in batch:
+                if not request.result.done():
+                    request.result.set_exception(error)
+        else:
+            for request, probabilities in zip(batch, results, strict=True):
+                if not request.result.done():
+                    request.result.set_result(probabilities)
 
 
 class SileroDetector:

@@ -1,8 +1,8 @@
 """Gap repair: find deletions in a window's tokens and decode them again.
 
-A token-and-duration transducer sometimes skips a whole phrase (NeMo issue 14430). The deletion shows as a gap between tokens in
-which the audio has the energy of speech. Decoded in a window that starts elsewhere, the phrase usually comes out. The model for
-this is FluidAudio's repair of long transcriptions. All spans are samples from the window's start.
+A token-and-duration transducer sometimes skips a whole phrase (NeMo issue 14430). The deletion is a gap between tokens where the
+audio has speech energy. The phrase is usually decoded in a window that starts elsewhere. The method follows FluidAudio's repair
+of long transcriptions. All spans are samples from the window's start.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -18,40 +18,45 @@ MIN_GAP = 3 * SAMPLE_RATE // 2
 """Shortest gap between tokens that can hide a deletion, samples."""
 
 WORD_TAIL = 6 * FRAME_SAMPLES
-"""A word sounds on after its last token: this much of a gap, in samples, belongs to the word before it."""
+"""Start of a gap that is not searched, samples: there the previous word may still sound after its last token."""
 
 WORD_ONSET = 3 * FRAME_SAMPLES
-"""A word sounds before its first token: this much of a gap, in samples, belongs to the word after it."""
+"""End of a gap that is not searched, samples: there the next word may already sound before its first token."""
 
 SAME_WORD = 4 * FRAME_SAMPLES
-"""A word of a retry that starts nearer than this to a known word is that word, samples."""
+"""A word of a retry counts as the known word beside the gap if their starts differ by less than this, samples."""
 
 MIN_SPEECH_FRAMES = 5
-"""A gap with fewer frames of speech energy is not decoded again."""
+"""Minimum number of encoder frames with speech energy for a retry."""
 
 CONTEXT = 2 * SAMPLE_RATE
-"""Audio on either side of the speech energy in a retry window, samples."""
+"""Left and right context of the speech energy in a retry window, samples."""
 
 FREE_RETRIES = 4
-"""Retries of a recording that may find nothing, before WINDOWS_PER_RETRY limits them."""
+"""Number of retries per recording that may find no words before WINDOWS_PER_RETRY limits them."""
 
 WINDOWS_PER_RETRY = 5
-"""Beyond the free ones, one retry may find nothing per this many windows: music has the energy of speech for hours."""
+"""After the free retries, one more retry may find no words for every this many windows.
+
+Without the limit, hours of music, which has speech energy, would cause a retry in every window.
+"""
 
 _FULL_SCALE = 32768.0
+"""Full scale of int16 samples."""
+
 _MIN_LEVEL = 0.002
-"""RMS level below which a frame is never speech, as a fraction of full scale."""
+"""RMS level, as a fraction of full scale, below which a frame is never speech."""
 
-_ABOVE_NOISE = 3.0
-"""Speech is at least this many times as loud as the window's noise floor (10th percentile of the frame levels)."""
+_MIN_NOISE_RATIO = 3.0
+"""Minimum ratio of the RMS level of speech to the window's noise floor (10th percentile of the frame levels)."""
 
-_BELOW_SPEECH = 0.25
-"""Speech is at least this fraction of the median level of the frames that have tokens."""
+_MIN_TOKEN_RATIO = 0.25
+"""Minimum ratio of the RMS level of speech to the median level of the frames that have tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Half-open spans, samples from the window's start: the gap between tokens, and the speech energy within it."""
+    """Two half-open spans, samples from the window's start: the gap between tokens, and the speech energy within the gap."""
 
     start: int
     end: int
@@ -60,7 +65,7 @@ class Gap:
 
 
 def suspicious_gaps(window: Window, tokens: Sequence[Token]) -> list[Gap]:
-    """Gaps of at least MIN_GAP with speech energy, before the first and after the last token included."""
+    """Gaps of at least MIN_GAP that contain speech energy, also before the first token and after the last one."""
     frames = window.samples[: len(window.samples) // FRAME_SAMPLES * FRAME_SAMPLES].reshape(-1, FRAME_SAMPLES)
     if not len(frames):
         return []
@@ -68,32 +73,32 @@ def suspicious_gaps(window: Window, tokens: Sequence[Token]) -> list[Gap]:
     has_token = np.zeros(len(level), dtype=bool)
     for token in tokens:
         has_token[token.start_sample // FRAME_SAMPLES : token.end_sample // FRAME_SAMPLES + 1] = True
-    threshold = max(_MIN_LEVEL, _ABOVE_NOISE * float(np.percentile(level, 10)))
+    threshold = max(_MIN_LEVEL, _MIN_NOISE_RATIO * float(np.percentile(level, 10)))
     if has_token.any():
-        threshold = max(threshold, _BELOW_SPEECH * float(np.median(level[has_token])))
+        threshold = max(threshold, _MIN_TOKEN_RATIO * float(np.median(level[has_token])))
 
     gaps, start = [], 0
-    for end, resume in [*((token.start_sample, token.end_sample) for token in tokens), (len(window.samples), 0)]:
+    for end, next_start in [*((token.start_sample, token.end_sample) for token in tokens), (len(window.samples), 0)]:
         first = (start + WORD_TAIL) // FRAME_SAMPLES
         speech = first + np.flatnonzero(level[first : (end - WORD_ONSET) // FRAME_SAMPLES] > threshold)
         if end - start >= MIN_GAP and len(speech) >= MIN_SPEECH_FRAMES:
             gaps.append(Gap(start, end, int(speech[0]) * FRAME_SAMPLES, int(speech[-1] + 1) * FRAME_SAMPLES))
-        start = max(start, resume)
+        start = max(start, next_start)
     return gaps
 
 
 def retry_window(window: Window, gap: Gap) -> Window:
-    """The window in which a gap is decoded again: its speech energy and CONTEXT on either side, on the frame grid."""
+    """The window in which a gap is decoded again: its speech energy with CONTEXT on either side, aligned to encoder frames."""
     start = max(0, gap.speech_start - CONTEXT)
     samples = window.samples[start : gap.speech_end + CONTEXT]
     return Window(window.index, window.start_sample + start, samples, is_retry=True)
 
 
 def filled(tokens: Sequence[Token], gap: Gap, retried: Sequence[Token]) -> list[Token]:
-    """The tokens, with those words of the retry that lie in the gap."""
+    """`tokens` with the words of `retried` that lie in the gap inserted. All times: samples from the same start."""
     before = [t for t in tokens if t.start_sample < gap.start or t.end_sample <= gap.start]
     after = tokens[len(before) :]
-    # The retry decodes the words at the edges of the gap too, some frames off.
+    # The retry also decodes the words at the edges of the gap, at times that differ by some frames.
     edges = [word.start for word in (*group_words(before)[-1:], *group_words(after)[:1])]
     inside = [
         token
@@ -106,7 +111,10 @@ def filled(tokens: Sequence[Token], gap: Gap, retried: Sequence[Token]) -> list[
 
 
 class GapRepair:
-    """Recognises the windows of one recording and retries their suspicious gaps, as long as retries find words."""
+    """Recognises the windows of one recording and repairs deletions: it decodes each gap with speech energy once more.
+
+    The number of retries that may find no words is limited by FREE_RETRIES and WINDOWS_PER_RETRY.
+    """
 
     def __init__(self, recognise: Callable[[Window], Awaitable[list[Token]]]) -> None:
         self._recognise = recognise

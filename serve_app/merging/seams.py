@@ -1,7 +1,7 @@
-"""The seam between two windows: two lists of tokens of the same stretch of speech become one.
+"""Merge the tokens of two overlapping windows into one list at their seam.
 
-The tokens of each side keep their order. A word is dropped only where the other side has a word at that time. The sides meet only
-between words. Start times never go back.
+The tokens of each window keep their order. Within the overlap, a word is dropped only if the other window has a word at that
+time. The result changes from one window to the other only between words. Start times never decrease.
 """
 
 import math
@@ -15,49 +15,57 @@ from serve_app.transcript import Token
 from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE
 
 _MIN_TOLERANCE = 4 * FRAME_SAMPLES
-"""Two windows place the same word at most this far apart, samples; people hardly repeat a word faster than that.
+"""Smallest tolerance, samples (0.32 s). Equal words of two windows may pair if their starts differ by at most the tolerance.
 
-The tolerance grows with the overlap, because a pair is chosen among all words that both windows decoded. Say "no no no" is spoken
-in an overlap. In a short one, the edges of the windows may truncate two of the three words, and a wide tolerance would pair the
-first "no" of one side with the second of the other: a word is lost. In a long one, both sides have all three words, and the
-pairing that fits best is the right one, even if one side places every word half a second late.
+The tolerance grows with the overlap, because repeated words are ambiguous in a short overlap. Example: "no no no", one word every
+0.4 s. In a short overlap, the window edges may truncate two of the three words, so that the left window has only the first "no"
+and the right window only the second. A tolerance of 0.5 s would pair these two, and one word would be lost. A tolerance of 0.32 s
+does not, since people hardly repeat a word faster than that. In a long overlap, all three words are decoded in both windows. The
+pairs that are closest in time win, so a wide tolerance is safe, and it also pairs a word whose two times differ by half a second.
 """
 
 _MAX_TOLERANCE = SAMPLE_RATE // 2
-"""The tolerance for long overlaps, samples."""
+"""Largest tolerance, samples; it applies to overlaps of 2.5 s or more."""
 
 _MAX_TWIN_TOLERANCE = SAMPLE_RATE
-"""The same for a window's first or last word that differs in case or punctuation from its pair: the edge misplaces it more."""
+"""Largest tolerance, samples, for the first or last word of a window if its case or punctuation differs from its pair.
+
+Such a word lacks context on one side, so its time is less exact.
+"""
 
 _MIN_SPAN = 4 * FRAME_SAMPLES
-"""Shortest time that a word fills, samples, if there is room."""
+"""Minimum duration of a word, samples, unless the next word starts earlier."""
 
 _PAUSE = SAMPLE_RATE // 2
-"""After a pause of this length, samples, a new word begins whatever the piece."""
+"""After a longer pause than this, samples, a new word begins even without a word-start marker."""
 
 _NEAR_EDGE = 9 * FRAME_SAMPLES
-"""A word that begins (right window) or ends (left window) this close to its window's edge, samples, may be truncated by it."""
+"""A word that starts (right window) or ends (left window) closer to the window edge than this, samples, may be truncated."""
 
 _SLACK = 4 * FRAME_SAMPLES
-"""A truncated word is a duplicate even if it misses its neighbour by this much, samples."""
+"""Added to the time that a truncated word shares with a word of the other window, samples, because its own times are inexact."""
 
 _WORD_START = re.compile("[▁\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
-"""The SentencePiece marker, or a letter of a script without spaces between words."""
+"""How the first piece of a word begins: the SentencePiece marker, or a letter of a script without spaces between words."""
 
 _MARGINS = re.compile(r"^\W+|\W+$")
+"""Punctuation and markers at either end of a word."""
+
 _LETTER = re.compile(r"\w")
+"""A letter or digit: a piece without one is punctuation."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Word:
-    """The tokens of one word, and of the punctuation after it."""
+    """The tokens of one word, including the punctuation after it."""
 
     tokens: tuple[Token, ...]
     core: int
     """Number of tokens before the punctuation."""
     key: str
-    """The text that is compared: case-folded, without punctuation at either end."""
+    """The text for comparison: case-folded, without punctuation at either end."""
     start: int
+    """Samples, on the clock of the tokens; `end` too."""
     end: int
 
     @property
@@ -70,14 +78,17 @@ _Sides = tuple[list[_Word], list[_Word]]
 
 
 def merge(left: Sequence[Token], right: Sequence[Token], overlap: tuple[int, int]) -> list[Token]:
-    """Join the tokens of two windows that share the samples `overlap` (half-open). All times: samples of the recording.
+    """Merge the tokens of two windows. `overlap` is the half-open span of both windows. All times: samples of the recording.
 
-    It follows parakeet-mlx and FluidAudio (longest run of equal tokens at agreeing times; else longest common subsequence; else
-    a cut at a word start near the middle), with two changes. It compares words, because a capital letter or an error changes
-    the tokens of a word. And it is one procedure: words are paired along a common subsequence weighted by closeness in time, so
-    that a run of equal words wins where there is one, and each of several repeats pairs with itself. Each pair becomes one
-    word. Of the words without a pair, the one farther from its window's edge is kept, and those that overlap it are dropped,
-    which amounts to a cut between words in the middle.
+    The algorithm follows parakeet-mlx and FluidAudio. They take the longest run of equal tokens at matching times, else the
+    longest common subsequence, else a cut at a word start near the middle of the overlap. This one differs in two ways:
+
+    - It compares words, not tokens, because a capital letter or a recognition error changes the tokens of a word.
+    - One procedure replaces the three cases. Words pair along the heaviest common subsequence, in which pairs that are closer in
+      time weigh more. So a run of equal words wins where there is one, and each of several repeats pairs with itself.
+
+    Each pair becomes one word. Of unpaired words that overlap in time, the one farthest from its window's edge is kept. If no
+    words pair, the result is a cut between words near the middle.
 
     Words of the right window before the overlap are dropped: there the left window has more context.
     """
@@ -93,10 +104,10 @@ def merge(left: Sequence[Token], right: Sequence[Token], overlap: tuple[int, int
     tokens: list[Token] = []
     i = j = 0
     for next_i, next_j in [*pairs, (len(sides[0]), len(sides[1]))]:
-        ours = [sides[0][k] for k in range(i, next_i) if k in kept[0]]
-        theirs = [sides[1][k] for k in range(j, next_j) if k in kept[1]]
-        # Takes from the front of either list, whichever is earlier: it never changes the order within one.
-        for word in interleave(ours, theirs, key=lambda word: word.start):
+        from_left = [sides[0][k] for k in range(i, next_i) if k in kept[0]]
+        from_right = [sides[1][k] for k in range(j, next_j) if k in kept[1]]
+        # heapq.merge, not a sort: the order within each list must not change, even where start times decrease.
+        for word in interleave(from_left, from_right, key=lambda word: word.start):
             tokens += word.tokens
         if next_i < len(sides[0]):
             is_last, is_first = next_i == len(sides[0]) - 1, next_j == 0
@@ -106,9 +117,10 @@ def merge(left: Sequence[Token], right: Sequence[Token], overlap: tuple[int, int
 
 
 def following(known: Sequence[Token], decoded: Sequence[Token]) -> list[Token]:
-    """The words of `decoded` after those of `known`, whose end `decoded` contains again.
+    """The words of `decoded` that come after the last word of `known`. Both lists have times on the same clock, samples.
 
-    Where the two differ at that end, the words of `decoded` that lie before the end of `known` are dropped.
+    The start of `decoded` repeats the end of `known`. The words after the last pair of equal words are new. If that pair is not
+    the last word of `known`, the two differ there: then words whose middle lies before the end of `known` are dropped too.
     """
     left, right = group_words(known), _without_fragment(group_words(decoded))
     if not left or not right:
@@ -122,7 +134,7 @@ def following(known: Sequence[Token], decoded: Sequence[Token]) -> list[Token]:
 
 
 def group_words(tokens: Sequence[Token]) -> list[_Word]:
-    """Tokens as words. After a pause a word begins even without the marker, which a wrong piece has replaced there."""
+    """Group tokens into words. A word begins at a word-start marker, or after a pause, where the decoder may omit the marker."""
     groups: list[list[Token]] = []
     for token in tokens:
         resumes = groups and token.start_sample - groups[-1][-1].end_sample > _PAUSE and _LETTER.search(token.piece)
@@ -134,7 +146,7 @@ def group_words(tokens: Sequence[Token]) -> list[_Word]:
     for index, group in enumerate(groups):
         core = max((k for k, token in enumerate(group, 1) if _LETTER.search(token.piece)), default=len(group))
         text = "".join(token.piece for token in group).casefold()
-        # A decoder often puts the end of a token one frame after its start: a word fills the room up to the next one.
+        # Decoders often end a token one frame after its start, so a word gets a minimum duration, up to the start of the next.
         start = group[0].start_sample
         end = max(start + _MIN_SPAN, *(token.end_sample for token in group[:core]))
         if index + 1 < len(groups):
@@ -144,8 +156,10 @@ def group_words(tokens: Sequence[Token]) -> list[_Word]:
 
 
 def _without_fragment(words: list[_Word]) -> list[_Word]:
-    """Of a word that the window's start truncates, punctuation is dropped and the rest becomes a word: it must not be appended to
-    the left window's last word."""
+    """Handle a first word without a word-start marker, which the window's start has truncated.
+
+    Bare punctuation is dropped. Text gets a marker, so that it is not appended to the last word of the left window.
+    """
     if not words or _WORD_START.match(words[0].tokens[0].piece):
         return words
     head, *rest = words[0].tokens
@@ -155,26 +169,26 @@ def _without_fragment(words: list[_Word]) -> list[_Word]:
 
 
 def _paired(sides: _Sides, tolerance: int, earliest: int, overlap: int) -> list[tuple[int, int]]:
-    """Indices of the words that both sides have, in order: a heaviest common subsequence (Jacobson and Vo, 1992)."""
+    """Index pairs (left, right) of the words that both sides have: a heaviest common subsequence (Jacobson and Vo, 1992)."""
     left, right = sides
     twin_tolerance = max(tolerance, min(overlap // 2 - SAMPLE_RATE, _MAX_TWIN_TOLERANCE))
     places: dict[str, list[int]] = {}
     for j in reversed(range(len(right))):
         if right[j].start >= earliest:
             places.setdefault(right[j].key, []).append(j)
-    # The best chains so far: each ends in a later right word than the previous one, and weighs more.
+    # The best chains so far. Each ends at a later right word than the previous one, and has a larger weight.
     ends: list[int] = []
     weights: list[float] = []
     chains: list[tuple[tuple[int, int], ...]] = []
     for i, word in enumerate(left):
         for j in places.get(word.key, ()):
             is_edge_twin = (j == 0 or i == len(left) - 1) and word.text != right[j].text
-            apart = abs(word.start - right[j].start)
-            if apart > (twin_tolerance if is_edge_twin else tolerance):
+            distance = abs(word.start - right[j].start)
+            if distance > (twin_tolerance if is_edge_twin else tolerance):
                 continue
             at = bisect_left(ends, j)
-            # Steep enough that pairs at the same time outweigh a longer chain that is off by one repeat.
-            weight = math.exp(-apart / FRAME_SAMPLES) + (weights[at - 1] if at else 0.0)
+            # Steep, so that pairs at equal times outweigh a longer chain in which each repeat pairs with the one after it.
+            weight = math.exp(-distance / FRAME_SAMPLES) + (weights[at - 1] if at else 0.0)
             worse = at
             while worse < len(ends) and weights[worse] <= weight:
                 worse += 1
@@ -186,10 +200,11 @@ def _paired(sides: _Sides, tolerance: int, earliest: int, overlap: int) -> list[
 def _kept_unpaired(
     sides: _Sides, pairs: list[tuple[int, int]], earliest: int, overlap: tuple[int, int]
 ) -> tuple[set[int], set[int]]:
-    """Indices of the unpaired words to keep, each unless the other side has a word at its time.
+    """Indices of the unpaired words to keep. A word is dropped if a kept word of the other side shares its time.
 
-    Words farther from the edge of their own window are more reliable and are decided first. A word near the edge is likely a
-    misrecognition of an unpaired neighbour, or a truncated word, so it yields even to a word that is merely close.
+    The words farthest from the edge of their own window are the most reliable: they are decided first, and those at least half
+    the overlap away are always kept. A word near the edge may be truncated or misrecognised: it is dropped even if a word of the
+    other side is only close to it.
     """
     start, stop = overlap
     half = (stop - start) // 2
@@ -198,37 +213,39 @@ def _kept_unpaired(
         {i for i in range(len(sides[0])) if i not in paired[0]},
         {j for j, word in enumerate(sides[1]) if j not in paired[1] and word.start >= earliest},
     )
-    # Words in whose place the other side has an unpaired word: one of the two is a misrecognition of the other.
-    matched = tuple(
+    # Unpaired words that share their time with an unpaired word of the other side: one of the two is misrecognised.
+    contested = tuple(
         {k for k in unpaired[side] if any(_share_time(sides[side][k], sides[1 - side][n], 0) for n in unpaired[1 - side])}
         for side in (0, 1)
     )
-    doubts = [(sides[0][i].end - stop, 0, i) for i in unpaired[0]]
-    doubts += [(start - sides[1][j].start, 1, j) for j in unpaired[1]]
+    edge_distances = [(stop - sides[0][i].end, 0, i) for i in unpaired[0]]
+    edge_distances += [(sides[1][j].start - start, 1, j) for j in unpaired[1]]
     kept: tuple[set[int], set[int]] = set(), set()
-    for doubt, side, index in sorted(doubts):
+    for distance, side, index in sorted(edge_distances, key=lambda item: (-item[0], *item[1:])):
         word, others = sides[side][index], sides[1 - side]
-        held = paired[1 - side] | kept[1 - side]
-        if -doubt < half:
-            spare = {k: 0 if k in matched[1 - side] else _SLACK // 2 for k in unpaired[1 - side]}
-            rivals = {k for k in spare if _share_time(word, others[k], spare[k])}
-            slack = _SLACK if -doubt < _NEAR_EDGE and not rivals else 0
-            if rivals & kept[1 - side] or any(_share_time(word, others[k], slack) for k in held):
+        certain = paired[1 - side] | kept[1 - side]
+        if distance < half:
+            slacks = {k: 0 if k in contested[1 - side] else _SLACK // 2 for k in unpaired[1 - side]}
+            rivals = {k for k in slacks if _share_time(word, others[k], slacks[k])}
+            slack = _SLACK if distance < _NEAR_EDGE and not rivals else 0
+            if rivals & kept[1 - side] or any(_share_time(word, others[k], slack) for k in certain):
                 continue
         kept[side].add(index)
     return kept
 
 
 def _share_time(word: _Word, other: _Word, slack: int) -> bool:
+    """Whether the two words share at least half of the shorter one; `slack`, samples, counts as shared time."""
     shared = min(word.end, other.end) - max(word.start, other.start) + slack
     return 2 * shared >= min(word.end - word.start, other.end - other.start)
 
 
 def _blended(left: _Word, right: _Word, middle: int, is_last: bool, is_first: bool) -> tuple[Token, ...]:
-    """One word that both windows decoded, from the window with more context: before the middle, the left one.
+    """One word of a pair that was decoded in both windows. It comes from the window with more context, which is the left window
+    before `middle` and the right window after it.
 
-    The first word of a window lacks left context and the last one right context. So the other window decides how a first word
-    begins, and what punctuation follows a last word.
+    There are two exceptions. The first word of the right window lacks left context: its text comes from the left window. The
+    last word of the left window lacks right context: if it has punctuation, the right window decides the punctuation instead.
     """
     core = left if is_first or (left.start + right.start) // 2 < middle else right
     tails = left.tokens[left.core :], right.tokens[right.core :]
@@ -238,7 +255,7 @@ def _blended(left: _Word, right: _Word, middle: int, is_last: bool, is_first: bo
 
 
 def monotonic(tokens: Sequence[Token], floor: int = 0) -> list[Token]:
-    """The same tokens in the same order, none starting before the one ahead of it or before `floor`."""
+    """The same tokens with start times that are clamped: none is less than the previous one or than `floor`, samples."""
     clamped = []
     for token in tokens:
         floor = max(floor, token.start_sample)

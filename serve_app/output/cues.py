@@ -1,9 +1,14 @@
-"""Words to subtitle cues: their lines and their times. No word is ever left out.
+"""Divide words into subtitle cues, with lines and times. Every word is kept.
 
-Of all ways to cut a text into cues within the limits, the one with the lowest cost is chosen. A cut at the end of a sentence
-costs nothing, one between two words most. Cues of even length cost less than a long and a very short one. A cue too short to be
-read costs more than two sentences in one cue. A long pause always cuts. Times are whole milliseconds, as in subtitle files, so
-that nothing is rounded later.
+Dynamic programming finds the division with the lowest total cost within the limits of CueRules, as Knuth and Plass break
+paragraphs into lines (1981). The costs prefer
+
+- few cues, of similar length;
+- cuts after a sentence to cuts after a clause, and these to cuts between other words;
+- one sentence per cue, unless that cue would be too short to read.
+
+A long pause always ends a cue. All times are whole milliseconds, the precision of subtitle files, so that writing them needs no
+rounding.
 """
 
 import math
@@ -18,32 +23,40 @@ from serve_app.output.segments import SENTENCE_ENDS
 from serve_app.transcript import Segment, Word
 
 CLAUSE_ENDS = (",", ";", ":", "—", "–", "、", "，", "；", "：")
+"""A word that ends with one of these ends a clause."""
+
 CLOSING_MARKS = "\"'”’»)]」』）"
+"""Quotation marks and brackets that may follow the punctuation at the end of a sentence or clause."""
+
 ABBREVIATIONS = {"mr", "mrs", "ms", "dr", "prof", "st", "vs", "mme", "mlle", "hr", "sra"}
-"""Abbreviations whose full stop ends no sentence; without those that are words too, such as `No.`."""
+"""Abbreviations whose full stop does not end a sentence, in lower case. Without those that are also words, such as `No.`."""
 
 SPACELESS = re.compile("[\u3001-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff01-\uff9f\U00020000-\U0003ffff]")
-"""Chinese and Japanese characters: a line may end after nearly each of them."""
+"""Chinese and Japanese characters. These scripts have no spaces: a line may end after almost every character."""
+
 NEVER_FIRST = set(
     "、。，．・：；？！‥…ー〜～」』）］｝〉》】〕〟’”»,.!?:;)]}%％々ゝゞヽヾぁぃぅぇぉっゃゅょゎゕゖァィゥェォッャュョヮヵヶ"
 )
+"""Characters that must not begin a line in Chinese and Japanese text (Japanese: kinsoku shori)."""
+
 NEVER_LAST = set("「『（［｛〈《【〔〝‘“«([{")
+"""Characters that must not end a line in Chinese and Japanese text."""
 
 CUE_COST = 3.0
-"""Cost of every cue, so that fewer are better."""
+"""Cost of each cue, so that fewer cues are preferred."""
 
 FULLNESS_COST = 6.0
-"""Cost of a full cue, by the square of its fullness, so that even cues cost less than uneven ones."""
+"""Multiplied by the square of a cue's characters / maximum characters, so that cues of similar length are preferred."""
 
 INNER_SENTENCE_COST = 4.0
-"""Cost of every sentence end inside a cue."""
+"""Cost of each sentence end inside a cue."""
 
-HASTE_COST = 8.0
-"""Penalty weight for exceeding the reading speed: the cost of a cue without any time to read it."""
+READING_SPEED_COST = 8.0
+"""Penalty weight for exceeding the reading speed: multiplied by the missing fraction of the time that reading the cue takes."""
 
 
 class _Ending(Enum):
-    """Where a cut after a unit falls, with its cost between cues and between the lines of a cue."""
+    """What ends with a unit, with the cost of a cut after it: between two cues, and between two lines of a cue."""
 
     SENTENCE = (0.0, 0.0)
     CLAUSE = (1.0, 0.05)
@@ -55,20 +68,20 @@ class _Ending(Enum):
 
 @dataclass(frozen=True, slots=True)
 class CueRules:
-    """Limits of a cue. All values are above 0; `gap_s` may be 0."""
+    """Limits of a cue. All values are greater than 0, except that `gap_s` may be 0."""
 
     max_lines: int = 2
     max_line_chars: int = 42
-    """Full-width characters count as two. Only a single word that is longer makes a longer line."""
+    """A full-width character counts as two. Only a line of a single word may be longer."""
     max_cue_s: float = 6.0
     min_cue_s: float = 1.0
-    """Minimum duration, where the next cue leaves room."""
+    """Minimum duration; shorter only if the next cue starts earlier."""
     max_chars_per_s: float = 20.0
-    """Reading speed, spaces included, where the next cue leaves room."""
+    """Maximum reading speed, spaces included; exceeded if the next cue starts too early or `max_cue_s` is too short."""
     pause_s: float = 1.0
-    """A silence of this length between two words always ends a cue."""
+    """A pause of at least this length between two words always ends a cue."""
     gap_s: float = 0.08
-    """A shorter gap between two cues would flicker, and is closed."""
+    """Minimum gap between two cues. A shorter gap would flicker: it is closed, or widened if `max_cue_s` prevents that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,28 +95,33 @@ class Cue:
 
 @dataclass(frozen=True, slots=True)
 class _Unit:
-    """Never cut: a word, or a character of a script without spaces with its punctuation."""
+    """The smallest piece that is never divided: a word, or in a script without spaces a character with its punctuation."""
 
     text: str
     start_ms: int
     end_ms: int
     space: int
-    """Spaces before it, 0 or 1."""
+    """Number of spaces in front of the text, 0 or 1."""
     width: int
+    """Without the space; a full-width character counts as two."""
     ending: _Ending = _Ending.WORD
 
 
 def width(text: str) -> int:
-    """Width of a text in characters; full-width ones count as two."""
+    """Width of a text in characters; a full-width character counts as two."""
     if text.isascii():
         return len(text)
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
 def shape(segments: Iterable[Segment], rules: CueRules, duration_s: float = math.inf) -> list[Cue]:
-    """The cues of these segments, in order. None overlaps another or ends after the recording."""
+    """Divide segments into cues, in order. The cues do not overlap.
+
+    A segment without words is divided by its text, its duration in proportion to the characters. `duration_s` is the length of
+    the recording; a cue that would end later is shortened.
+    """
     units = _units(segments)
-    groups = _grouped(units, rules)
+    groups = _group(units, rules)
     max_ms, gap_ms = _max_ms(rules), round(rules.gap_s * 1000)
     cues: list[Cue] = []
     free_ms = 0
@@ -114,7 +132,7 @@ def shape(segments: Iterable[Segment], rules: CueRules, duration_s: float = math
         end_ms = min(wanted_ms, start_ms + max_ms, next_ms, duration_s * 1000)
         if 0 < next_ms - end_ms < gap_ms:
             end_ms = next_ms if next_ms - start_ms <= max_ms else next_ms - gap_ms
-        # Words of the same instant in different cues are shown one after the other, however briefly.
+        # Every cue lasts at least 1 ms, so that cues whose words have the same time follow one another.
         free_ms = max(math.floor(end_ms), start_ms + 1)
         cues.append(Cue(start_ms / 1000, free_ms / 1000, _lines(group, rules)))
     return cues
@@ -125,12 +143,12 @@ def _max_ms(rules: CueRules) -> int:
 
 
 def _reading_ms(chars: int, rules: CueRules) -> int:
-    """Time to read a text of that width, at most the longest cue."""
+    """Time to read a text of this width, milliseconds; at most the maximum duration of a cue."""
     return min(_max_ms(rules), math.ceil(1000 * max(rules.min_cue_s, chars / rules.max_chars_per_s)))
 
 
 def _units(segments: Iterable[Segment]) -> list[_Unit]:
-    """All units, in order; their times never go back and never overlap."""
+    """All units in order. Their times are corrected to ascend without overlaps."""
     units: list[_Unit] = []
     for segment in segments:
         for word in segment.words or (Word(segment.text, segment.start_s, segment.end_s, confidence=1.0),):
@@ -151,40 +169,43 @@ def _units(segments: Iterable[Segment]) -> list[_Unit]:
 
 
 def _units_of(word: Word) -> list[_Unit]:
-    """A word is one unit, unless it has spaces or its script has none; then its time is divided by width."""
+    """The units of one word: several if it contains spaces or its script has none. They share its duration by their widths."""
     texts: list[tuple[str, int]] = []
     for part in word.text.split():
-        texts += [(text, int(index == 0)) for index, text in enumerate(_divided(part))]
+        texts += [(text, int(index == 0)) for index, text in enumerate(_divide(part))]
     start_ms, end_ms = round(word.start_s * 1000), round(word.end_s * 1000)
-    whole = sum(width(text) for text, _ in texts)
-    done = 0
+    total_chars = sum(width(text) for text, _ in texts)
+    chars = 0
     units = []
     for text, space in texts:
-        first, done = done, done + width(text)
-        first_ms, last_ms = (start_ms + (end_ms - start_ms) * chars // whole for chars in (first, done))
-        units.append(_Unit(text, first_ms, last_ms, space, done - first))
+        unit_start_ms = start_ms + (end_ms - start_ms) * chars // total_chars
+        chars += width(text)
+        unit_end_ms = start_ms + (end_ms - start_ms) * chars // total_chars
+        units.append(_Unit(text, unit_start_ms, unit_end_ms, space, width(text)))
     return units
 
 
-def _divided(text: str) -> list[str]:
-    """The text, cut wherever its script allows a line to end."""
+def _divide(text: str) -> list[str]:
+    """Divide a text without spaces wherever its script allows a line to end."""
     if not SPACELESS.search(text):
         return [text]
     pieces = [text[0]]
-    for before, after in pairwise(text):
+    for left, right in pairwise(text):
+        is_combining = unicodedata.category(right).startswith("M")
         if (
-            (SPACELESS.match(before) or SPACELESS.match(after))
-            and after not in NEVER_FIRST
-            and before not in NEVER_LAST
-            and not unicodedata.category(after).startswith("M")
+            (SPACELESS.match(left) or SPACELESS.match(right))
+            and left not in NEVER_LAST
+            and right not in NEVER_FIRST
+            and not is_combining
         ):
-            pieces.append(after)
+            pieces.append(right)
         else:
-            pieces[-1] += after
+            pieces[-1] += right
     return pieces
 
 
 def _ending(text: str, following: str) -> _Ending:
+    """What ends with `text`. The end of a sentence counts as the end of a clause if a lower-case letter follows."""
     bare = text.rstrip(CLOSING_MARKS)
     if bare.endswith(SENTENCE_ENDS):
         stem = bare[:-1].casefold()
@@ -198,9 +219,12 @@ def _width(units: Sequence[_Unit]) -> int:
     return sum(unit.space + unit.width for unit in units) - units[0].space
 
 
-def _grouped(units: Sequence[_Unit], rules: CueRules) -> list[Sequence[_Unit]]:
-    """The units of each cue: the cuts of lowest total cost, by dynamic programming."""
-    pause_ms, max_ms, full = rules.pause_s * 1000, _max_ms(rules), rules.max_lines * rules.max_line_chars
+def _group(units: Sequence[_Unit], rules: CueRules) -> list[Sequence[_Unit]]:
+    """The units of each cue, divided at the lowest total cost.
+
+    `cost_to[n]` is the lowest cost of the first n units as complete cues; the last of these cues starts at unit `came_from[n]`.
+    """
+    pause_ms, max_ms, max_chars = rules.pause_s * 1000, _max_ms(rules), rules.max_lines * rules.max_line_chars
     cost_to = [0.0] + [math.inf] * len(units)
     came_from = [0] * (len(units) + 1)
     for first, opening in enumerate(units):
@@ -218,10 +242,10 @@ def _grouped(units: Sequence[_Unit], rules: CueRules) -> list[Sequence[_Unit]]:
                 lines, line_chars = lines + 1, unit.width
                 if lines > rules.max_lines:
                     break
-            cost = cost_to[first] + CUE_COST + FULLNESS_COST * (chars / full) ** 2 + INNER_SENTENCE_COST * sentences
+            cost = cost_to[first] + CUE_COST + FULLNESS_COST * (chars / max_chars) ** 2 + INNER_SENTENCE_COST * sentences
             if last + 1 < len(units):
                 next_ms, reading_ms = units[last + 1].start_ms, _reading_ms(chars, rules)
-                cost += HASTE_COST * max(0.0, 1 - (next_ms - opening.start_ms) / reading_ms)
+                cost += READING_SPEED_COST * max(0.0, 1 - (next_ms - opening.start_ms) / reading_ms)
                 cost += unit.ending.cue_cost * max(0.0, 1 - (next_ms - unit.end_ms) / pause_ms)
             if cost < cost_to[last + 1]:
                 cost_to[last + 1], came_from[last + 1] = cost, first
@@ -234,21 +258,21 @@ def _grouped(units: Sequence[_Unit], rules: CueRules) -> list[Sequence[_Unit]]:
 
 
 def _lines(units: Sequence[_Unit], rules: CueRules) -> tuple[str, ...]:
-    """As few lines as possible, about equally long, preferably ending with a clause."""
-    # By number of units in the lines so far: the lowest cost, and where the lines end.
+    """Divide a cue into as few lines as possible: of similar length, preferably cut after a clause."""
+    # For each number of units that n lines can hold: the lowest cost, and the index after the last unit of each line.
     reached: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
     while len(units) not in reached:
-        further: dict[int, tuple[float, tuple[int, ...]]] = {}
-        for first, (cost_before, ends) in reached.items():
+        with_next_line: dict[int, tuple[float, tuple[int, ...]]] = {}
+        for first, (previous_cost, ends) in reached.items():
             chars = -units[first].space
             for last in range(first, len(units)):
                 chars += units[last].space + units[last].width
                 if last > first and chars > rules.max_line_chars:
                     break
-                cost = cost_before + (chars / rules.max_line_chars) ** 2 + units[last].ending.line_cost
-                if last + 1 not in further or cost < further[last + 1][0]:
-                    further[last + 1] = (cost, (*ends, last + 1))
-        reached = further
+                cost = previous_cost + (chars / rules.max_line_chars) ** 2 + units[last].ending.line_cost
+                if last + 1 not in with_next_line or cost < with_next_line[last + 1][0]:
+                    with_next_line[last + 1] = (cost, (*ends, last + 1))
+        reached = with_next_line
     _, ends = reached[len(units)]
     return tuple(_text(units[first:end]) for first, end in pairwise((0, *ends)))
 

@@ -1,4 +1,4 @@
-"""A transcript as text and as JSON objects in OpenAI's shapes."""
+"""A transcript as text, and as the JSON objects of OpenAI's transcription API."""
 
 import math
 import zlib
@@ -14,22 +14,22 @@ LANGUAGE_NAMES = {
     "lithuanian", "lv": "latvian", "mt": "maltese", "nl": "dutch", "pl": "polish", "pt": "portuguese", "ro": "romanian", "ru":
     "russian", "sk": "slovak", "sl": "slovenian", "sv": "swedish", "uk": "ukrainian",
 }  # fmt: skip
-"""By ISO 639-1 code: OpenAI's `verbose_json` has the English name of a language."""
+"""English names by ISO 639-1 code: `language` of OpenAI's `verbose_json` is the name."""
 
 
 def to_text(transcript: Transcript) -> str:
-    """The text, on one line."""
+    """OpenAI's `text`: the transcript on one line, with a line end."""
     return transcript.text + "\n"
 
 
 def to_json(transcript: Transcript, *, with_logprobs: bool = False) -> dict[str, Any]:
-    """OpenAI's `json`."""
+    """OpenAI's `json`: the text, `usage` and optionally `logprobs`."""
     logprobs = {"logprobs": to_logprobs(transcript.tokens)} if with_logprobs else {}
     return {"text": transcript.text, **logprobs, "usage": _usage(transcript)}
 
 
 def to_logprobs(tokens: Sequence[Token]) -> list[dict[str, Any]]:
-    """OpenAI's `logprobs`."""
+    """OpenAI's `logprobs`: text, UTF-8 bytes and natural logarithm of the probability of each token."""
     texts = [token.piece.replace(WORD_MARK, " ") for token in tokens]
     return [
         {"token": text, "bytes": list(text.encode()), "logprob": round(token.log_probability, 4)}
@@ -40,8 +40,10 @@ def to_logprobs(tokens: Sequence[Token]) -> list[dict[str, Any]]:
 def to_verbose_json(
     transcript: Transcript, *, with_words: bool, with_logprobs: bool = False, task: str = "transcribe"
 ) -> dict[str, Any]:
-    """OpenAI's `verbose_json`. In addition, words have a `confidence`, segments have `words` as Whisper's own, and `warnings` is
-    present if there are any."""
+    """OpenAI's `verbose_json`, with three additions.
+
+    Words have a `confidence`. Segments have `words`, as in Whisper's own JSON. `warnings` is present if there are any.
+    """
     verbose: dict[str, Any] = {
         "task": task,
         "language": LANGUAGE_NAMES.get(transcript.language, transcript.language),
@@ -60,7 +62,7 @@ def to_verbose_json(
 
 
 def to_segment(segment: Segment, duration_s: float = math.inf) -> dict[str, Any]:
-    """A segment of `verbose_json`; `duration_s` is the length of the audio."""
+    """A segment of `verbose_json`. Its ends are limited to `duration_s`, the length of the audio."""
     text = segment.text.encode()
     return {
         "id": segment.index,
@@ -78,7 +80,7 @@ def to_segment(segment: Segment, duration_s: float = math.inf) -> dict[str, Any]
 
 
 def to_word(word: Word, duration_s: float = math.inf) -> dict[str, Any]:
-    """A word of `verbose_json`; `duration_s` is the length of the audio."""
+    """A word of `verbose_json`. Its end is limited to `duration_s`, the length of the audio."""
     return {**_word(word, duration_s), "confidence": round(word.confidence, 4)}
 
 
@@ -87,7 +89,7 @@ def _word(word: Word, duration_s: float) -> dict[str, Any]:
 
 
 def _usage(transcript: Transcript) -> dict[str, Any]:
-    # Whole seconds, rounded up, as OpenAI counts and LiteLLM requires.
+    # OpenAI counts whole seconds, rounded up; LiteLLM accepts only integers.
     return {"type": "duration", "seconds": math.ceil(transcript.duration_s)}
 
 

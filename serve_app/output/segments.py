@@ -1,7 +1,7 @@
-"""Tokens in, words and segments out, as soon as later tokens cannot change them.
+"""Group final tokens into words and segments. A segment is returned as soon as later tokens cannot change it.
 
-A word begins at a token whose piece starts with `▁` (SentencePiece), and includes the punctuation after it. A segment ends at the
-end of a sentence, or at a long pause.
+A word begins at a token whose piece starts with `▁` (SentencePiece). It includes the punctuation that follows. A segment ends
+after a sentence or before a long pause.
 """
 
 from collections.abc import Sequence
@@ -10,14 +10,20 @@ from serve_app.transcript import Segment, Token, Word
 from serve_app.window import SAMPLE_RATE
 
 WORD_MARK = "▁"
+"""First character of a piece that begins a word (SentencePiece)."""
+
 SENTENCE_ENDS = (".", "?", "!", "…", "。", "？", "！")
+"""A word that ends with one of these ends a sentence."""
+
 CLOSING_MARKS = "\"'”’)]»"
+"""Quotation marks and brackets that may follow the end of a sentence."""
+
 MAX_PAUSE_S = 2.0
-"""A pause of this length between words, seconds, ends a segment even without a full stop."""
+"""A pause of at least this length between two words ends a segment, seconds."""
 
 
 class Segmenter:
-    """Groups the final tokens of one recording, in order, into segments, however many are added at a time."""
+    """Groups the final tokens of one recording into segments. The result does not depend on how many tokens each call adds."""
 
     def __init__(self) -> None:
         self._tokens: list[Token] = []
@@ -25,7 +31,7 @@ class Segmenter:
         self._next_index = 0
 
     def add(self, tokens: Sequence[Token]) -> list[Segment]:
-        """Return the segments that are complete now. A word is complete when the next one begins."""
+        """Add the next tokens, and return the segments that they complete. A word is complete when the next one begins."""
         segments: list[Segment] = []
         for token in tokens:
             if token.piece.startswith(WORD_MARK) and self._tokens:
@@ -35,11 +41,11 @@ class Segmenter:
 
     @property
     def unfinished(self) -> tuple[Word, ...]:
-        """The words of the segment that is not complete yet."""
+        """The words of the segment that is not complete yet. The last word may be incomplete."""
         return tuple(_word(tokens) for tokens in [*self._words, self._tokens] if tokens)
 
     def finish(self) -> list[Segment]:
-        """Return the last segment, once no more tokens come."""
+        """Return the last segment after all tokens were added; an empty list if every segment was already returned."""
         segments = self._end_word(next_start_sample=None) if self._tokens else []
         return segments + self._end_segment()
 
@@ -62,7 +68,7 @@ class Segmenter:
 
 
 def words_of(tokens: Sequence[Token]) -> tuple[Word, ...]:
-    """The words of these tokens."""
+    """Group a complete sequence of tokens into words."""
     segmenter = Segmenter()
     return tuple(word for segment in segmenter.add(tokens) + segmenter.finish() for word in segment.words)
 

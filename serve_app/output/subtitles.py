@@ -1,4 +1,4 @@
-"""Subtitles and tables as text: SubRip and WebVTT from cues, CSV and TSV from segments."""
+"""Write SubRip and WebVTT from cues, CSV and TSV from segments."""
 
 import csv
 import html
@@ -10,22 +10,22 @@ from pysubs2 import SSAEvent, SSAFile
 from serve_app.output.cues import Cue
 from serve_app.transcript import Transcript
 
-STAND_IN = "\0"
-"""Replaces backslashes while pysubs2 writes: it takes them for commands, even in SubRip, which has none."""
+BACKSLASH_PLACEHOLDER = "\0"
+"""Replaces backslashes while pysubs2 writes, because pysubs2 interprets them as SubStation Alpha commands, even for SubRip."""
 
 
 def to_srt(cues: Sequence[Cue]) -> str:
-    """SubRip. It has no escapes, so the text is unchanged."""
-    return _written(cues, "srt", str)
+    """SubRip (`.srt`). The format has no escapes: the text is unchanged."""
+    return _write(cues, "srt", str)
 
 
 def to_vtt(cues: Sequence[Cue]) -> str:
-    """WebVTT."""
-    return _written(cues, "vtt", lambda text: html.escape(text, quote=False))
+    """WebVTT (`.vtt`). `&`, `<` and `>` are escaped."""
+    return _write(cues, "vtt", lambda text: html.escape(text, quote=False))
 
 
 def to_csv(transcript: Transcript) -> str:
-    """Seed A's table of segments, times in seconds, by RFC 4180: lines end with CRLF."""
+    """CSV of the segments by RFC 4180 (lines end with CRLF), times in seconds. The columns are those of Parakeet-ASR-FastAPI."""
     table = io.StringIO(newline="")
     writer = csv.writer(table)
     writer.writerow(("Start (s)", "End (s)", "Text"))
@@ -35,13 +35,13 @@ def to_csv(transcript: Transcript) -> str:
 
 
 def to_tsv(transcript: Transcript) -> str:
-    """Whisper's table of segments, times in milliseconds. Nothing is quoted."""
+    """TSV of the segments as Whisper writes it: times in milliseconds, nothing is quoted."""
     rows = (f"{round(start_s * 1000)}\t{round(end_s * 1000)}\t{text}\n" for start_s, end_s, text in _rows(transcript))
     return "start\tend\ttext\n" + "".join(rows)
 
 
 def _rows(transcript: Transcript) -> list[tuple[float, float, str]]:
-    """Start and end in seconds, and the text on one line."""
+    """Start and end of each segment in seconds, and its text on one line."""
     return [
         (segment.start_s, min(segment.end_s, transcript.duration_s), _one_line(segment.text)) for segment in transcript.segments
     ]
@@ -51,10 +51,10 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _written(cues: Sequence[Cue], file_format: str, escape: Callable[[str], str]) -> str:
+def _write(cues: Sequence[Cue], file_format: str, escape: Callable[[str], str]) -> str:
     file = SSAFile()
     for cue in cues:
-        lines = (_one_line(line).replace(STAND_IN, "\N{REPLACEMENT CHARACTER}") for line in cue.lines)
-        text = escape("\n".join(lines)).replace("\\", STAND_IN)
+        lines = (_one_line(line).replace(BACKSLASH_PLACEHOLDER, "\N{REPLACEMENT CHARACTER}") for line in cue.lines)
+        text = escape("\n".join(lines)).replace("\\", BACKSLASH_PLACEHOLDER)
         file.append(SSAEvent(start=round(cue.start_s * 1000), end=round(cue.end_s * 1000), text=text))
-    return file.to_string(file_format, keep_ssa_tags=True).replace(STAND_IN, "\\")
+    return file.to_string(file_format, keep_ssa_tags=True).replace(BACKSLASH_PLACEHOLDER, "\\")

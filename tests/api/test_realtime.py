@@ -23,9 +23,9 @@ from serve_app.errors import EngineError
 from serve_app.live.endpointing import Endpointing
 from serve_app.settings import AuthSettings, LiveSettings
 from serve_app.window import SAMPLE_RATE, Samples
+from testing import media
 from testing.digit_strings import DigitString, to_int16
 from testing.fake_service import EngineService
-from tests.audio.test_pcm import encoded
 
 URL = f"{PATH}?intent=transcription"
 EVENTS: TypeAdapter[Any] = TypeAdapter(RealtimeServerEvent)
@@ -59,7 +59,7 @@ class Talk:
 
     def speak(self, samples: Samples, rate: int = 24_000, encoding: Any = "pcm_s16le", frame_bytes: int = 9_601) -> None:
         """Send samples, int16 [samples] at 16 kHz, in frames that may split a sample."""
-        data = encoded(soxr.resample(samples / 32768, SAMPLE_RATE, rate).astype(np.float32), encoding)
+        data = media.pcm(soxr.resample(samples / 32768, SAMPLE_RATE, rate).astype(np.float32), encoding)
         for start in range(0, len(data), frame_bytes):
             self.send("input_audio_buffer.append", audio=base64.b64encode(data[start : start + frame_bytes]).decode())
 

@@ -28,7 +28,6 @@ from testing import media
 from testing.digit_strings import DigitString
 from testing.fake_service import EngineService, serving
 from testing.server import open_files
-from tests.audio.test_pcm import encoded
 
 RAW = {"encoding": "pcm_s16le"}
 FORMS = [
@@ -129,7 +128,7 @@ class TestLive:
 
         samples = soxr.resample(as_floats(speech), SAMPLE_RATE, rate_hz)
         config = {"encoding": encoding, "sample_rate": rate_hz, "channels": channels}
-        messages = transcribed(client, encoded(samples, encoding, channels), config, size)
+        messages = transcribed(client, media.pcm(samples, encoding, channels), config, size)
         assert messages[-1]["text"] == text
 
     def test_seed_as_configuration_and_none(self, client: TestClient, speech: Samples, text: str) -> None:
@@ -269,7 +268,7 @@ class TestErrors:
         [
             (EngineError("broken"), 1011, "broken"),
             (ModelUnavailable("no file"), 1013, "no file"),
-            (KeyError("secret"), 1011, "The server failed; its log says how."),
+            (KeyError("secret"), 1011, "Internal error: the details are in the server's log."),
         ],
     )
     def test_a_model_that_fails(

@@ -1,4 +1,4 @@
-"""Decoding: what comes out of good, strange and broken files."""
+"""Decoding of intact, unusual and damaged files."""
 
 import asyncio
 import io
@@ -26,9 +26,9 @@ def test_any_rate_becomes_16_khz(rate: int) -> None:
     samples = decode(media.wav(media.chirp(1.0, rate), rate))
     assert samples.dtype == np.int16
     assert abs(len(samples) - SAMPLE_RATE) <= 32
-    late_s, likeness = media.alignment(samples, media.chirp(1.0))
-    assert abs(late_s) <= 0.001
-    assert likeness > 0.99
+    delay_s, correlation = media.alignment(samples, media.chirp(1.0))
+    assert abs(delay_s) <= 0.001
+    assert correlation > 0.99
 
 
 def test_channels_are_mixed() -> None:
@@ -47,23 +47,23 @@ def test_one_sample() -> None:
     assert len(decode(media.wav(np.array([0.5])))) == 1
 
 
-def test_samples_that_are_no_numbers_become_silence_and_spare_the_rest() -> None:
+def test_nan_and_infinity_become_silence_and_the_other_samples_are_kept() -> None:
     samples = media.chirp(1.0, 48_000)
     broken = samples.copy()
     broken[1000:1100] = np.nan
     broken[2000] = np.inf
-    heard, clean = decode(media.wav(broken, 48_000, "FLOAT")), decode(media.wav(samples, 48_000, "FLOAT"))
-    assert np.abs(heard[1000:].astype(int) - clean[1000:]).max() <= 1
-    assert np.abs(heard.astype(int)).max() <= 1.2 * np.abs(clean.astype(int)).max()
+    decoded, clean = decode(media.wav(broken, 48_000, "FLOAT")), decode(media.wav(samples, 48_000, "FLOAT"))
+    assert np.abs(decoded[1000:].astype(int) - clean[1000:]).max() <= 1
+    assert np.abs(decoded.astype(int)).max() <= 1.2 * np.abs(clean.astype(int)).max()
 
 
-def test_blocks_are_of_bounded_size() -> None:
+def test_the_size_of_blocks_is_bounded() -> None:
     blocks = list(AudioFile(io.BytesIO(media.wav(media.tone(60)))).blocks())
     assert len(blocks) > 5
     assert all(BLOCK_SAMPLES <= len(block) <= 2 * BLOCK_SAMPLES for block in blocks[:-1])
 
 
-def test_a_damaged_stretch_is_skipped_with_a_warning() -> None:
+def test_a_damaged_part_is_skipped_with_a_warning() -> None:
     data = bytearray(media.encode(media.chirp(20.0, 48_000), 48_000, "mp4", "aac"))
     middle = len(data) // 2
     data[middle : middle + 3000] = np.random.default_rng(0).integers(0, 256, 3000, dtype=np.uint8).tobytes()
@@ -72,8 +72,8 @@ def test_a_damaged_stretch_is_skipped_with_a_warning() -> None:
     assert audio.warnings == ("Parts of the file could not be decoded and were skipped.",)
 
 
-def test_much_damage_in_many_places_does_not_end_the_decoding() -> None:
-    """A broadcast of hours with bad reception has thousands of broken packets."""
+def test_many_damaged_packets_do_not_stop_decoding() -> None:
+    """A long broadcast with bad reception has thousands of damaged packets."""
     data = bytearray(media.encode(media.chirp(60.0, 48_000), 48_000, "adts", "aac"))
     starts = [place for place in range(len(data)) if data[place : place + 2] == b"\xff\xf1"]
     for start in starts[::2]:
@@ -82,12 +82,12 @@ def test_much_damage_in_many_places_does_not_end_the_decoding() -> None:
     assert sum(map(len, audio.blocks())) > 25 * SAMPLE_RATE
 
 
-def test_a_truncated_file_gives_what_is_there() -> None:
+def test_a_truncated_file_is_decoded_to_its_end() -> None:
     data = media.wav(media.tone(10))
     assert 4 * SAMPLE_RATE < len(decode(data[: len(data) // 2])) < 6 * SAMPLE_RATE
 
 
-def test_a_good_file_has_no_warnings() -> None:
+def test_an_intact_file_has_no_warnings() -> None:
     audio = AudioFile(io.BytesIO(media.wav(media.tone(1))))
     list(audio.blocks())
     assert audio.warnings == ()
@@ -104,7 +104,7 @@ def test_a_good_file_has_no_warnings() -> None:
     ],
     ids=["empty", "text", "zeros", "no samples", "video without sound"],
 )
-def test_what_holds_no_audio_is_an_error_that_says_why(data: bytes, reason: str) -> None:
+def test_a_file_without_audio_is_refused_with_the_reason(data: bytes, reason: str) -> None:
     with pytest.raises(AudioError, match=reason):
         decode(data)
 
@@ -128,12 +128,12 @@ def test_a_spooled_file_on_disk_or_in_memory(spool_bytes: int) -> None:
     ],
     ids=["unknown codec", "65 channels", "1 Hz", "2 GHz", "0 Hz"],
 )
-def test_a_header_that_promises_nonsense_is_refused(header: bytes) -> None:
+def test_a_header_with_invalid_values_is_refused(header: bytes) -> None:
     with pytest.raises(AudioError):
         decode(header + bytes(32_000))
 
 
-def test_a_file_cannot_name_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_playlist_cannot_open_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "secret.wav").write_bytes(media.wav(media.tone(1)))
     for playlist in (b"ffconcat version 1.0\nfile secret.wav\n", b"#EXTM3U\n#EXTINF:1,\nsecret.wav\n#EXT-X-ENDLIST\n"):
@@ -141,13 +141,13 @@ def test_a_file_cannot_name_other_files(tmp_path: Path, monkeypatch: pytest.Monk
             decode(playlist)
 
 
-async def test_the_stream_is_the_blocks() -> None:
+async def test_stream_yields_the_same_samples_as_blocks() -> None:
     data = media.wav(media.tone(30))
     streamed = [block async for block in AudioFile(io.BytesIO(data)).stream()]
     assert np.array_equal(np.concatenate(streamed), decode(data))
 
 
-async def test_leaving_the_stream_early_closes_the_file() -> None:
+async def test_closing_the_stream_early_ends_it() -> None:
     stream = AudioFile(io.BytesIO(media.wav(media.tone(30)))).stream()
     await anext(stream)
     await stream.aclose()
@@ -156,9 +156,10 @@ async def test_leaving_the_stream_early_closes_the_file() -> None:
 
 
 class SlowFile(io.BytesIO):
-    """Every read takes a while, and says so."""
+    """A file whose reads take 50 ms."""
 
     reading = threading.Event()
+    """Set when the first read starts."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         self.reading.set()
@@ -166,7 +167,7 @@ class SlowFile(io.BytesIO):
         return super().read(size)
 
 
-async def test_cancelling_in_the_middle_of_a_block_is_a_cancellation() -> None:
+async def test_a_task_can_be_cancelled_while_a_block_is_decoded() -> None:
     file = SlowFile(media.wav(media.tone(300)))
 
     async def read_all() -> None:

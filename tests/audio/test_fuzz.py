@@ -1,4 +1,4 @@
-"""Damaged files by the hundred, to the decoder."""
+"""The decoder decodes or refuses hundreds of damaged files, and never fails otherwise."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Raw samples of every kind: the same sound, whatever its form and however it is cut."""
+"""Raw samples: every encoding, sample rate and number of channels, split into pieces of any size."""
 
 import numpy as np
 import pytest
@@ -11,21 +11,14 @@ from serve_app.window import SAMPLE_RATE, Samples
 from testing import media
 
 ENCODINGS: tuple[Encoding, ...] = ("pcm_s16le", "pcm_f32le", "mulaw", "alaw")
-SECONDS = 2
+"""All encodings that clients may send."""
+
+TONE_S = 2
+"""Length of the test tone, seconds."""
 
 
-def tone(rate_hz: int) -> NDArray[np.float32]:
-    return (0.3 * np.sin(2 * np.pi * 440 * np.arange(SECONDS * rate_hz) / rate_hz)).astype(np.float32)
-
-
-def encoded(samples: NDArray[np.float32], encoding: Encoding, channels: int = 1) -> bytes:
-    spread = np.repeat(samples, channels)
-    if encoding == "pcm_f32le":
-        return spread.astype("<f4").tobytes()
-    if encoding == "pcm_s16le":
-        return np.round(spread * 32767).astype("<i2").tobytes()
-    subtype = {"mulaw": "ULAW", "alaw": "ALAW"}[encoding]
-    return media.wav(spread, SAMPLE_RATE, subtype)[-len(spread) :]
+def tone(rate_hz: int, seconds: float = TONE_S) -> NDArray[np.float32]:
+    return (0.3 * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate_hz)) / rate_hz)).astype(np.float32)
 
 
 def decoded(data: bytes, audio_format: PcmFormat, piece_bytes: int) -> Samples:
@@ -34,11 +27,12 @@ def decoded(data: bytes, audio_format: PcmFormat, piece_bytes: int) -> Samples:
     return np.concatenate([*pieces, decoder.finish()])
 
 
-def loudness_of_difference(found: Samples, rate_hz: int) -> float:
+def max_error(found: Samples, rate_hz: int) -> float:
+    """Maximum difference from the test tone, without the edges, where resampling is less exact."""
     expected = tone(rate_hz)
     if rate_hz != SAMPLE_RATE:
         expected = soxr.resample(expected, rate_hz, SAMPLE_RATE)
-    assert len(found) == len(expected) == SECONDS * SAMPLE_RATE
+    assert len(found) == len(expected) == TONE_S * SAMPLE_RATE
     middle = slice(1_000, -1_000)
     return float(np.abs(found[middle] / 32768 - expected[middle]).max())
 
@@ -46,25 +40,25 @@ def loudness_of_difference(found: Samples, rate_hz: int) -> float:
 @pytest.mark.parametrize("rate_hz", [8_000, 11_025, 16_000, 22_050, 24_000, 44_100, 48_000])
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("channels", [1, 2])
-def test_every_form_is_the_same_sound(rate_hz: int, encoding: Encoding, channels: int) -> None:
-    data = encoded(tone(rate_hz), encoding, channels)
+def test_every_format_gives_the_same_samples(rate_hz: int, encoding: Encoding, channels: int) -> None:
+    data = media.pcm(tone(rate_hz), encoding, channels)
     found = decoded(data, PcmFormat(encoding, rate_hz, channels), 3_333)
-    assert loudness_of_difference(found, rate_hz) < (0.02 if encoding in ("mulaw", "alaw") else 0.001)
+    assert max_error(found, rate_hz) < (0.02 if encoding in ("mulaw", "alaw") else 0.001)
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 3, 160, 48_000, 10**6])
 def test_pieces_of_any_length(piece_bytes: int) -> None:
-    data = encoded(tone(24_000), "pcm_f32le", 2)
+    data = media.pcm(tone(24_000, 0.1), "pcm_f32le", 2)
     audio_format = PcmFormat("pcm_f32le", 24_000, 2)
     np.testing.assert_array_equal(decoded(data, audio_format, piece_bytes), decoded(data, audio_format, 999))
 
 
-def test_a_sample_that_is_cut_off_is_not_heard() -> None:
-    data = encoded(tone(SAMPLE_RATE), "pcm_s16le")
+def test_an_incomplete_last_sample_is_dropped() -> None:
+    data = media.pcm(tone(SAMPLE_RATE), "pcm_s16le")
     np.testing.assert_array_equal(decoded(data + b"\x7f", PcmFormat(), 100), decoded(data, PcmFormat(), 100))
 
 
-def test_what_is_too_loud_is_clipped_and_what_is_no_number_is_silence() -> None:
+def test_samples_out_of_range_are_clipped_and_nan_and_infinity_become_silence() -> None:
     data = np.array([2.0, -2.0, np.nan, np.inf, 0.5], "<f4").tobytes()
     assert decoded(data, PcmFormat("pcm_f32le"), 7).tolist() == [32767, -32768, 0, 0, 16384]
 
@@ -72,7 +66,7 @@ def test_what_is_too_loud_is_clipped_and_what_is_no_number_is_silence() -> None:
 @pytest.mark.parametrize(
     "wrong", [{"sample_rate": 0}, {"sample_rate": 10**9}, {"channels": 0}, {"channels": 99}, {"encoding": "opus"}], ids=str
 )
-def test_what_cannot_be(wrong: dict[str, object]) -> None:
+def test_an_invalid_format_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(AudioError) as caught:
         PcmFormat(**wrong)  # type: ignore[arg-type]
     assert caught.value.param in wrong

@@ -41,7 +41,7 @@ print(f"loaded in {seconds:.0f} s, peak memory +{peak_mb:.0f} MB, {engine.info.p
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer of the published size, 1024 pieces, of made-up words."""
+    """A tokenizer of the published size, 1,024 pieces, trained on made-up words."""
     folder = tmp_path_factory.mktemp("tokenizer")
     rng = random.Random(0)
     words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 9))) for _ in range(5000)]
@@ -62,7 +62,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def python(program: str, *arguments: str) -> str:
-    """Run a program in a process of its own, so that its memory is its own too; gives the last line it printed."""
+    """The last line that a program prints. It runs in a process of its own, so that its peak memory can be measured."""
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip().splitlines()[-1]
@@ -76,7 +76,7 @@ def python(program: str, *arguments: str) -> str:
     ],
     ids=["110M", "0.6B"],
 )
-def test_it_loads(
+def test_a_full_size_model_loads_and_transcribes(
     sizes: str,
     kind: str,
     make_config: str,

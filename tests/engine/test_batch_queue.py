@@ -1,4 +1,4 @@
-"""The batcher, in virtual time."""
+"""The batch queue, in virtual time."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -16,7 +16,7 @@ STEP_S = 0.1
 def make_batcher(
     *, max_samples: int = 10_000, max_items: int = 32, ageing_s: float = 5.0, fail_on: str | None = None
 ) -> tuple[Batcher[str, str], list[list[str]]]:
-    """A batcher whose engine takes STEP_S per batch and shouts; the list gets every batch it saw."""
+    """A batcher whose engine takes STEP_S per batch and returns items in upper case, and the list of the batches that it ran."""
     batches: list[list[str]] = []
 
     async def process(items: list[str]) -> list[str]:
@@ -57,19 +57,19 @@ async def test_an_idle_engine_starts_at_once() -> None:
 
 @scenario
 async def test_mean_batch_under_load_is_the_greedy_optimum() -> None:
-    """200 requests at 200 per second and steps of 100 ms: `@serve.batch` makes batches of 3 there, a greedy queue of 18."""
+    """200 requests at 200 per second, 100 ms per batch: a batch holds 3 items with `@serve.batch`, and 18 with a greedy queue."""
     batcher, batches = make_batcher(max_items=32)
     names = [f"r{i}" for i in range(200)]
     results = await asyncio.gather(*(submit_at(batcher, i * 0.005, name) for i, name in enumerate(names)))
     assert results == [name.upper() for name in names]
-    # The first batch is alone, then each step gathers what 100 ms bring (20), until the rest is taken.
+    # The first batch has one item. Each later batch has the 20 items that arrive in 100 ms.
     assert 200 / len(batches) >= 18
     assert virtual_time.now_s() <= 1.0 + 2 * STEP_S
 
 
 @scenario
-async def test_jobs_of_a_lane_take_turns() -> None:
-    """A job of three windows that comes after one of thirty is done after six steps, not after thirty-three."""
+async def test_jobs_of_a_lane_share_the_engine() -> None:
+    """A job of 3 windows that is submitted after a job of 30 is done after 8 batches at the latest, not after 33."""
     batcher, batches = make_batcher(max_items=1, ageing_s=1000)
     long_job = [submit_at(batcher, 0.0, f"long{n}", job="long") for n in range(30)]
     short_job = [submit_at(batcher, 0.05, f"short{n}", job="short") for n in range(3)]
@@ -80,7 +80,7 @@ async def test_jobs_of_a_lane_take_turns() -> None:
 
 
 @scenario
-async def test_a_job_that_was_away_gains_no_credit_by_it() -> None:
+async def test_an_idle_job_gains_no_credit() -> None:
     batcher, batches = make_batcher(max_items=1, ageing_s=1000)
     await batcher.submit("early", 100, Lane.BULK, "b")
     for n in range(10):
@@ -94,7 +94,7 @@ async def test_a_job_that_was_away_gains_no_credit_by_it() -> None:
 
 
 @scenario
-async def test_what_may_have_broken_a_replica_runs_alone() -> None:
+async def test_an_isolated_item_runs_alone() -> None:
     batcher, batches = make_batcher()
     names = ["a", "b", "c", "d"]
     await asyncio.gather(*(batcher.submit(name, 100, Lane.BULK, name, is_isolated=name in "bc") for name in names))
@@ -102,7 +102,7 @@ async def test_what_may_have_broken_a_replica_runs_alone() -> None:
 
 
 @scenario
-async def test_a_batch_that_belongs_to_old_bulk_work_is_filled_with_it() -> None:
+async def test_a_batch_with_an_aged_bulk_head_is_filled_with_bulk_work() -> None:
     batcher, batches = make_batcher(max_items=4, ageing_s=1.0)
     bulk = [submit_at(batcher, 0, f"bulk{n}") for n in range(12)]
     interactive = [submit_at(batcher, n * STEP_S / 6, f"i{n}", lane=Lane.INTERACTIVE) for n in range(240)]
@@ -113,7 +113,7 @@ async def test_a_batch_that_belongs_to_old_bulk_work_is_filled_with_it() -> None
 
 
 @scenario
-async def test_every_limit_holds_counted_padded() -> None:
+async def test_limits_hold_for_padded_audio() -> None:
     batcher, batches = make_batcher(max_samples=1000, max_items=4)
     sizes = {f"i{n}": 60 + 37 * n % 400 for n in range(60)}
     await asyncio.gather(*(batcher.submit(name, size, Lane.BULK, name) for name, size in sizes.items()))
@@ -139,7 +139,7 @@ async def test_similar_lengths_go_together() -> None:
 
 
 @scenario
-async def test_live_goes_before_interactive_before_bulk() -> None:
+async def test_lanes_have_priority() -> None:
     batcher, batches = make_batcher(max_items=1)
     first = asyncio.create_task(batcher.submit("running", 100, Lane.BULK, "running"))
     await asyncio.sleep(STEP_S / 2)
@@ -163,23 +163,23 @@ async def test_a_lower_lane_joins_only_where_it_costs_no_padding() -> None:
 
 
 @scenario
-async def test_bulk_is_not_starved_by_a_flood_of_live_work() -> None:
+async def test_bulk_is_not_starved_by_live_work() -> None:
     batcher, _ = make_batcher(max_items=1, ageing_s=1.0)
     flood = [asyncio.create_task(submit_at(batcher, i * STEP_S * 0.9, f"live{i}", lane=Lane.LIVE)) for i in range(60)]
     assert await submit_at(batcher, 0.05, "bulk") == "BULK"
-    # It has aged after a second and heads one of the next four batches.
+    # The bulk item has aged after 1 s and heads one of the next four batches.
     assert virtual_time.now_s() <= 1.0 + 6 * STEP_S
     assert not all(task.done() for task in flood)
     await asyncio.gather(*flood)
 
 
 @scenario
-async def test_live_work_is_not_held_up_by_aged_bulk() -> None:
+async def test_live_work_is_not_delayed_by_aged_bulk() -> None:
     batcher, _ = make_batcher(max_items=1, ageing_s=1.0)
     bulk = [asyncio.create_task(submit_at(batcher, 0.01, f"bulk{i}")) for i in range(100)]
     for at_s in (5.03, 6.03, 7.03):
         await submit_at(batcher, at_s, "live", lane=Lane.LIVE)
-        # The running batch, at most one of aged work, its own.
+        # At most the running batch, one batch of aged work, and its own.
         assert virtual_time.now_s() - at_s <= 3 * STEP_S
     await asyncio.gather(*bulk)
 
@@ -200,7 +200,7 @@ async def test_a_cancelled_item_leaves_the_queue() -> None:
 
 
 @scenario
-async def test_cancelling_a_running_item_does_not_hurt_its_batch() -> None:
+async def test_cancelling_a_running_item_leaves_its_batch_running() -> None:
     batcher, _ = make_batcher()
     leaver = asyncio.create_task(batcher.submit("leaver", 100, Lane.BULK, "leaver"))
     stayer = asyncio.create_task(batcher.submit("stayer", 100, Lane.BULK, "stayer"))

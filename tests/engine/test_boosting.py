@@ -1,4 +1,4 @@
-"""Phrase boosting on the bundled model: what it changes, and what it must leave alone."""
+"""Phrase boosting on the bundled model: which tokens it changes, and which it must not change."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from serve_app.output.segments import Segmenter
 from serve_app.transcript import Token
 from serve_app.window import Keywords, Samples
 from testing.digit_strings import DigitString, to_int16
-from tests.conftest import MISHEARD
+from tests.conftest import MISRECOGNISED
 
 BATCH = 32
 
@@ -36,19 +36,19 @@ def text(tokens: Sequence[Token]) -> str:
     return " ".join(segment.text for segment in segmenter.add(tokens) + segmenter.finish())
 
 
-def only_for(place: int, keywords: Keywords) -> list[Keywords]:
-    return [keywords if n == place else () for n in range(BATCH)]
+def only_for(index: int, keywords: Keywords) -> list[Keywords]:
+    return [keywords if n == index else () for n in range(BATCH)]
 
 
 def test_a_phrase_that_is_otherwise_missed_is_recognised_and_the_rest_of_the_batch_unchanged(
     engine: ParakeetEngine, spoken: list[DigitString], windows: list[Samples], plain: list[list[Token]]
 ) -> None:
-    phrase = spoken[MISHEARD].text.rstrip(".")
-    assert text(plain[MISHEARD]) != spoken[MISHEARD].text
-    boosted = engine.transcribe(windows, only_for(MISHEARD, (phrase.lower(),)))
-    assert text(boosted[MISHEARD]) == spoken[MISHEARD].text
+    phrase = spoken[MISRECOGNISED].text.rstrip(".")
+    assert text(plain[MISRECOGNISED]) != spoken[MISRECOGNISED].text
+    boosted = engine.transcribe(windows, only_for(MISRECOGNISED, (phrase.lower(),)))
+    assert text(boosted[MISRECOGNISED]) == spoken[MISRECOGNISED].text
     for n in range(BATCH):
-        assert n == MISHEARD or boosted[n] == plain[n]
+        assert n == MISRECOGNISED or boosted[n] == plain[n]
 
 
 def test_every_window_has_its_own_phrases(
@@ -56,34 +56,36 @@ def test_every_window_has_its_own_phrases(
 ) -> None:
     own = [(string.text.rstrip("."),) for string in spoken]
     together = engine.transcribe(windows, own)
-    assert together[MISHEARD] != plain[MISHEARD]
+    assert together[MISRECOGNISED] != plain[MISRECOGNISED]
     for n in range(0, BATCH, 5):
         (alone,) = engine.transcribe([windows[n]], [own[n]])
         assert [token.token_id for token in alone] == [token.token_id for token in together[n]]
 
 
-def test_confidence_is_what_the_model_thinks_of_the_word(engine: ParakeetEngine, windows: list[Samples]) -> None:
-    """A word that boosting put there shows as doubtful."""
-    (boosted,) = engine.transcribe([windows[MISHEARD]], [("Three six four zero five",)])
+def test_confidence_is_that_of_the_model_without_boosting(engine: ParakeetEngine, windows: list[Samples]) -> None:
+    """So a word that is there only because of boosting has a low confidence."""
+    (boosted,) = engine.transcribe([windows[MISRECOGNISED]], [("Three six four zero five",)])
     assert 0 < min(token.confidence for token in boosted) < 0.5
 
 
-def test_phrases_that_were_not_said_do_not_come_up_in_clear_speech(engine: ParakeetEngine, strings: list[DigitString]) -> None:
+def test_phrases_that_are_not_spoken_do_not_appear_in_clear_speech(engine: ParakeetEngine, strings: list[DigitString]) -> None:
     clear = [to_int16(string.samples) for string in strings]
-    unsaid = ("nine nine nine", "zero zero eight", "one five five five", "seven")
-    assert list(map(text, engine.transcribe(clear, [unsaid] * len(clear)))) == [string.text for string in strings]
+    unspoken = ("nine nine nine", "zero zero eight", "one five five five", "seven")
+    assert list(map(text, engine.transcribe(clear, [unspoken] * len(clear)))) == [string.text for string in strings]
 
 
 @pytest.mark.parametrize("keywords", [("日本",), ("#!",), ("Ł", "日")])
-def test_phrases_that_the_model_cannot_write_change_nothing(
+def test_phrases_outside_the_vocabulary_change_nothing(
     engine: ParakeetEngine, windows: list[Samples], plain: list[list[Token]], keywords: Keywords
 ) -> None:
     assert engine.transcribe(windows, [keywords] * BATCH) == plain
 
 
-def test_more_lists_than_are_kept(engine: ParakeetEngine, spoken: list[DigitString], windows: list[Samples]) -> None:
-    phrase = (spoken[MISHEARD].text.rstrip("."),)
-    window = [windows[MISHEARD]]
+def test_more_lists_in_succession_than_trees_are_kept(
+    engine: ParakeetEngine, spoken: list[DigitString], windows: list[Samples]
+) -> None:
+    phrase = (spoken[MISRECOGNISED].text.rstrip("."),)
+    window = [windows[MISRECOGNISED]]
     (first,) = engine.transcribe(window, [phrase])
     for n in range(MAX_TREES + 5):
         engine.transcribe([windows[0][:16_000]], [(f"one {'two ' * (n % 9)}three{' four' * (n // 9)}",)])
@@ -93,7 +95,7 @@ def test_more_lists_than_are_kept(engine: ParakeetEngine, spoken: list[DigitStri
     assert len(booster._requests) == MAX_TREES
 
 
-def test_more_lists_in_a_batch_than_are_kept(engine: ParakeetEngine, windows: list[Samples]) -> None:
+def test_more_lists_in_a_batch_than_trees_are_kept(engine: ParakeetEngine, windows: list[Samples]) -> None:
     count = MAX_TREES + 6
     lists: list[Keywords] = [(f"two {'one ' * (n % 9)}five{' six' * (n // 9)}",) for n in range(count)]
     short = [windows[n % BATCH][:24_000] for n in range(count)]
@@ -103,10 +105,10 @@ def test_more_lists_in_a_batch_than_are_kept(engine: ParakeetEngine, windows: li
         assert engine.transcribe(short, [lists[n] if i == n else () for i in range(count)])[n] == together[n]
 
 
-def test_after_a_failure_the_decoder_is_made_anew(
+def test_the_decoder_is_replaced_after_a_failure(
     engine: ParakeetEngine, windows: list[Samples], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    window, phrases = [windows[MISHEARD]], [("Three six four zero five",)]
+    window, phrases = [windows[MISRECOGNISED]], [("Three six four zero five",)]
     before = engine.transcribe(window, phrases)
     with monkeypatch.context() as broken:
         broken.setattr(GPUBiasingMultiModel, "add_model", lambda *_, **__: 1 / 0)
@@ -116,10 +118,10 @@ def test_after_a_failure_the_decoder_is_made_anew(
     assert engine.transcribe(window, phrases) == before
 
 
-def test_a_decoder_that_took_more_memory_is_shown_the_largest_batch_again(engine: ParakeetEngine) -> None:
-    shown: list[object] = []
-    booster = Booster(engine._model, 0.5, shown.append)
+def test_graphs_are_captured_again_when_the_pool_of_trees_grows(engine: ParakeetEngine) -> None:
+    captured: list[object] = []
+    booster = Booster(engine._model, 0.5, captured.append)
     booster._prepare({("one",), ("two",)})
-    assert len(shown) == 1
+    assert len(captured) == 1
     booster._prepare({(f"one{' two' * n}",) for n in range(130)})
-    assert len(shown) == 2
+    assert len(captured) == 2

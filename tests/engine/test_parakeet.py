@@ -1,4 +1,4 @@
-"""The engine on the bundled model: the same tokens and times as NeMo gives, whatever the batch."""
+"""The engine on the bundled model: it gives the same tokens and times as NeMo, in every batch."""
 
 import logging
 import subprocess
@@ -45,7 +45,7 @@ def test_it_recognises_speech(engine: ParakeetEngine, strings: list[DigitString]
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
 def test_tokens_and_times_are_those_of_nemos_transcribe(windows: list[Samples], alone: list[list[Token]], tmp_path: Path) -> None:
-    """NeMo's own path: files in, batch of one (its durations are wrong in larger batches outside CUDA graphs)."""
+    """NeMo transcribes files, one per batch: without CUDA graphs its durations are wrong in larger batches."""
     from nemo.collections.asr.models import ASRModel
 
     model = ASRModel.restore_from(str(bundled_model_path()), map_location="cpu")
@@ -70,57 +70,66 @@ def test_a_mixed_batch_changes_no_token_and_no_time(
         assert [t.confidence for t in batched] == pytest.approx([t.confidence for t in single], abs=1e-3)
 
 
-def test_durations_are_not_all_alike(alone: list[list[Token]]) -> None:
-    """The comparison above would mean little if the model gave one duration to everything."""
+def test_durations_differ(alone: list[list[Token]]) -> None:
+    """With one duration for all tokens, the comparison with NeMo would prove little."""
     durations = {token.end_sample - token.start_sample for tokens in alone for token in tokens}
     assert len(durations) >= 4
 
 
 def test_confidences_are_probabilities_that_tell_speech_from_noise(engine: ParakeetEngine, alone: list[list[Token]]) -> None:
-    confidences = [token.confidence for tokens in alone for token in tokens]
-    assert all(0 < c <= 1 for c in confidences)
-    assert np.mean(confidences) > 0.8
+    """The noise is modulated at the rate of syllables: the model gives no tokens at all for steady noise."""
+    modulation = 1 + np.sin(2 * np.pi * 4.0 * np.arange(5 * SAMPLE_RATE) / SAMPLE_RATE)
+    rng = np.random.default_rng(0)
+    noise = [(3000 * modulation * rng.standard_normal(len(modulation))).clip(-32768, 32767).astype(np.int16) for _ in range(4)]
+    in_speech = [token.confidence for tokens in alone for token in tokens]
+    in_noise = [token.confidence for tokens in engine.transcribe(noise) for token in tokens]
+    assert all(0 < c <= 1 for c in in_speech + in_noise)
+    assert np.mean(in_speech) > 0.8
+    assert len(in_noise) >= 20
+    assert np.mean(in_noise) < np.mean(in_speech) - 0.1
 
 
-def test_punctuation_stands_where_its_word_ends(alone: list[list[Token]]) -> None:
+def test_punctuation_has_the_end_time_of_its_word(alone: list[list[Token]]) -> None:
     for tokens in alone:
-        for before, token in pairwise(tokens):
+        for previous, token in pairwise(tokens):
             if token.piece == ".":
-                assert token.start_sample == token.end_sample == before.end_sample
+                assert token.start_sample == token.end_sample == previous.end_sample
 
 
-def test_warming_up_leaves_the_engine_as_it_was(engine: ParakeetEngine, windows: list[Samples], alone: list[list[Token]]) -> None:
+def test_warm_up_does_not_change_the_transcripts(
+    engine: ParakeetEngine, windows: list[Samples], alone: list[list[Token]]
+) -> None:
     engine.warm_up(2, 8 * SAMPLE_RATE, max_items=5)
     assert engine.transcribe(windows[:1]) == alone[:1]
 
 
 @pytest.mark.parametrize("samples", [1, 100, SAMPLE_RATE // 10])
-def test_a_window_of_a_few_samples_is_no_trouble(engine: ParakeetEngine, samples: int) -> None:
+def test_a_window_may_have_very_few_samples(engine: ParakeetEngine, samples: int) -> None:
     window = np.full(samples, 1000, dtype=np.int16)
     assert len(engine.transcribe([window])) == 1
 
 
-def test_digital_silence_says_nothing(engine: ParakeetEngine, windows: list[Samples], alone: list[list[Token]]) -> None:
+def test_digital_silence_gives_no_tokens(engine: ParakeetEngine, windows: list[Samples], alone: list[list[Token]]) -> None:
     silence = np.zeros(5 * SAMPLE_RATE, dtype=np.int16)
     assert engine.transcribe([silence, windows[3], silence[:1]]) == [[], engine.transcribe([windows[3]])[0], []]
 
 
-def test_quiet_noise_says_nothing(engine: ParakeetEngine) -> None:
+def test_quiet_noise_gives_no_tokens(engine: ParakeetEngine) -> None:
     noise = np.random.default_rng(0).normal(0, 30, 5 * SAMPLE_RATE).astype(np.int16)
     assert engine.transcribe([noise]) == [[]]
 
 
 class FailingModel(ParakeetEngine):
-    """Runs out of memory with more than `most` windows, or breaks."""
+    """Raises `error` for batches of more than `max_windows` windows."""
 
-    def __init__(self, engine: ParakeetEngine, most: int, error: Exception) -> None:
+    def __init__(self, engine: ParakeetEngine, max_windows: int, error: Exception) -> None:
         self.__dict__.update(engine.__dict__)
-        self._most, self._error = most, error
+        self._max_windows, self._error = max_windows, error
         self.batches: list[int] = []
 
     def _recognise(self, windows: Sequence[Samples], keywords: Sequence[Keywords]) -> list[list[Token]]:
         self.batches.append(len(windows))
-        if len(windows) > self._most:
+        if len(windows) > self._max_windows:
             raise self._error
         return super()._recognise(windows, keywords)
 
@@ -143,7 +152,7 @@ def test_a_single_window_too_large_is_an_error(engine: ParakeetEngine, windows: 
 
 
 class NeMoCUDAPythonException(Exception):
-    """Like NeMo's."""
+    """Named like the exception that NeMo raises for errors of the CUDA runtime."""
 
 
 @pytest.mark.parametrize(
@@ -161,14 +170,14 @@ def test_a_cuda_error_means_the_engine_is_broken(engine: ParakeetEngine, windows
         FailingModel(engine, 0, error).transcribe(windows[:2])
 
 
-def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_model_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "broken.nemo"
     path.write_bytes(b"not a model")
     with pytest.raises(ModelUnavailable, match=r"broken\.nemo"):
         ParakeetEngine.load(path)
 
 
-def test_a_model_that_is_not_tdt_is_refused(tmp_path: Path, engine: ParakeetEngine) -> None:
+def test_a_model_that_is_not_tdt_is_rejected(tmp_path: Path, engine: ParakeetEngine) -> None:
     model: Any = engine._model
     kind = model.cfg.decoding.model_type
     model.cfg.decoding.model_type = "rnnt"
@@ -184,14 +193,14 @@ def test_a_small_model_stays_in_fp32_on_a_cpu() -> None:
     assert ParakeetEngine.load(bundled_model_path(), device="cpu").info.precision == "fp32"
 
 
-def test_bf16_hears_the_same_words(strings: list[DigitString]) -> None:
+def test_bf16_recognises_the_same_words(strings: list[DigitString]) -> None:
     engine = ParakeetEngine.load(bundled_model_path(), device="cpu", precision="bf16")
     assert engine.info.precision == "bf16"
     assert judge(strings, recognise(engine, strings)).word_error_rate <= 0.05
 
 
-def test_loading_and_transcribing_prints_nothing_of_nemos() -> None:
-    """In a fresh process, as a replica is: all that may be said is the engine's own line."""
+def test_nemo_prints_nothing_while_it_loads_and_transcribes() -> None:
+    """In a fresh process, like a replica: the only line of output is the engine's own log line."""
     program = (
         "import logging, sys, numpy as np; logging.basicConfig(level=logging.INFO, stream=sys.stdout, format='%(message)s')\n"
         "from serve_app.engine.parakeet import ParakeetEngine; from serve_app.settings import bundled_model_path\n"
@@ -204,5 +213,5 @@ def test_loading_and_transcribing_prints_nothing_of_nemos() -> None:
     assert lines[0].startswith("loaded digits.nemo")
 
 
-def test_logging_of_other_libraries_is_left_as_it_was(engine: ParakeetEngine) -> None:
+def test_the_level_of_the_root_logger_is_restored(engine: ParakeetEngine) -> None:
     assert logging.getLogger().level != logging.CRITICAL

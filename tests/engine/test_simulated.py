@@ -1,4 +1,4 @@
-"""The engine without a model."""
+"""The simulated engine."""
 
 import numpy as np
 

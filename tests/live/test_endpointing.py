@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -71,6 +72,41 @@ def test_silence_and_noise_are_no_speech() -> None:
     noise = np.random.default_rng(0).normal(0, 300, 5 * SAMPLE_RATE).astype(np.int16)
     assert turns_of(np.zeros(5 * SAMPLE_RATE, np.int16)) == []
     assert turns_of(noise) == []
+
+
+async def test_a_failure_reaches_every_stream_and_the_next_batch_runs(spoken: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = SileroModel()
+    detectors = [model.detector(Endpointing(0.8)) for _ in range(3)]
+    with monkeypatch.context() as broken:
+        broken.setattr("serve_app.live.vad._model", lambda: None)
+        async with asyncio.timeout(60):
+            results = await asyncio.gather(*(detector.push(spoken[:1_024]) for detector in detectors), return_exceptions=True)
+    assert all(isinstance(result, TypeError) for result in results)
+    assert [event.is_speech for event in await model.detector(Endpointing(0.8)).push(spoken)][:2] == [True, False]
+
+
+async def test_a_model_whose_thread_is_gone_raises(spoken: Samples) -> None:
+    model = SileroModel()
+    model._thread.shutdown()
+    async with asyncio.timeout(60):
+        with pytest.raises(RuntimeError, match="shutdown"):
+            await model.detector(Endpointing(0.8)).push(spoken[:1_024])
+
+
+async def test_a_stream_that_left_costs_nothing(spoken: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[int] = []
+
+    def run(batch: Sequence[object]) -> list[list[float]]:
+        batches.append(len(batch))
+        return [[] for _ in batch]
+
+    monkeypatch.setattr("serve_app.live.vad._run", run)
+    model = SileroModel()
+    pushes = [asyncio.ensure_future(model.detector(Endpointing(0.8)).push(spoken[:1_024])) for _ in range(3)]
+    await asyncio.sleep(0)
+    pushes[1].cancel()
+    await asyncio.wait(pushes)
+    assert sum(batches) == 2
 
 
 def test_streams_that_share_batches_do_not_disturb_each_other(spoken: Samples) -> None:

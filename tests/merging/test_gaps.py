@@ -1,4 +1,4 @@
-"""Speech that a model passed over is found and put in; nothing else is touched."""
+"""Words that the model deleted are found and inserted; all other words stay the same."""
 
 import asyncio
 from collections.abc import Sequence
@@ -17,20 +17,20 @@ from testing.accuracy import add_noise
 from testing.digit_strings import DigitString, to_int16
 
 
-class Forgetful:
-    """The bundled model, but of windows that begin at `start_sample` it passes over the words from one index to another."""
+class DeletingModel:
+    """The bundled model, but in windows that start at `start_sample` the words with indices `first` to `last` - 1 are deleted."""
 
     def __init__(self, engine: ParakeetEngine, start_sample: int, first: int, last: int) -> None:
         self._engine = engine
         self._start_sample = start_sample
-        self._passed_over = slice(first, last)
+        self._deleted = slice(first, last)
         self.windows: list[Window] = []
 
     async def __call__(self, window: Window) -> list[Token]:
         self.windows.append(window)
         words = group_words(self._engine.transcribe([window.samples])[0])
         if window.start_sample == self._start_sample:
-            del words[self._passed_over]
+            del words[self._deleted]
         return [token for word in words for token in word.tokens]
 
 
@@ -46,31 +46,33 @@ def text(tokens: Sequence[Token]) -> str:
 
 @pytest.mark.parametrize("ratio_db", [None, 15])
 @pytest.mark.parametrize(("first", "last"), [(4, 8), (0, 4), (7, 12), (0, 12)])
-def test_a_phrase_that_was_passed_over_comes_back(
+def test_a_deleted_phrase_is_decoded_by_the_retry(
     engine: ParakeetEngine, strings: list[DigitString], first: int, last: int, ratio_db: float | None
 ) -> None:
     string = padded(strings[11], 3)
     if ratio_db is not None:
         string = add_noise(string, ratio_db, 1)
-    forgetful = Forgetful(engine, 0, first, last)
+    model = DeletingModel(engine, 0, first, last)
     window = Window(0, 0, to_int16(string.samples))
-    assert len(text(asyncio.run(forgetful(window))).split()) == 12 - (last - first)
-    tokens = asyncio.run(GapRepair(forgetful)(window))
+    assert len(text(asyncio.run(model(window))).split()) == 12 - (last - first)
+    tokens = asyncio.run(GapRepair(model)(window))
     assert text(tokens).lower().replace(".", "") == string.text.lower().replace(".", "")
     assert all(a.start_sample <= b.start_sample for a, b in pairwise(tokens))
 
 
 @pytest.mark.parametrize("ratio_db", [None, 30, 15])
-def test_good_windows_are_heard_once(engine: ParakeetEngine, strings: list[DigitString], ratio_db: float | None) -> None:
-    forgetful = Forgetful(engine, -1, 0, 0)
-    looks = GapRepair(forgetful)
+def test_windows_without_deletions_are_not_retried(
+    engine: ParakeetEngine, strings: list[DigitString], ratio_db: float | None
+) -> None:
+    model = DeletingModel(engine, -1, 0, 0)
+    repair = GapRepair(model)
     for string in strings:
         noisy = string if ratio_db is None else add_noise(string, ratio_db, 1)
-        asyncio.run(looks(Window(0, 0, to_int16(noisy.samples))))
-    assert len(forgetful.windows) == len(strings)
+        asyncio.run(repair(Window(0, 0, to_int16(noisy.samples))))
+    assert len(model.windows) == len(strings)
 
 
-def test_silence_and_steady_noise_are_not_speech() -> None:
+def test_silence_and_constant_noise_have_no_suspicious_gaps() -> None:
     noise = np.random.default_rng(0).normal(0, 1000, 20 * SAMPLE_RATE).astype(np.int16)
     for samples in (np.zeros(20 * SAMPLE_RATE, np.int16), noise, noise[:100], noise[:0]):
         assert suspicious_gaps(Window(0, 0, samples), []) == []
@@ -82,31 +84,31 @@ def token(piece: str, start_s: float) -> Token:
 
 
 @pytest.mark.parametrize("frames", [-3, -1, 0, 1, 3])
-def test_words_beside_the_gap_that_are_heard_again_are_not_doubled(frames: int) -> None:
+def test_words_beside_the_gap_that_the_retry_decodes_too_are_not_repeated(frames: int) -> None:
     shift = frames * FRAME_SAMPLES
     tokens = [token("▁one", 1.0), token("ne", 1.3), token("▁two", 6.0), token("o", 6.2)]
-    again = [replace(t, start_sample=t.start_sample + shift, end_sample=t.end_sample + shift) for t in tokens]
-    found = [*again[:2], token("▁six", 3.0), *again[2:]]
+    decoded_again = [replace(t, start_sample=t.start_sample + shift, end_sample=t.end_sample + shift) for t in tokens]
+    retried = [*decoded_again[:2], token("▁six", 3.0), *decoded_again[2:]]
     gap = Gap(tokens[1].end_sample, tokens[2].start_sample, 3 * SAMPLE_RATE, 4 * SAMPLE_RATE)
-    assert text(filled(tokens, gap, found)) == "onene six twoo"
+    assert text(filled(tokens, gap, retried)) == "onene six twoo"
 
 
 def music(seconds: int) -> Samples:
-    """Half a second loud, half a second silent, for ever."""
+    """int16 [samples] that alternate between half a second of noise and half a second of silence."""
     beat = np.repeat([1.0, 0.0], SAMPLE_RATE // 2)
     return (np.tile(beat, seconds) * np.random.default_rng(0).normal(0, 3000, seconds * SAMPLE_RATE)).astype(np.int16)
 
 
-async def test_a_recording_full_of_music_costs_a_fifth_more_at_most() -> None:
-    heard = 0
+async def test_music_adds_at_most_a_fifth_of_the_windows_as_retries() -> None:
+    decoded = 0
     samples = np.concatenate([np.zeros(8 * SAMPLE_RATE, np.int16), music(10), np.zeros(8 * SAMPLE_RATE, np.int16)])
 
-    async def deaf(window: Window) -> list[Token]:
-        nonlocal heard
-        heard += 1
+    async def no_tokens(window: Window) -> list[Token]:
+        nonlocal decoded
+        decoded += 1
         return []
 
-    looks = GapRepair(deaf)
+    repair = GapRepair(no_tokens)
     for index in range(100):
-        assert await looks(Window(index, 0, samples)) == []
-    assert 100 < heard <= 100 + FREE_RETRIES + 100 // WINDOWS_PER_RETRY
+        assert await repair(Window(index, 0, samples)) == []
+    assert 100 < decoded <= 100 + FREE_RETRIES + 100 // WINDOWS_PER_RETRY

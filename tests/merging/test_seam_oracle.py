@@ -1,4 +1,4 @@
-"""Nothing is lost, doubled or swapped at a seam: hours of it with a recogniser that knows the truth, minutes with a real one."""
+"""No word is deleted, repeated or reordered at a seam: hours of audio with a simulated recogniser, minutes with the real one."""
 
 import asyncio
 import random
@@ -20,14 +20,17 @@ from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE, Samples, Window
 from testing.digit_strings import Bank
 from testing.long_recordings import CONDITIONS, Recording, compose_long
 from testing.seam_accuracy import in_batches, transcribe_long
-from tests.test_chunking import SPOKEN, Said, at, hear, quick, say, window_settings
+from tests.test_chunking import SPOKEN, Said, at, quick, say, simulate, window_settings
 
 THREE_HOURS = at(3 * 3600)
+"""Length of a long recording, samples."""
+
 BLOCK = at(20)
+"""Length of a block of audio, samples."""
 
 
 async def blocks_of(said: list[Said], length: int) -> AsyncGenerator[Samples, None]:
-    """Audio that is loud during words and faint between, int16 blocks."""
+    """int16 blocks of noise that is loud during words and faint between them."""
     loud = np.random.default_rng(0).normal(0, 3000, BLOCK).astype(np.int16)
     near = 0
     for first in range(0, length, BLOCK):
@@ -42,36 +45,36 @@ async def blocks_of(said: list[Said], length: int) -> AsyncGenerator[Samples, No
 
 
 async def plan(said: list[Said], length: int, window_s: float, overlap_s: float) -> list[Window]:
-    """The windows, without their audio: three hours of it are not kept."""
+    """The windows without their audio, so that three hours of audio are not held in memory."""
     planner, windows = Planner(window_s, overlap_s), list[Window]()
     async with aclosing(blocks_of(said, length)) as blocks:
         async for block in blocks:
-            windows += (_hollow(window) for window in planner.push(block))
-    return windows + [_hollow(window) for window in planner.finish()]
+            windows += (_without_audio(window) for window in planner.push(block))
+    return windows + [_without_audio(window) for window in planner.finish()]
 
 
-def _hollow(window: Window) -> Window:
+def _without_audio(window: Window) -> Window:
     return Window(window.index, window.start_sample, np.broadcast_to(np.int16(0), len(window.samples)))
 
 
 def oracle(said: list[Said], windows: list[Window], overlap_s: float, jitter: int) -> Recognise:
-    """Says the true words of a window, with what a real recogniser makes of those at its edges; times off by up to `jitter`."""
+    """A simulated recogniser: the true words of a window, with errors at its edges and times that differ by up to `jitter`."""
     starts, ends = [word.start for word in said], [word.end for word in said]
 
     async def recognise(window: Window) -> list[Token]:
-        # What is said in the neighbours matters too, and no more: else the time would grow with the square of the length.
+        # Only the words of this window and its neighbours matter. Using all words would take quadratic time.
         k = window.index
         before, after = windows[max(0, k - 1) : k], windows[k + 1 : k + 2]
         near = [*before, window, *after]
         words = said[bisect_right(ends, near[0].start_sample) : bisect_left(starts, near[-1].end_sample)]
-        tokens = hear(near, len(before), words, at(overlap_s), random.Random(window.start_sample), jitter)
+        tokens = simulate(near, len(before), words, at(overlap_s), random.Random(window.start_sample), jitter)
         return [token.moved(-window.start_sample) for token in tokens]
 
     return recognise
 
 
-# Real windows place a word up to three frames apart. Where repeats follow each other without a pause, two frames to either side
-# of the truth would be further than from one word to the next.
+# In real windows, the times of a word differ by up to three frames. For words without a pause, the jitter is one frame: with two
+# frames in either direction, the two times of a word could differ by more than the distance between two words.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "pause_s", "jitter_frames"),
@@ -83,7 +86,7 @@ def oracle(said: list[Said], windows: list[Window], overlap_s: float, jitter: in
     ],
 )
 @pytest.mark.parametrize(("window_s", "overlap_s"), [(32, 2), (10, 1.5), (300, 10)])
-async def test_three_hours_without_a_wrong_word(
+async def test_three_hours_are_merged_without_a_word_error(
     words: list[str], pause_s: tuple[float, float], jitter_frames: int, window_s: float, overlap_s: float
 ) -> None:
     said, jitter = say(THREE_HOURS, words, pause_s, seed=1), jitter_frames * FRAME_SAMPLES
@@ -93,15 +96,15 @@ async def test_three_hours_without_a_wrong_word(
     async with aclosing(flow) as events:
         done = [event async for event in events][-1]
     assert isinstance(done, Done)
-    heard = [word for segment in done.segments for word in segment.words]
-    assert [w.text.strip(".").lower() for w in heard] == [w.word for w in said]
-    apart = [abs(round(w.start_s * SAMPLE_RATE) - true.start) for w, true in zip(heard, said, strict=True)]
-    assert max(apart) <= jitter
+    merged = [word for segment in done.segments for word in segment.words]
+    assert [w.text.strip(".").lower() for w in merged] == [w.word for w in said]
+    errors = [abs(round(w.start_s * SAMPLE_RATE) - true.start) for w, true in zip(merged, said, strict=True)]
+    assert max(errors) <= jitter
 
 
 @pytest.fixture(scope="module")
 def recording(bank: Bank) -> Recording:
-    """Two and a half minutes of speech, the last half minute without pauses."""
+    """Two and a half minutes of speech. The last half minute has no pauses."""
     usual, dense = compose_long(bank, 120, seed=3), compose_long(bank, 30, seed=4, condition=CONDITIONS["no pauses"])
     length = len(usual.samples)
     later = (replace(w, start_sample=w.start_sample + length, end_sample=w.end_sample + length) for w in dense.words)
@@ -112,6 +115,6 @@ def recording(bank: Bank) -> Recording:
 @settings(quick, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sizes=window_settings(5, 60, 1.5, 8))
 def test_any_plan_gives_the_same_words(engine: ParakeetEngine, recording: Recording, sizes: tuple[float, float]) -> None:
-    """With real recognition, from windows of a few seconds to ones of a minute."""
-    heard = asyncio.run(transcribe_long(in_batches(engine), recording.samples, *sizes))
-    assert [w.text.strip(".").lower() for w in heard] == [w.text.strip(".").lower() for w in recording.words]
+    """The real model, with windows from a few seconds to a minute."""
+    recognised = asyncio.run(transcribe_long(in_batches(engine), recording.samples, *sizes))
+    assert [w.text.strip(".").lower() for w in recognised] == [w.text.strip(".").lower() for w in recording.words]

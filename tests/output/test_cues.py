@@ -1,4 +1,4 @@
-"""Words to cues: nothing lost, nothing overlapping, and as a person would cut them."""
+"""Subtitle cues: no word is lost, no cues overlap, and cuts are where a human subtitler would make them."""
 
 import random
 from collections.abc import Sequence
@@ -26,13 +26,13 @@ def segment(words: Sequence[Word], index: int = 0) -> Segment:
 
 
 def spoken(text: str, word_s: float = 0.3, pause_s: float = 0.0, start_s: float = 0.0) -> list[Word]:
-    """The words of a text at an even speed, `pause_s` between them."""
+    """The words of a text, each `word_s` long, with `pause_s` between them."""
     step_s = word_s + pause_s
     return [word(part, start_s + i * step_s, start_s + i * step_s + word_s) for i, part in enumerate(text.split())]
 
 
 def speech(length_s: float, seed: int = 4) -> list[Segment]:
-    """Sentences of made-up words with commas and pauses, as fast as people speak."""
+    """Random sentences with commas and pauses at the speed of natural speech, about `length_s` seconds."""
     dice = random.Random(seed)
     segments: list[Segment] = []
     now_s = 0.0
@@ -64,7 +64,7 @@ def characters(parts: Sequence[str]) -> str:
 
 
 def assert_cues_hold(cues: Sequence[Cue], rules: CueRules) -> None:
-    """What is true of cues whatever the words and their times are."""
+    """Assert the invariants of all cues, for any words and any times."""
     for cue in cues:
         assert 1 <= len(cue.lines) <= rules.max_lines
         assert all(line and line == line.strip() for line in cue.lines)
@@ -94,7 +94,7 @@ ANY_RULES = st.builds(
 
 
 @given(st.lists(st.lists(st.builds(word, WORDS | LONG_WORDS, TIMES, TIMES), min_size=1, max_size=12), max_size=5), ANY_RULES)
-def test_any_words_at_any_times_by_any_rules(groups: list[list[Word]], rules: CueRules) -> None:
+def test_invariants_hold_for_any_words_times_and_rules(groups: list[list[Word]], rules: CueRules) -> None:
     cues = shape([segment(words) for words in groups], rules)
     assert " ".join(texts(cues)).split() == " ".join(word.text for words in groups for word in words).split()
     assert_cues_hold(cues, rules)
@@ -103,7 +103,7 @@ def test_any_words_at_any_times_by_any_rules(groups: list[list[Word]], rules: Cu
 
 
 @given(st.lists(st.builds(word, SPACELESS_WORDS | WORDS, TIMES, TIMES), min_size=1, max_size=8), ANY_RULES)
-def test_any_words_of_scripts_without_spaces(words: list[Word], rules: CueRules) -> None:
+def test_invariants_hold_for_scripts_without_spaces(words: list[Word], rules: CueRules) -> None:
     cues = shape([segment(words)], rules)
     assert characters([line for cue in cues for line in cue.lines]) == characters([word.text for word in words])
     assert_cues_hold(cues, rules)
@@ -115,7 +115,7 @@ def test_any_words_of_scripts_without_spaces(words: list[Word], rules: CueRules)
         CueRules, max_cue_s=st.floats(2, 8), min_cue_s=st.floats(0.3, 1.5), pause_s=st.floats(0.3, 2), gap_s=st.floats(0, 0.2)
     ),
 )
-def test_words_as_people_speak_them(said: list[tuple[str, float, float]], rules: CueRules) -> None:
+def test_invariants_hold_for_natural_word_times(said: list[tuple[str, float, float]], rules: CueRules) -> None:
     words: list[Word] = []
     now_s = 0.0
     for text, said_s, pause_s in said:
@@ -130,7 +130,7 @@ def test_words_as_people_speak_them(said: list[tuple[str, float, float]], rules:
         next_s = cues[index + 1].start_s if index + 1 < len(cues) else float("inf")
         needed_s = max(rules.min_cue_s, width(" ".join(cue.lines)) / rules.max_chars_per_s)
         assert cue.start_s == pytest.approx(own[0].start_s, abs=MS)
-        # All of its words are heard while it stands, and it stands as long as reading takes, if the next one lets it.
+        # A cue is shown until its last word ends and until it can be read, as far as the next cue and `max_cue_s` allow.
         room_s = min(next_s, cue.start_s + rules.max_cue_s) - rules.gap_s
         assert cue.end_s >= min(own[-1].end_s, room_s) - 2 * MS
         assert cue.end_s >= min(cue.start_s + needed_s, room_s) - 2 * MS
@@ -147,14 +147,14 @@ def test_ten_minutes_lose_no_word() -> None:
     assert all(len(line) <= RULES.max_line_chars for cue in cues for line in cue.lines)
 
 
-def test_most_sentences_end_with_a_cue() -> None:
+def test_most_sentence_ends_are_cue_ends() -> None:
     segments = speech(600)
     sentence_ends = set(accumulate(len(segment.words) for segment in segments))
     cue_ends = set(accumulate(len(text.split()) for text in texts(shape(segments, RULES))))
     assert len(sentence_ends & cue_ends) >= 0.9 * len(sentence_ends)
 
 
-def test_sentences_are_cues_of_their_own() -> None:
+def test_each_sentence_is_a_cue() -> None:
     words = spoken("It is a fine day today. The sun is out again.")
     assert texts(shape([segment(words)], RULES)) == ["It is a fine day today.", "The sun is out again."]
 
@@ -181,21 +181,21 @@ def test_a_long_sentence_is_cut_at_its_clauses() -> None:
     ]
 
 
-def test_without_clauses_the_parts_are_about_equally_long() -> None:
+def test_a_sentence_without_clauses_is_cut_into_cues_of_similar_length() -> None:
     text = "this is a very long sentence that goes on and on without any comma so that it does not fit into one single cue"
     lengths = [len(text) for text in texts(shape([segment(spoken(text, word_s=0.25))], RULES))]
     assert len(lengths) == 2
     assert max(lengths) - min(lengths) <= 10
 
 
-def test_without_clauses_a_cut_falls_where_the_speaker_waits() -> None:
-    before = "this is a very long sentence that goes on and on"
-    after = "and on without any comma so that it will not ever fit into one cue"
-    words = [*spoken(before, word_s=0.3), *spoken(after, word_s=0.3, start_s=11 * 0.3 + 0.8)]
-    assert texts(shape([segment(words)], RULES)) == [before, after]
+def test_a_sentence_without_clauses_is_cut_at_a_pause() -> None:
+    first = "this is a very long sentence that goes on and on"
+    second = "and on without any comma so that it will not ever fit into one cue"
+    words = [*spoken(first, word_s=0.3), *spoken(second, word_s=0.3, start_s=11 * 0.3 + 0.8)]
+    assert texts(shape([segment(words)], RULES)) == [first, second]
 
 
-def test_no_cue_is_longer_than_the_longest() -> None:
+def test_no_cue_exceeds_the_maximum_duration() -> None:
     cues = shape([segment(spoken("one two three four five six seven eight", word_s=1.0))], RULES)
     assert [cue.end_s - cue.start_s for cue in cues] == [4.0, 4.0]
 
@@ -213,7 +213,7 @@ def test_lines_are_balanced(text: str, lines: tuple[str, ...]) -> None:
     assert cue.lines == lines
 
 
-def test_a_word_longer_than_a_line_stays_whole() -> None:
+def test_a_word_longer_than_a_line_is_not_divided() -> None:
     long = "Rindfleischetikettierungsüberwachungsaufgabenübertragungsgesetz"
     (cue,) = shape([segment(spoken(f"Das {long} gilt", word_s=0.4))], CueRules(max_lines=3))
     assert cue.lines == ("Das", long, "gilt")
@@ -222,27 +222,27 @@ def test_a_word_longer_than_a_line_stays_whole() -> None:
 @pytest.mark.parametrize(
     ("next_s", "end_s"),
     [(9.0, 1.0), (1.05, 1.05), (0.7, 0.7)],
-    ids=["into silence", "over a gap too small to see", "not into the next cue"],
+    ids=["extended into silence", "extended over a short gap", "not extended into the next cue"],
 )
-def test_a_short_cue_stays_long_enough_to_be_read(next_s: float, end_s: float) -> None:
+def test_a_short_cue_is_extended_to_the_minimum_duration(next_s: float, end_s: float) -> None:
     rules = CueRules(pause_s=0.2)
     cues = shape([segment([word("Hello.", 0.0, 0.3), *spoken("And on it goes like this.", start_s=next_s)])], rules)
     assert (cues[0].lines, cues[0].start_s, cues[0].end_s) == (("Hello.",), 0.0, end_s)
 
 
-def test_a_gap_that_the_longest_cue_cannot_close_is_widened() -> None:
+def test_a_short_gap_is_widened_if_closing_it_exceeds_the_maximum_duration() -> None:
     words = [*spoken("It went on and on.", word_s=1.19), *spoken("Then it ended there.", start_s=6.02)]
     cues = shape([segment(words)], RULES)
     assert [(cue.start_s, cue.end_s) for cue in cues] == [(0.0, 5.94), (6.02, 7.22)]
 
 
-def test_times_that_go_back_make_no_pause() -> None:
+def test_descending_word_times_are_not_a_pause() -> None:
     words = [word("one", 5.0, 5.1), word("two", 1.0, 1.5), word("three", 5.6, 5.9)]
     (cue,) = shape([segment(words)], RULES)
     assert cue == Cue(5.0, 6.0, ("one two three",))
 
 
-def test_a_fast_cue_stays_until_it_can_be_read() -> None:
+def test_a_cue_of_fast_speech_is_extended_to_the_reading_speed() -> None:
     words = spoken("extraordinarily complicated circumstances", word_s=0.2)
     (cue,) = shape([segment(words)], RULES)
     assert cue.end_s == pytest.approx(41 / RULES.max_chars_per_s)
@@ -255,7 +255,7 @@ def test_no_cue_ends_after_the_recording(word_end_s: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["We saw Dr. Smith there.", "We saw J. Smith there.", "Why not... it was him there."])
-def test_a_full_stop_within_a_sentence_ends_none(text: str) -> None:
+def test_a_full_stop_inside_a_sentence_is_not_its_end(text: str) -> None:
     words = spoken(text, word_s=0.5)
     assert texts(shape([segment(words)], RULES)) == [text]
 
@@ -272,17 +272,17 @@ def test_japanese_is_cut_at_its_punctuation() -> None:
         "公園に行って写真を撮ろうと思っています。",
     ]
     assert cues[-1].end_s == 14.0
-    # Its time is shared out by characters.
+    # The cues share the duration of the word in proportion to their characters.
     assert cues[1].start_s == pytest.approx(14.0 * 15 / len(JAPANESE), abs=MS)
 
 
-def test_a_line_holds_half_as_many_japanese_characters() -> None:
+def test_a_japanese_character_counts_as_two() -> None:
     lines = [line for cue in shape([segment([word(JAPANESE, 0.0, 14.0)])], CueRules(max_line_chars=12)) for line in cue.lines]
     assert "".join(lines) == JAPANESE
     assert all(len(line) <= 6 for line in lines)
 
 
-def test_marks_stay_with_the_character_that_they_belong_to() -> None:
+def test_marks_are_not_separated_from_their_character() -> None:
     cues = shape([segment([word("あ「いう」っえか\u3099、ABCおー", 0.0, 2.0)])], CueRules(max_lines=1, max_line_chars=1))
     assert texts(cues) == ["あ", "「い", "う」っ", "え", "か\u3099、", "ABC", "おー"]
 
@@ -294,6 +294,6 @@ def test_a_segment_without_words_is_cut_by_its_text() -> None:
     assert (cues[0].start_s, cues[-1].end_s) == (2.0, 8.0)
 
 
-def test_nothing_said_is_no_cue() -> None:
+def test_no_words_give_no_cues() -> None:
     assert shape([], RULES) == []
     assert shape([segment([word(" ", 0.0, 1.0)])], RULES) == []

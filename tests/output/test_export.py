@@ -1,4 +1,4 @@
-"""Formats, judged by the types of OpenAI's own client."""
+"""Text and JSON formats, validated with the types of OpenAI's client."""
 
 import math
 
@@ -42,12 +42,12 @@ def test_verbose_json_parses_as_openais_type(transcript: Transcript) -> None:
     assert set(body) == set(ours.model_dump(exclude_none=True))
 
 
-def test_times_end_with_the_audio(transcript: Transcript) -> None:
+def test_end_times_are_limited_to_the_audio(transcript: Transcript) -> None:
     body = to_verbose_json(transcript, with_words=True)
     assert body["segments"][-1]["end"] == body["words"][-1]["end"] == 3.457
 
 
-def test_figures_are_real(transcript: Transcript) -> None:
+def test_segment_statistics_are_computed(transcript: Transcript) -> None:
     segment = to_verbose_json(transcript, with_words=False)["segments"][0]
     assert segment["avg_logprob"] == pytest.approx(math.log(0.9), abs=1e-4)
     assert segment["tokens"] == [0, 1, 2, 3]
@@ -55,7 +55,7 @@ def test_figures_are_real(transcript: Transcript) -> None:
     assert 0 < segment["compression_ratio"] < 2
 
 
-def test_words_and_warnings_stand_only_where_they_belong(transcript: Transcript) -> None:
+def test_words_are_absent_unless_asked_for_and_warnings_if_there_are_none(transcript: Transcript) -> None:
     body = to_verbose_json(transcript, with_words=False)
     assert "words" not in body
     assert "warnings" not in body

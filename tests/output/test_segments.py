@@ -1,4 +1,4 @@
-"""Tokens to words and segments."""
+"""Grouping of tokens into words and segments."""
 
 import math
 
@@ -31,7 +31,7 @@ def segments_of(given: list[Token], portions: int = 1) -> list[Segment]:
     return segments + segmenter.finish()
 
 
-def test_words_take_their_pieces_punctuation_and_times() -> None:
+def test_a_word_has_the_text_punctuation_and_times_of_its_tokens() -> None:
     first, second = segments_of(SPOKEN)
     assert [(w.text, w.start_s, w.end_s) for w in first.words] == [("Seven", 1.0, 1.4), ("two.", 1.6, 1.9)]
     assert [(w.text, w.start_s, w.end_s) for w in second.words] == [("Nine.", 3.0, 3.5)]
@@ -45,11 +45,11 @@ def test_segments_are_sentences() -> None:
 
 
 @pytest.mark.parametrize("portions", [1, 2, 3, 8])
-def test_it_does_not_matter_how_the_tokens_arrive(portions: int) -> None:
+def test_the_segments_do_not_depend_on_how_many_tokens_are_added_at_a_time(portions: int) -> None:
     assert segments_of(SPOKEN, portions) == segments_of(SPOKEN)
 
 
-def test_a_segment_comes_as_soon_as_the_next_word_begins() -> None:
+def test_a_segment_is_returned_when_the_next_word_begins() -> None:
     segmenter = Segmenter()
     assert segmenter.add(SPOKEN[:4]) == []
     assert [s.text for s in segmenter.add(SPOKEN[4:5])] == ["Seven two."]
@@ -65,17 +65,17 @@ def test_closing_quotes_belong_to_the_sentence() -> None:
     assert [s.text for s in segments_of(spoken)] == ["“Yes?”", "he"]
 
 
-def test_confidence_of_a_word_is_that_of_its_weakest_token() -> None:
-    doubtful = [*tokens(("▁se", 0.0, 0.1)), *tokens(("ven", 0.1, 0.3), confidence=0.25)]
-    (segment,) = segments_of(doubtful)
+def test_the_confidence_of_a_word_is_the_lowest_of_its_tokens() -> None:
+    uncertain = [*tokens(("▁se", 0.0, 0.1)), *tokens(("ven", 0.1, 0.3), confidence=0.25)]
+    (segment,) = segments_of(uncertain)
     assert segment.words[0].confidence == 0.25
     assert segment.mean_log_probability == pytest.approx((math.log(0.9) + math.log(0.25)) / 2)
 
 
-def test_a_confidence_of_zero_stays_finite() -> None:
+def test_the_log_probability_of_confidence_zero_is_finite() -> None:
     (segment,) = segments_of(tokens(("▁x", 0.0, 0.1), confidence=0.0))
     assert math.isfinite(segment.mean_log_probability)
 
 
-def test_nothing_in_nothing_out() -> None:
+def test_no_tokens_give_no_segments() -> None:
     assert segments_of([]) == []

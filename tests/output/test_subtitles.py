@@ -1,4 +1,4 @@
-"""Subtitle files and tables, read by other libraries than the one that writes them."""
+"""Subtitle files and tables, read back with independent libraries."""
 
 import csv
 import html
@@ -75,7 +75,7 @@ LITERAL = [
 
 @READERS
 @pytest.mark.parametrize("text", LITERAL)
-def test_text_comes_through_as_it_is(write: Write, read: Read, text: str) -> None:
+def test_special_characters_are_unchanged(write: Write, read: Read, text: str) -> None:
     cues = [Cue(0.0, 1.0, (text, "second line")), Cue(1.0, 2.0, ("first line", text))]
     assert read(write(cues)) == cues
 
@@ -87,12 +87,12 @@ LINES = st.text(st.characters(blacklist_categories=("C", "Z")) | st.sampled_from
 
 @READERS
 @given(lines=st.lists(LINES, min_size=1, max_size=3))
-def test_any_text_comes_through_as_it_is(write: Write, read: Read, lines: list[str]) -> None:
+def test_any_text_is_unchanged(write: Write, read: Read, lines: list[str]) -> None:
     cues = [Cue(0.0, 1.0, tuple(lines)), Cue(1.5, 2.0, ("b",))]
     assert read(write(cues)) == cues
 
 
-def test_srt_is_written_as_players_know_it() -> None:
+def test_the_layout_of_srt() -> None:
     cues = [Cue(0.0, 1.5, ("One", "two")), Cue(3661.007, 3662.0, ("three",))]
     assert to_srt(cues) == ("1\n00:00:00,000 --> 00:00:01,500\nOne\ntwo\n\n2\n01:01:01,007 --> 01:01:02,000\nthree\n\n")
 
@@ -104,7 +104,7 @@ def test_vtt_is_escaped_and_its_hours_are_padded() -> None:
 
 @READERS
 @pytest.mark.parametrize("end_s", [59.9994, 59.9996, 59.9999999, 3599.9996])
-def test_rounding_makes_no_sixtieth_second_and_no_overlap(write: Write, read: Read, end_s: float) -> None:
+def test_rounding_carries_to_the_next_minute_without_overlap(write: Write, read: Read, end_s: float) -> None:
     text = write([Cue(end_s - 1, end_s, ("one",)), Cue(end_s, end_s + 1, ("two",))])
     assert ":60" not in text
     first, second = read(text)
@@ -112,13 +112,13 @@ def test_rounding_makes_no_sixtieth_second_and_no_overlap(write: Write, read: Re
 
 
 @READERS
-def test_a_line_that_holds_line_ends_stays_one(write: Write, read: Read) -> None:
+def test_line_breaks_inside_a_line_become_spaces(write: Write, read: Read) -> None:
     (cue,) = read(write([Cue(0.0, 1.0, ("one\n\ntwo\r\nthree\u2028four",))]))
     assert cue.lines == ("one two three four",)
 
 
 @READERS
-def test_a_character_that_files_may_not_hold_is_replaced(write: Write, read: Read) -> None:
+def test_a_null_character_is_replaced(write: Write, read: Read) -> None:
     (cue,) = read(write([Cue(0.0, 1.0, ("a\0b",))]))
     assert cue.lines == ("a\N{REPLACEMENT CHARACTER}b",)
 
@@ -134,12 +134,12 @@ def transcript(*said: tuple[str, float, float], duration_s: float = 100.0) -> Tr
     return Transcript(segments, duration_s=duration_s, model="digits", language="en")
 
 
-def test_csv_is_seed_as() -> None:
+def test_csv_has_the_columns_of_parakeet_asr_fastapi() -> None:
     text = to_csv(transcript(("Seven two.", 1.0, 1.94), ('Nine, "ten".', 59.9996, 61.0)))
     assert text == 'Start (s),End (s),Text\r\n1.000,1.940,Seven two.\r\n60.000,61.000,"Nine, ""ten""."\r\n'
 
 
-def test_csv_holds_any_text_in_one_line() -> None:
+def test_a_segment_is_one_line_of_csv() -> None:
     text = to_csv(transcript(("one\ntwo\r\nthree,\t'four' \"five\"", 0.0, 1.0)))
     assert text.count("\r\n") == 2
     assert "\n" not in text.replace("\r\n", "")
@@ -147,17 +147,17 @@ def test_csv_holds_any_text_in_one_line() -> None:
     assert row == {"Start (s)": "0.000", "End (s)": "1.000", "Text": "one two three, 'four' \"five\""}
 
 
-def test_tsv_is_whispers() -> None:
+def test_tsv_has_the_format_of_whisper() -> None:
     text = to_tsv(transcript(("Seven two.", 1.0, 1.9404), ('Nine,\t"ten"\nmore.', 59.9996, 61.0)))
     assert text == 'start\tend\ttext\n1000\t1940\tSeven two.\n60000\t61000\tNine, "ten" more.\n'
 
 
 @pytest.mark.parametrize("write", [to_csv, to_tsv])
-def test_tables_end_with_the_audio(write: Callable[[Transcript], str]) -> None:
+def test_end_times_in_tables_are_limited_to_the_audio(write: Callable[[Transcript], str]) -> None:
     text = write(transcript(("Nine.", 1.0, 2.08), duration_s=2.0))
     assert ("2.000" in text) or ("2000" in text)
 
 
-def test_tables_of_nothing_are_their_headers() -> None:
+def test_tables_of_an_empty_transcript_have_only_the_header() -> None:
     assert to_csv(transcript()) == "Start (s),End (s),Text\r\n"
     assert to_tsv(transcript()) == "start\tend\ttext\n"

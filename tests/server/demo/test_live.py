@@ -21,7 +21,6 @@ from testing.digit_strings import DigitString, with_pauses
 from testing.paths import ROOT
 from testing.server import Server, open_files, serve_run
 from testing.streams import REALTIME, connect
-from tests.audio.test_pcm import encoded
 from tests.server.demo.conftest import IDLE_STREAMS
 
 pytestmark = [pytest.mark.serve, pytest.mark.slow]
@@ -170,7 +169,7 @@ async def test_a_media_file_gives_what_rest_gives_and_begins_before_its_end(
 
 @pytest.mark.parametrize("is_manual", [False, True], ids=["server_vad", "manual"])
 async def test_openais_realtime_client(server: Server, speech: Samples, spoken: list[DigitString], is_manual: bool) -> None:
-    data = encoded(soxr.resample(speech / 32768, SAMPLE_RATE, 24_000).astype(np.float32), "pcm_s16le")
+    data = media.pcm(soxr.resample(speech / 32768, SAMPLE_RATE, 24_000).astype(np.float32), "pcm_s16le")
     said = " ".join(string.text for string in spoken)
     detection: Any = None if is_manual else {"type": "server_vad"}
     audio: Any = {"input": {"format": {"type": "audio/pcm", "rate": 24_000}, "turn_detection": detection}}
