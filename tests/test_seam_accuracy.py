@@ -22,23 +22,23 @@ class TestFigures:
     def recording(cls, bank: Bank) -> Recording:
         return compose_long(bank, 300, seed=5)
 
-    def heard(self, recording: Recording) -> list[Word]:
+    def recognised(self, recording: Recording) -> list[Word]:
         return [Word(w.text, w.start_sample / SAMPLE_RATE, w.end_sample / SAMPLE_RATE, 1.0) for w in recording.words]
 
     def test_the_truth_is_without_fault(self, recording: Recording) -> None:
-        figures = judge_seams(recording, self.heard(recording), [100 * SAMPLE_RATE])
+        figures = judge_seams(recording, self.recognised(recording), [100 * SAMPLE_RATE])
         assert (figures.word_error_rate, figures.near, figures.elsewhere, figures.chance) == (0, 0, 0, 1)
         assert figures.near_share == pytest.approx(4 / figures.duration_s)
         assert max(figures.errors_by_s(60)) == pytest.approx(0, abs=1e-9)
 
     def test_words_that_are_lost_or_doubled_at_seams_count_there(self, recording: Recording) -> None:
-        heard = self.heard(recording)
+        words = self.recognised(recording)
         seams = [recording.words[k].start_sample for k in (40, 80, 120)]
-        del heard[120]
-        heard[80:80] = [replace(heard[80], text="Six.")]
-        heard[60] = replace(heard[60], text="oh")
-        del heard[40]
-        figures = judge_seams(recording, heard, seams)
+        del words[120]
+        words[80:80] = [replace(words[80], text="Six.")]
+        words[60] = replace(words[60], text="oh")
+        del words[40]
+        figures = judge_seams(recording, words, seams)
         assert (figures.near, figures.elsewhere) == (3, 0)
         assert figures.word_error_rate == pytest.approx(4 / figures.words)
         assert figures.chance < UNLIKELY
@@ -46,7 +46,7 @@ class TestFigures:
             assert_seams_and_times_are_sound(figures)
 
     def test_drift_is_seen(self, recording: Recording) -> None:
-        late = [replace(w, start_s=w.start_s * 1.001) for w in self.heard(recording)]
+        late = [replace(w, start_s=w.start_s * 1.001) for w in self.recognised(recording)]
         figures = judge_seams(recording, late, [])
         assert figures.drift_s == pytest.approx(0.001 * figures.duration_s, rel=0.01)
         with pytest.raises(AssertionError):

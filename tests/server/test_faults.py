@@ -67,7 +67,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def noise() -> bytes:
-    """NOISE_S seconds as a WAV file, in which the simulated engine hears two words a second."""
+    """NOISE_S seconds as a WAV file, in which the simulated engine recognises two words a second."""
     return media.wav(np.random.default_rng(3).integers(-8000, 8000, NOISE_S * SAMPLE_RATE, dtype=np.int16))
 
 

@@ -57,7 +57,7 @@ def text(spoken: list[DigitString]) -> str:
 
 @pytest.fixture(scope="module")
 def microphone(folder: Path, recording: Path, text: str) -> tuple[Path, str]:
-    """What Chromium's microphone hears, and its text: real recordings where there are any."""
+    """What Chromium's microphone records, and its text: real recordings where there are any."""
     if not os.environ.get("FSDD_RECORDINGS"):
         return recording, text
     strings = held_out_strings(load_bank(Path(os.environ["FSDD_RECORDINGS"]), HELD_OUT_INDEXES), 8, seed=5)
@@ -218,8 +218,8 @@ def test_the_microphone(visit: Callable[..., Visit], microphone: tuple[Path, str
         "(count) => document.getElementById('live-text').textContent.trim().split(/\\s+/).length >= count", arg=len(words) - 1
     )
     here.page.get_by_role("button", name="Stop").click()
-    heard = here.said()
-    assert jiwer.wer(microphone[1].lower(), heard.lower()) < 0.1
+    text = here.said()
+    assert jiwer.wer(microphone[1].lower(), text.lower()) < 0.1
     assert "-->" in here.exported("srt").decode()
     assert here.page.locator("#player").evaluate("(video) => video.src").startswith("blob:")
 

@@ -40,7 +40,7 @@ def held_out(recordings: Path) -> Bank:
 
 
 def words_of(server: Server, name: str, content: Any) -> list[Word]:
-    """What the server hears in a file, times in seconds."""
+    """What the server recognises in a file, times in seconds."""
     response = server.client.post(
         "/v1/audio/transcriptions",
         files={"file": (name, content)},
@@ -52,15 +52,15 @@ def words_of(server: Server, name: str, content: Any) -> list[Word]:
 
 
 def words_of_pieces(server: Server, windows: Sequence[Window]) -> list[Word]:
-    """What the server hears in pieces of a recording sent one by one, times in seconds of the recording."""
+    """What the server recognises in pieces of a recording sent one by one, times in seconds of the recording."""
 
-    def heard(window: Window) -> list[Word]:
+    def recognise(window: Window) -> list[Word]:
         words = words_of(server, "piece.wav", media.wav(window.samples))
         start_s = window.start_sample / SAMPLE_RATE
         return [Word(w.text, start_s + w.start_s, start_s + w.end_s, w.confidence) for w in words]
 
     with concurrent.futures.ThreadPoolExecutor(CLIENTS) as clients:
-        return [word for words in clients.map(heard, windows) for word in words]
+        return [word for words in clients.map(recognise, windows) for word in words]
 
 
 def transcribe_both_ways(server: Server, recording: Recording, ending: str, folder: Path) -> tuple[SeamFigures, SeamFigures]:

@@ -22,10 +22,10 @@ def test_words_with_times_and_confidences(server: Server, strings: list[DigitStr
     body = server.transcribe(as_wav(string), response_format="verbose_json", **{"timestamp_granularities[]": "word"}).json()
     assert body["text"] == string.text
     assert [w["word"] for w in body["words"]] == [w.text for w in string.words]
-    for heard, spoken in zip(body["words"], string.words, strict=True):
-        assert heard["start"] == pytest.approx(spoken.start_sample / SAMPLE_RATE, abs=0.25)
-        assert heard["end"] == pytest.approx(spoken.end_sample / SAMPLE_RATE, abs=0.25)
-        assert 0 < heard["confidence"] <= 1
+    for word, spoken in zip(body["words"], string.words, strict=True):
+        assert word["start"] == pytest.approx(spoken.start_sample / SAMPLE_RATE, abs=0.25)
+        assert word["end"] == pytest.approx(spoken.end_sample / SAMPLE_RATE, abs=0.25)
+        assert 0 < word["confidence"] <= 1
 
 
 def test_eight_clients_at_once_get_right_answers_from_shared_batches(server: Server, strings: list[DigitString]) -> None:
