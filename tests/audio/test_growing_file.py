@@ -4,6 +4,8 @@ import asyncio
 import io
 import os
 import tempfile
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -20,14 +22,17 @@ TIMEOUT_S = 10.0
 """Maximum time for a reader to wake up, seconds."""
 
 
-def start_read(file: GrowingFile, size: int = 100) -> "asyncio.Task[bytes]":
-    """A call of `read` in another thread, as the decoding thread makes it."""
-    return asyncio.create_task(asyncio.to_thread(file.read, size))
+def in_thread(read: Callable[[], bytes]) -> "asyncio.Future[bytes]":
+    """Call `read` in another thread. As a daemon thread, a reader that never wakes up fails the test without blocking its end."""
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[bytes] = loop.create_future()
+    threading.Thread(target=lambda: loop.call_soon_threadsafe(result.set_result, read()), daemon=True).start()
+    return result
 
 
 async def test_a_reader_waits_for_bytes() -> None:
     with GrowingFile() as file:
-        reading = start_read(file)
+        reading = in_thread(lambda: file.read(100))
         assert not (await asyncio.wait([reading], timeout=0.05))[0]
         await file.write(b"abc")
         assert await asyncio.wait_for(reading, TIMEOUT_S) == b"abc"
@@ -35,7 +40,7 @@ async def test_a_reader_waits_for_bytes() -> None:
 
 async def test_finish_wakes_a_waiting_reader_with_the_end() -> None:
     with GrowingFile() as file:
-        reading = start_read(file)
+        reading = in_thread(lambda: file.read(100))
         assert not (await asyncio.wait([reading], timeout=0.05))[0]
         file.finish()
         assert await asyncio.wait_for(reading, TIMEOUT_S) == b""
@@ -59,7 +64,7 @@ async def test_bytes_come_in_order_while_the_file_grows() -> None:
         return b"".join(pieces)
 
     with GrowingFile() as file:
-        reading = asyncio.create_task(asyncio.to_thread(read_all))
+        reading = in_thread(read_all)
         for start in range(0, len(data), 5_000):
             await file.write(data[start : start + 5_000])
         file.finish()
@@ -102,9 +107,16 @@ async def test_decoding_starts_before_the_upload_is_complete() -> None:
     assert np.array_equal(np.concatenate(decoded), np.concatenate([*AudioFile(io.BytesIO(data)).blocks()]))
 
 
-async def test_a_full_disk_is_an_error_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Every write to this device fails with ENOSPC.
-    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: Path("/dev/full").open("r+b", buffering=0))  # noqa: SIM115  # closed by __exit__
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A disk on which every write fails with ENOSPC."""
+    with Path("/dev/full").open("r+b", buffering=0) as full:
+        monkeypatch.setattr(tempfile, "TemporaryFile", lambda: full)
+        yield
+
+
+@pytest.mark.usefixtures("full_disk")
+async def test_a_full_disk_is_an_error_of_its_own() -> None:
     with GrowingFile() as file:
         with pytest.raises(StorageFull):
             await file.write(b"abc")

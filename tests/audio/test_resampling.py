@@ -78,13 +78,6 @@ def test_a_layout_without_a_mixing_rule_is_the_mean_of_its_channels(layout: str,
     assert np.abs(samples - 32768 * audio.mean(axis=1)).max() <= 2
 
 
-def test_time_stamps_are_ignored() -> None:
-    frames = [*frames_of(media.chirp(1.0), SAMPLE_RATE)]
-    for number, frame in enumerate(frames):
-        frame.pts = number * 1_000_000 if number % 2 else -number
-    assert len(resampled(Resampler(), [*frames, None])) == SAMPLE_RATE
-
-
 def test_a_flushed_resampler_starts_anew() -> None:
     resampler = Resampler()
     first = resampled(resampler, [*frames_of(media.chirp(1.0, 48_000), 48_000), None])
