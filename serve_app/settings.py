@@ -70,7 +70,9 @@ class ModelSettings(_Group):
     )
     max_replicas: int = Field(1, ge=1, description="Maximum number of replicas.")
     idle_unload_s: float = Field(
-        1800.0, ge=0, description="Replicas above `min_replicas` stop after this time without requests, seconds; 0: never."
+        1800.0,
+        ge=0,
+        description="Replicas above `min_replicas` stop once the load has not needed them for this long, seconds; 0: never.",
     )
     cpus_per_replica: float = Field(0.5, ge=0, description="CPUs that Ray's scheduler reserves for a replica; not a limit.")
     gpus_per_replica: float | None = Field(
@@ -83,7 +85,9 @@ class ModelSettings(_Group):
         "auto", description="`auto`: on GPUs bf16 if supported, else fp16; on CPUs bf16 if measured faster, else fp32."
     )
     cpu_threads: int = Field(0, ge=0, description="Threads of a CPU replica; 0: one for a small model, else all usable cores.")
-    load_timeout_s: float = Field(3600.0, gt=0, description="Maximum duration of a download, seconds.")
+    load_timeout_s: float = Field(
+        3600.0, gt=0, description="Maximum duration of a download, seconds; loading the file is not limited."
+    )
     windows: WindowSettings | None = Field(
         None, description="Windows of this model, with the fields of `windows`; unset: the same as `windows`."
     )
@@ -114,7 +118,7 @@ class BatchingSettings(_Group):
         description="Maximum duration of a batch, seconds; then the replica is replaced, and its windows are retried.",
     )
     ageing_s: float = Field(
-        5.0, gt=0, description="Every fourth batch starts with the oldest window if that has waited this long, seconds."
+        5.0, gt=0, description="At most one batch in four starts with the oldest window, once that has waited this long, seconds."
     )
 
 
@@ -131,7 +135,8 @@ class LimitSettings(_Group):
     max_windows_in_flight: int = Field(
         256,
         ge=1,
-        description="Maximum windows in flight per ingress replica, about 2 MB each; its requests share them equally.",
+        description="Maximum windows of files in flight per ingress replica, about 2 MB each; shared by the files, one each "
+        "at least.",
     )
     model_wait_s: float = Field(
         60.0, gt=0, description="Maximum time that a request waits for a model to load, seconds; after it, 503 with the progress."
@@ -194,7 +199,7 @@ class SubtitleSettings(_Group):
     max_chars_per_s: float = Field(
         CUES.max_chars_per_s,
         gt=0,
-        description="Maximum reading speed, characters per second, if the next cue does not start too early.",
+        description="Maximum reading speed, characters per second; a cue stays longer to keep it, if the next one leaves room.",
     )
 
 
@@ -220,9 +225,7 @@ class IngressSettings(_Group):
     """The deployment that serves HTTP and WebSockets."""
 
     cors_origins: tuple[str, ...] = Field(("*",), description="Origins whose web pages may read the responses; `*`: all.")
-    replicas: int = Field(
-        1, ge=0, description="Number of ingress replicas; 0: one on every node that the cluster has at the start."
-    )
+    replicas: int = Field(1, ge=0, description="Number of ingress replicas; 0: one on every node with enough CPUs at deployment.")
     cpus_per_replica: float = Field(
         0.25, ge=0, description="CPUs that Ray's scheduler reserves for an ingress replica; not a limit."
     )
