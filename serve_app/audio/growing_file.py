@@ -1,6 +1,7 @@
 """A file that grows while it is read: the event loop writes an upload to it, and the decoding thread reads it."""
 
 import asyncio
+import contextlib
 import os
 import tempfile
 import threading
@@ -28,7 +29,9 @@ class GrowingFile:
 
     def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
         self.finish()
-        self._file.close()
+        # Closing writes the bytes of a failed write again; StorageFull has been raised for them.
+        with contextlib.suppress(OSError):
+            self._file.close()
 
     async def write(self, data: bytes) -> None:
         """Append bytes. Raises StorageFull if they cannot be stored."""
