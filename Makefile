@@ -18,8 +18,8 @@ BIN := .venv/bin
 RUNTIME := .venv/.runtime
 DEV := .venv/.dev
 PYTEST := $(BIN)/python -m pytest
-# In the order of the files: sorted by number of tests, the longest tests would come last and alone.
-PARALLEL_PYTEST := $(PYTEST) -n auto --dist loadfile --no-loadscope-reorder
+# In the order that tests/conftest.py gives: sorted by number of tests, the longest tests would come last and alone.
+PARALLEL_PYTEST := $(PYTEST) -n auto --no-loadscope-reorder
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # Started below `uv run`, Ray would make every worker rebuild its environment through uv.
@@ -41,15 +41,9 @@ demo: $(RUNTIME) ## Serve the API with the bundled model (configs/demo.yaml)
 serve: $(RUNTIME) ## Serve the Parakeet models (configs/serve_config.yaml)
 	$(BIN)/serve run configs/serve_config.yaml
 
-# First what needs no server, on every core. Then the tests of running servers in two lanes (tests/server/conftest.py): they wait
-# more than they compute, and more servers at once would starve each other.
-# pytest exits with 5 where it finds no test, as PYTEST_ARGS may have it for one of the two. STATUS_FILE: see .ci/run.
+# On every core; tests/conftest.py says how. STATUS_FILE: see .ci/run.
 test: $(DEV) ## Run the whole test suite; PYTEST_ARGS="-k words" narrows it
-	@status=0; \
-	$(PARALLEL_PYTEST) -m "not serve and not long" $(PYTEST_ARGS) || status=$$?; \
-	$(PYTEST) -n 2 --dist loadgroup -m "serve and not long" $(PYTEST_ARGS) || { code=$$?; [ $$code -eq 5 ] || status=$$code; }; \
-	[ $$status -ne 5 ] || status=0; \
-	$(if $(STATUS_FILE),echo $$status >'$(STATUS_FILE)',exit $$status)
+	@$(PARALLEL_PYTEST) -m "not long" $(PYTEST_ARGS)$(if $(STATUS_FILE),; echo $$? >'$(STATUS_FILE)')
 
 soak: recordings $(DEV) ## Run the long tests: hours of speech from FSDD_RECORDINGS, files of gigabytes
 	@$(PYTEST) -m long $(PYTEST_ARGS)

@@ -4,9 +4,11 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from xdist.scheduler import LoadScopeScheduling
 
 from serve_app.api import create_api
 from serve_app.engine.parakeet import ParakeetEngine
@@ -25,6 +27,29 @@ SEED_VARIABLES = {
 
 MISRECOGNISED = 13
 """Index of the string in `noisy_strings` in which the bundled model gets one word wrong."""
+
+
+DEMO_LANE, SERVER_LANE = "the demo server", "other servers"
+"""Tests of running servers go to two workers, so that at most two servers compete for the machine at a time. One lane shares a
+server (tests/server/demo/); in the other one, every module starts its own."""
+
+
+class Lanes(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist carries no types
+    """Distributes the other tests by file."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return DEMO_LANE if path.startswith("tests/server/demo/") else SERVER_LANE if path.startswith("tests/server/") else path
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Lanes:
+    return Lanes(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The lanes first, as they take longest."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/server/"))
 
 
 @pytest.fixture(autouse=True)
