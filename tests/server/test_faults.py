@@ -35,7 +35,7 @@ NOISE_WINDOWS = int(NOISE_S / WINDOW_S)
 REPORT_AGE_S = 1.0
 """What /ready says of a replica is at most this old."""
 
-WAIT_S = 120.0
+WAIT_S = 240.0
 
 
 def simulated(name: str, replicas: int) -> dict[str, Any]:
@@ -96,7 +96,7 @@ class TestReplicasKilled:
             assert answer.result() == undisturbed
 
     def test_a_real_one(self, server: Server, strings: list[DigitString]) -> None:
-        recording = media.wav(with_pauses(strings * 4))
+        recording = media.wav(with_pauses(strings * 8))
         expected = spoken(transcript(server, recording, "digits"))
         with ThreadPoolExecutor(1) as client:
             answer = client.submit(transcript, server, recording, "digits")
