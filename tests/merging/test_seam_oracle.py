@@ -20,7 +20,7 @@ from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE, Samples, Window
 from testing.digit_strings import Bank
 from testing.long_recordings import CONDITIONS, Recording, compose_long
 from testing.seam_accuracy import in_batches, transcribe_long
-from tests.test_chunking import SPOKEN, Said, at, quick, say, simulate, window_settings
+from testing.simulated_windows import SPOKEN, Said, at, quick, say, simulate, window_settings
 
 THREE_HOURS = at(3 * 3600)
 """Length of a long recording, samples."""

@@ -1,27 +1,22 @@
 """OpenAI's own client, sync and async, and LiteLLM against the running server; their types judge every answer."""
 
 import io
-import math
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx2
 import openai
 import pytest
-import srt
-import webvtt
 from openai.types.audio import (
-    Transcription,
     TranscriptionTextDeltaEvent,
     TranscriptionTextDoneEvent,
-    TranscriptionVerbose,
     TranslationVerbose,
 )
 
-from serve_app.window import SAMPLE_RATE
 from testing import media
 from testing.digit_strings import DigitString, with_pauses
 from testing.media import as_wav
+from testing.openai_answers import FORMATS, plain
 from testing.paths import ROOT
 from testing.server import Server, serve_run
 from tests.conftest import MISRECOGNISED
@@ -65,54 +60,6 @@ def spoken(strings: list[DigitString]) -> DigitString:
 @pytest.fixture
 def audio(spoken: DigitString) -> tuple[str, bytes]:
     return "speech.wav", as_wav(spoken)
-
-
-def plain(text: str) -> str:
-    return " ".join(text.split())
-
-
-def is_text(answer: object, spoken: DigitString) -> None:
-    assert answer == spoken.text + "\n"
-
-
-def is_srt(answer: object, spoken: DigitString) -> None:
-    assert plain(" ".join(cue.content for cue in srt.parse(str(answer)))) == spoken.text
-
-
-def is_vtt(answer: object, spoken: DigitString) -> None:
-    assert plain(" ".join(caption.text for caption in webvtt.from_string(str(answer)).captions)) == spoken.text
-
-
-def is_json(answer: object, spoken: DigitString) -> None:
-    assert isinstance(answer, Transcription)
-    assert answer.text == spoken.text
-    assert answer.usage is not None
-    assert answer.usage.type == "duration"
-    assert answer.usage.seconds == math.ceil(len(spoken.samples) / SAMPLE_RATE)
-    # OpenAI's fields and no others.
-    assert set(answer.model_dump(exclude_unset=True)) == {"text", "usage"}
-
-
-def is_verbose(answer: object, spoken: DigitString) -> None:
-    assert isinstance(answer, TranscriptionVerbose)
-    assert answer.text == spoken.text
-    assert answer.language == "english"
-    assert answer.segments is not None
-    assert " ".join(segment.text for segment in answer.segments) == spoken.text
-    for segment in answer.segments:
-        numbers = (segment.avg_logprob, segment.compression_ratio, segment.no_speech_prob, segment.temperature)
-        assert all(isinstance(number, float) for number in numbers)
-        assert segment.avg_logprob < 0
-        assert segment.tokens
-
-
-FORMATS: dict[str, Callable[[object, DigitString], None]] = {
-    "json": is_json,
-    "text": is_text,
-    "srt": is_srt,
-    "vtt": is_vtt,
-    "verbose_json": is_verbose,
-}
 
 
 class TestFormats:
