@@ -98,6 +98,8 @@ class TestReplicasKilled:
     def test_a_real_one(self, server: Server, strings: list[DigitString]) -> None:
         recording = media.wav(with_pauses(strings * 8))
         expected = spoken(transcript(server, recording, "digits"))
+        # Windows of this transcription must not count as windows of the next one.
+        time.sleep(2 * REPORT_AGE_S)
         with ThreadPoolExecutor(1) as client:
             answer = client.submit(transcript, server, recording, "digits")
             kill_at_work(server, "digits", answer, after_windows=1)
@@ -117,7 +119,7 @@ class TestClientGone:
             if share_sent == 1:
                 wait_until(lambda: replica(server, "single")["queued"] > 0)
         decoded = windows_taken(server, "single")
-        wait_until(lambda: open_files(ingress) == files and replica(server, "single")["queued"] == 0)
+        wait_until(lambda: open_files(ingress) <= files and replica(server, "single")["queued"] == 0)
         # A window that was in a batch when the client left may still be counted, in the next report.
         time.sleep(STEP_S["single"] + REPORT_AGE_S)
         left = windows_taken(server, "single")
