@@ -65,6 +65,7 @@ class ModelSettings(_Group):
         "which recognises spoken digits) or `simulated` (no recognition; for capacity tests)."
     )
     languages: tuple[str, ...] = Field(("en",), min_length=1, description="ISO 639-1 codes of the supported languages.")
+    description: str = Field("", description="What the model can do, for the web page and `/v1/models`; empty: its languages.")
     min_replicas: int = Field(
         0, ge=0, description="Replicas that are always loaded; 0: load the model on the first request and unload it when idle."
     )

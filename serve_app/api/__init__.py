@@ -2,6 +2,7 @@
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi_offline import FastAPIOffline
 
 from serve_app import __version__
 from serve_app.api import auth, errors, exports, limits, openapi, realtime, rest, web_page, websocket
@@ -9,10 +10,13 @@ from serve_app.service import SpeechService
 
 DESCRIPTION = "Speech to text with NVIDIA Parakeet models. The routes under `/v1` are compatible with OpenAI's audio API."
 
+VIEWER_PATH = "/static/docs"
+"""Where the files of the viewers at `/docs` and `/redoc` are. FastAPI's own pages load them from a public content network."""
+
 
 def create_api(service: SpeechService) -> FastAPI:
     """The FastAPI application of one service."""
-    api = FastAPI(title="Parakeet on Ray Serve", version=__version__, description=DESCRIPTION)
+    api = FastAPIOffline(title="Parakeet on Ray Serve", version=__version__, description=DESCRIPTION, static_url=VIEWER_PATH)
     request_limits = service.settings.limits
     errors.install(api, request_limits.max_upload_bytes)
     api.add_middleware(limits.RequestLimits, limits=request_limits, admission=service.admission)

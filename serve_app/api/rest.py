@@ -36,6 +36,9 @@ File_ = Annotated[UploadFile, File(description="An audio or video file of any co
 ModelName = Annotated[str | None, Form(description="Name of a model. If omitted, or `whisper-1`: the default model.")]
 Temperature = Annotated[float | None, Form(description="Ignored: decoding is greedy.")]
 
+BUNDLED_DESCRIPTION = "spoken English digits only, to try the server"
+"""What the bundled model can do, where the settings do not describe it."""
+
 TRANSCRIPTION_RESPONSES = ERROR_RESPONSES | {
     200: {
         "model": TranscriptionDefault | TranscriptionJson | TranscriptionVerboseJson,
@@ -124,7 +127,14 @@ def create_router(service: SpeechService) -> APIRouter:
         return describe(service.find_model(model))
 
     def describe(model: ModelSettings) -> Model:
-        return Model(id=model.name, created=started_at, owned_by=model.source)
+        description = model.description or (BUNDLED_DESCRIPTION if model.source == "bundled" else "")
+        return Model(
+            id=model.name,
+            created=started_at,
+            owned_by=model.source,
+            languages=list(model.languages),
+            description=description,
+        )
 
     @router.get("/health", tags=["server"])
     async def health() -> Health:

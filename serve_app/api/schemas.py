@@ -146,12 +146,14 @@ class TranscriptionDefault(TranscriptionVerboseJson):
 
 
 class Model(BaseModel):
-    """OpenAI's model object."""
+    """OpenAI's model object, with what the model can do."""
 
     id: str
     object: Literal["model"] = "model"
     created: int = Field(description="Unix time at which this server started.")
     owned_by: str
+    languages: list[str] = Field(description="ISO 639-1 codes of the supported languages.")
+    description: str = Field(description="What the model can do; empty: speech in its languages.")
 
 
 class ModelList(BaseModel):

@@ -5,6 +5,7 @@ import { button } from "./elements.js";
 import { clock, textOf } from "./format.js";
 import * as history from "./history.js";
 import { LiveSession } from "./live.js";
+import { Models } from "./models.js";
 import { Player } from "./player.js";
 import { Queue } from "./queue.js";
 import { Cancelled, exported, models, useKey } from "./server.js";
@@ -35,6 +36,8 @@ const queue = new Queue($("queue"), {
   failed: (job, error) => error.code === "invalid_api_key" && askForKey(),
 });
 
+const chosenModel = new Models($("model"), $("about"), $("server-state"), () => queue.running > 0 || isLive);
+
 function prefersReducedMotion() {
   return matchMedia("(prefers-reduced-motion: reduce)").matches;
 }
@@ -42,12 +45,14 @@ function prefersReducedMotion() {
 function options() {
   const value = (id) => $(id).value.trim();
   const keywords = value("keywords").split(",").map((word) => word.trim()).filter(Boolean);
-  return { model: value("model"), language: value("language"), transport: value("transport"), keywords };
+  const track = $("track").checkValidity() && value("track") ? +value("track") : null;
+  return { model: value("model"), language: value("language"), transport: value("transport"), keywords, track };
 }
 
 function add(files) {
   const jobs = [...files].map((file) => queue.add(file, options()));
   $("queue-section").hidden = false;
+  chosenModel.watch();
   if (jobs.length && !isLive) showJob(jobs[0]);
 }
 
@@ -149,11 +154,9 @@ async function connect() {
   const call = (connect.latest = {});
   clearTimeout(connect.retry);
   try {
-    const names = await models();
+    const found = await models();
     if (connect.latest !== call) return;
-    $("model").replaceChildren(...names.map((name) => new Option(name)));
-    if (names.includes(localStorage.getItem("model"))) $("model").value = localStorage.getItem("model");
-    $("server-state").textContent = "Ready";
+    chosenModel.show(found, localStorage.getItem("model"));
   } catch (error) {
     if (connect.latest !== call) return;
     $("server-state").textContent = error.code === "invalid_api_key" ? "API key required" : error.message;
@@ -224,6 +227,7 @@ async function live() {
   isLive = $("record").disabled = true;
   player.video.pause();
   openPanel("live");
+  chosenModel.watch();
   const began = performance.now();
   const timer = setInterval(() => ($("elapsed").textContent = clock((performance.now() - began) / 1000)), 250);
   $("stop").onclick = () => session.stop();

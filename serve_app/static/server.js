@@ -61,7 +61,12 @@ async function ask(path, options = {}) {
 }
 
 export async function models() {
-  return (await (await ask("v1/models")).json()).data.map((model) => model.id);
+  return (await (await ask("v1/models")).json()).data;
+}
+
+/** The state of each model. The status of the answer is 503 until all are loaded. */
+export async function modelStates() {
+  return (await (await fetch("ready", { headers: headers() })).json()).models ?? [];
 }
 
 /** The transcript as a Blob, the same as a transcription in that format returns. */
@@ -79,6 +84,7 @@ function fields(options) {
   list.push(["timestamp_granularities[]", "word"]);
   if (options.model) list.push(["model", options.model]);
   if (options.language) list.push(["language", options.language]);
+  if (options.track !== null) list.push(["track", options.track]);
   for (const word of options.keywords) list.push(["keywords[]", word]);
   return list;
 }
@@ -182,8 +188,8 @@ function closeError(code) {
 
 function overWebSocket(file, options, watch, signal) {
   return new Promise((resolve, reject) => {
-    const { model, language, keywords } = options;
-    const socket = openSocket({ model, language, keywords });
+    const { model, language, keywords, track } = options;
+    const socket = openSocket({ model, language, keywords, track });
     socket.addEventListener("open", () => send(socket, file, watch, signal).catch((error) => {
       reject(new ServerError(`The file cannot be read: ${error.message}`, "file"));
       socket.close();

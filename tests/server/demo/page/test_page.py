@@ -7,11 +7,13 @@ import pytest
 from playwright.sync_api import expect
 
 from serve_app.api import create_api
+from serve_app.cluster.status import ReplicaStatus
 from serve_app.engine.parakeet import ParakeetEngine
 from serve_app.settings import AuthSettings
-from testing.fake_service import EngineService, serving
+from testing.fake_service import EngineService, FakeService, serving
 from testing.page_visit import DONE_MS, Visit
 from testing.paths import ROOT
+from testing.server import Server
 from tests.server.demo.page.conftest import CHROMIUM
 
 AXE = ROOT / ".venv" / "npm" / "node_modules" / "axe-core" / "axe.min.js"
@@ -38,7 +40,9 @@ def test_a_lost_server(visit: Callable[..., Visit], recording: Path, text: str) 
 
 
 def test_a_wanted_key(visit: Callable[..., Visit], engine: ParakeetEngine, recording: Path, text: str) -> None:
-    with serving(create_api(EngineService(engine, auth=AuthSettings(keys=("secret",))).service)) as url:
+    fake = EngineService(engine, auth=AuthSettings(keys=("secret",)))
+    fake.replicas = {"first": (ReplicaStatus("1", "ready"),)}
+    with serving(create_api(fake.service)) as url:
         here = visit(url)
         here.page.get_by_role("textbox", name="Key").fill("secret")
         here.page.get_by_role("button", name="Use it").click()
@@ -51,6 +55,35 @@ def test_a_wanted_key(visit: Callable[..., Visit], engine: ParakeetEngine, recor
         assert here.said() == text
         assert here.page.evaluate("localStorage.getItem('key')") is None
     here.forgive("401 (Unauthorized)")
+
+
+def test_what_the_chosen_model_can_do_and_whether_it_is_loaded(visit: Callable[..., Visit]) -> None:
+    fake = FakeService()
+    fake.replicas = {"first": (ReplicaStatus("1", "downloading", detail="downloaded 12 of 2400 MB"),)}
+    with serving(create_api(fake.service)) as url:
+        here = visit(url)
+        state, about = here.page.locator("#server-state"), here.page.locator("#about")
+        expect(about).to_have_text("first: English")
+        expect(state).to_have_text("Downloading first: downloaded 12 of 2400 MB")
+        fake.replicas = {"first": (ReplicaStatus("1", "ready"),)}
+        expect(state).to_have_text("Ready")
+        here.page.get_by_text("Options").click()
+        here.page.locator("#model").select_option("second")
+        expect(about).to_have_text("second: German")
+        expect(state).to_have_text("Ready; second is loaded with the first file")
+    here.forgive("503 (Service Unavailable)")
+
+
+def test_the_demo_model_is_described(visit: Callable[..., Visit]) -> None:
+    expect(visit().page.locator("#about")).to_have_text("digits: spoken English digits only, to try the server")
+
+
+def test_the_api_viewer_needs_no_other_server(visit: Callable[..., Visit], server: Server) -> None:
+    here, asked = visit(), list[str]()
+    here.page.on("request", lambda request: asked.append(request.url))
+    here.page.get_by_role("link", name="API").click()
+    expect(here.page.locator(".opblock-summary-path").first).to_be_visible()
+    assert [url for url in asked if not url.startswith((server.url, "data:", "blob:"))] == []
 
 
 def test_by_keyboard_alone(visit: Callable[..., Visit], recording: Path) -> None:
