@@ -8,6 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from serve_app.api.addresses import intended_path
 from serve_app.api.schemas import ErrorBody, ErrorObject
 from serve_app.errors import UNFORESEEN, RequestError, SpeechError, StorageFull, UploadTooLarge
 
@@ -57,7 +58,7 @@ def install(api: FastAPI, max_upload_bytes: int) -> None:
             return error_response(StorageFull())
         if error.status_code == UploadTooLarge.status:
             return error_response(UploadTooLarge.over(max_upload_bytes))
-        message = f"Unknown route: {request.url.path}" if error.status_code == 404 else str(error.detail)
+        message = _unknown_route(request) if error.status_code == 404 else str(error.detail)
         code = RequestError.code if error.status_code < 500 else SpeechError.code
         response = _response(error.status_code, message, code)
         response.headers.update(error.headers or {})
@@ -66,6 +67,15 @@ def install(api: FastAPI, max_upload_bytes: int) -> None:
     @api.exception_handler(Exception)
     async def unforeseen(request: Request, error: Exception) -> JSONResponse:
         return _response(500, UNFORESEEN, SpeechError.code)
+
+
+def _unknown_route(request: Request) -> str:
+    message, scope = f"Unknown route: {request.url.path}", request.scope
+    intended = intended_path(request.url.path, request.app.openapi()["paths"])
+    if intended is None:
+        return message
+    prefix = scope.get("app_root_path", scope.get("root_path", ""))
+    return f"{message}. Did you mean {prefix}{intended}? The base address of OpenAI's clients ends with {prefix}/v1."
 
 
 def error_response(error: SpeechError) -> JSONResponse:
