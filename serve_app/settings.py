@@ -208,8 +208,8 @@ class AuthSettings(_Group):
 
     keys: tuple[SecretStr, ...] = Field(
         (),
-        description="API keys. Every request needs one, except for `/health`, the page, `/docs` and `/openapi.json`. Empty: no "
-        "key is needed. Prefer the variable `API_KEY` (keys separated by commas): Ray's dashboard shows the content of the file.",
+        description="API keys. Every request needs one, except for `/health`, `/ready`, the page, `/docs` and `/openapi.json`. "
+        "Empty: no key is needed. Prefer the variable `API_KEY` (keys separated by commas): Ray's dashboard shows the file.",
     )
     max_requests: int = Field(
         0,

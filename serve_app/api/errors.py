@@ -43,11 +43,13 @@ def install(api: FastAPI, max_upload_bytes: int) -> None:
     @api.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        # FastAPI's location is ("body", field, index, ...).
-        param = str(first["loc"][1]) if len(first["loc"]) > 1 else None
+        # FastAPI's location is ("body", field, index, ...); ("body",) or ("body", position) where the body is not JSON.
+        field = first["loc"][1] if len(first["loc"]) > 1 else None
+        param = field if isinstance(field, str) else None
         if first["type"] == "missing":
             return _response(400, f"The field `{param}` is required.", "missing_required_parameter", param)
-        return _response(400, f"The field `{param}` is wrong: {first['msg']}.", "invalid_value", param)
+        subject = f"The field `{param}`" if param else "The body"
+        return _response(400, f"{subject} is wrong: {first['msg']}.", "invalid_value", param)
 
     @api.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:

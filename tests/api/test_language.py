@@ -1,10 +1,12 @@
 """Spellings of languages, in forms, sockets and on the command line, which sends them as they are."""
 
 import pytest
+from fastapi.testclient import TestClient
 
 from serve_app.api import language
 from serve_app.api.language import CODES, THREE_LETTER_CODES
 from serve_app.output.export import LANGUAGE_NAMES
+from testing.fake_service import post
 
 
 @pytest.mark.parametrize(
@@ -42,3 +44,16 @@ def test_every_language_has_its_three_letter_codes() -> None:
     assert len(set(three_letters)) == len(three_letters)
     assert all(len(code) == 3 for code in three_letters)
     assert len(CODES) == len(LANGUAGE_NAMES) + len(three_letters)
+
+
+def test_over_rest(client: TestClient) -> None:
+    assert post(client, language="eng").json()["language"] == "en"
+    assert post(client, language="und", model="second").json()["language"] == "de"
+
+
+@pytest.mark.parametrize(("name", "message"), [("eng", "No audio"), ("und", "No audio"), ("ger", "language `de`")])
+def test_over_the_websocket(client: TestClient, name: str, message: str) -> None:
+    with client.websocket_connect("/v1/audio/transcriptions/ws") as socket:
+        socket.send_json({"language": name, "model": "gpt-4o-transcribe"})
+        socket.send_text("END")
+        assert message in socket.receive_json()["error"]
