@@ -43,6 +43,6 @@ def _without_body(send: Send) -> Send:
 
 
 def intended_path(path: str, known_paths: Iterable[str]) -> str | None:
-    """The known path that a client with a wrong base address means by `path`: the one whose last name is the last in `path`."""
+    """What a client with a wrong base address means by `path`: the known path whose last segment comes last in it, if any."""
     by_name = {known.rpartition("/")[2]: known for known in known_paths}
     return next((by_name[name] for name in reversed(path.split("/")) if name in by_name), None)

@@ -46,9 +46,9 @@ def install(api: FastAPI, max_upload_bytes: int) -> None:
         # FastAPI's location is ("body", field, index, ...); ("body",) or ("body", position) where the body is not JSON.
         field = first["loc"][1] if len(first["loc"]) > 1 else None
         param = field if isinstance(field, str) else None
-        if first["type"] == "missing":
-            return _response(400, f"The field `{param}` is required.", "missing_required_parameter", param)
         subject = f"The field `{param}`" if param else "The body"
+        if first["type"] == "missing":
+            return _response(400, f"{subject} is required.", "missing_required_parameter", param)
         return _response(400, f"{subject} is wrong: {first['msg']}.", "invalid_value", param)
 
     @api.exception_handler(HTTPException)
@@ -72,12 +72,13 @@ def install(api: FastAPI, max_upload_bytes: int) -> None:
 
 
 def _unknown_route(request: Request) -> str:
-    message, scope = f"Unknown route: {request.url.path}", request.scope
-    intended = intended_path(request.url.path, request.app.openapi()["paths"])
+    path, scope = request.url.path, request.scope
+    intended = intended_path(path, request.app.openapi()["paths"])
     if intended is None:
-        return message
+        return f"Unknown route: {path}"
     prefix = scope.get("app_root_path", scope.get("root_path", ""))
-    return f"{message}. Did you mean {prefix}{intended}? The base address of OpenAI's clients ends with {prefix}/v1."
+    base = f" The base address of OpenAI's clients ends with {prefix}/v1." if intended.startswith("/v1/") else ""
+    return f"Unknown route: {path}. Did you mean {prefix}{intended}?{base}"
 
 
 def error_response(error: SpeechError) -> JSONResponse:

@@ -12,7 +12,9 @@ from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-FILE_FIELD = "file"
+FILE_FIELD = b"file"
+"""The field that is a file, with or without a filename."""
+
 LIST_FIELDS = ("include", "keywords", "languages", "timestamp_granularities")
 """Fields that may be repeated. In the API's description, their names end with `[]`."""
 
@@ -52,7 +54,7 @@ class FormRequest(Request):
 
 
 class _Parser(MultiPartParser):
-    """Starlette's parser, which writes files to disk. The field `file` is a file even without a filename."""
+    """Starlette's parser, which writes files to disk."""
 
     _is_complete = False
 
@@ -60,7 +62,7 @@ class _Parser(MultiPartParser):
         # RFC 7578 makes the filename optional, but Starlette recognises files by it.
         part = self._current_part
         _, options = parse_options_header(part.content_disposition)
-        if options.get(b"name") == FILE_FIELD.encode() and b"filename" not in options:
+        if options.get(b"name") == FILE_FIELD and b"filename" not in options:
             part.content_disposition = (part.content_disposition or b"") + b'; filename=""'
         super().on_headers_finished()
 
