@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Protocol
 
 from serve_app.audio.decoding import AudioFile
@@ -21,9 +22,6 @@ from serve_app.pipeline import Commit, transcribe, transcribe_live
 from serve_app.settings import ModelSettings, Settings, WindowSettings
 from serve_app.transcript import Token, Transcript
 from serve_app.window import SAMPLE_RATE, Job, Keywords, Lane, Samples, Window
-
-OPENAI_MODEL_ALIASES = frozenset({"", "whisper-1"})
-"""Names that mean the default model, so that clients written for OpenAI work unchanged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,13 +72,17 @@ class SpeechService:
         self._statuses = statuses
 
     def find_model(self, name: str | None) -> ModelSettings:
-        """The model of that name; the default model for None and for OpenAI's names. Raises ModelNotFound."""
-        wanted = self.settings.default_model_name if (name or "") in OPENAI_MODEL_ALIASES else name
-        for model in self.settings.models:
-            if model.name == wanted:
-                return model
-        known = ", ".join(model.name for model in self.settings.models)
-        raise ModelNotFound(f"The model `{name}` does not exist. Models of this server: {known}.", param="model")
+        """The model of that name or alias; the default model for no name. Raises ModelNotFound."""
+        models = {model.name: model for model in self.settings.models}
+        wanted = name
+        if name and name not in models:
+            aliases = self.settings.model_aliases.items()
+            wanted = next((target for alias, target in aliases if fnmatchcase(name, alias)), name)
+        model = models.get(wanted or self.settings.default_model_name)
+        if model is None:
+            known = ", ".join(models)
+            raise ModelNotFound(f"The model `{name}` does not exist. Models of this server: {known}.", param="model")
+        return model
 
     async def model_statuses(self) -> list[ModelStatus]:
         """Every configured model, in the order of the settings."""

@@ -209,8 +209,8 @@ class AuthSettings(_Group):
 
     keys: tuple[SecretStr, ...] = Field(
         (),
-        description="API keys. Every request needs one, except for `/health`, the page, `/docs` and `/openapi.json`. Empty: no "
-        "key is needed. Prefer the variable `API_KEY` (keys separated by commas): Ray's dashboard shows the content of the file.",
+        description="API keys. Every request needs one, except for `/health`, `/ready`, the page, `/docs` and `/openapi.json`. "
+        "Empty: no key is needed. Prefer the variable `API_KEY` (keys separated by commas): Ray's dashboard shows the file.",
     )
     max_requests: int = Field(
         0,
@@ -232,20 +232,19 @@ class IngressSettings(_Group):
     )
 
 
-def _default_models() -> tuple[ModelSettings, ...]:
-    return (ModelSettings(name="digits", source="bundled"),)
-
-
 class Settings(BaseSettings):
     """All settings: the `args` of the application in the Serve YAML."""
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True, env_prefix="PARAKEET_", env_nested_delimiter="__")
 
     models: tuple[ModelSettings, ...] = Field(
-        default_factory=_default_models, min_length=1, description="The models that are served."
+        (ModelSettings(name="digits", source="bundled"),), min_length=1, description="The models that are served."
     )
-    default_model: str = Field(
-        "", description="Model of requests without `model` or with `whisper-1`; empty: the first of `models`."
+    default_model: str = Field("", description="Model of requests without `model`; empty: the first of `models`.")
+    model_aliases: dict[str, str] = Field(
+        {"whisper-1": "", "gpt-*transcribe*": "", "gpt-*realtime*": ""},
+        description="Model by further names that requests may use; empty: the default model. `*` stands for any text, the first "
+        "match counts, and the models' own names have precedence.",
     )
     windows: WindowSettings = Field(WindowSettings(), description="How recordings are cut into windows.")
     batching: BatchingSettings = Field(BatchingSettings(), description="How a replica forms batches.")
@@ -265,9 +264,11 @@ class Settings(BaseSettings):
         return models
 
     @model_validator(mode="after")
-    def _default_model_exists(self) -> "Settings":
-        if self.default_model and self.default_model not in {model.name for model in self.models}:
-            raise ValueError(f"default_model {self.default_model!r} is not the name of one of the models")
+    def _named_models_exist(self) -> "Settings":
+        names = {"", *(model.name for model in self.models)}
+        for setting, name in [("default_model", self.default_model), *self.model_aliases.items()]:
+            if name not in names:
+                raise ValueError(f"{setting}: {name!r} is not the name of one of the models")
         return self
 
     def windows_for(self, model: ModelSettings) -> WindowSettings:

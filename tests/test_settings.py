@@ -56,6 +56,7 @@ def test_the_container_serves_the_same_application_as_the_default() -> None:
         {"models": [{"name": "a", "source": "bundled"}, {"name": "a", "source": "x.nemo"}]},
         {"models": [{"name": "a", "source": "bundled", "min_replicas": 2}]},
         {"models": [{"name": "a", "source": "bundled"}], "default_model": "b"},
+        {"models": [{"name": "a", "source": "bundled"}], "model_aliases": {"c": "b"}},
         {"windows": {"window_s": 5, "overlap_s": 4}},
         {"limits": {"max_upload_bytes": 0}},
     ],
@@ -72,6 +73,11 @@ def test_the_environment_has_precedence_over_the_file(monkeypatch: pytest.Monkey
     settings = Settings(**args)
     assert settings.batching.max_batch_items == 8
     assert settings.batching.ageing_s == 2.0
+
+
+def test_aliases_of_models_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARAKEET_MODEL_ALIASES", '{"whisper-*": "digits", "gpt-4o-transcribe": ""}')
+    assert Settings().model_aliases == {"whisper-*": "digits", "gpt-4o-transcribe": ""}
 
 
 def test_every_setting_is_described() -> None:

@@ -3,6 +3,7 @@
 python -m tools.settings_table
 """
 
+import json
 from collections.abc import Iterator
 
 from pydantic import BaseModel
@@ -32,6 +33,8 @@ def table() -> str:
 def _default(field: FieldInfo) -> str:
     if field.default is PydanticUndefined:
         return "required"
+    if isinstance(field.default, dict):
+        return f"`{json.dumps(field.default)}`"
     if isinstance(field.default, tuple):
         return f"`[{', '.join(field.default)}]`"
     return "unset" if field.default is None else "empty" if field.default == "" else f"`{field.default}`"

@@ -1,11 +1,10 @@
 """The HTTP and WebSocket API of one service: routes, wire schemas, error responses. Imports FastAPI, never Ray."""
 
 from fastapi import FastAPI
-from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 
 from serve_app import __version__
-from serve_app.api import auth, errors, exports, limits, openapi, realtime, rest, web_page, websocket
+from serve_app.api import addresses, auth, cors, errors, exports, limits, openapi, realtime, rest, web_page, websocket
 from serve_app.service import SpeechService
 
 DESCRIPTION = "Speech to text with NVIDIA Parakeet models. The routes under `/v1` are compatible with OpenAI's audio API."
@@ -16,20 +15,21 @@ VIEWER_PATH = "/static/docs"
 
 def create_api(service: SpeechService) -> FastAPI:
     """The FastAPI application of one service."""
-    api = FastAPIOffline(title="Parakeet on Ray Serve", version=__version__, description=DESCRIPTION, static_url=VIEWER_PATH)
+    api = FastAPIOffline(
+        title="Parakeet on Ray Serve",
+        version=__version__,
+        description=DESCRIPTION,
+        redirect_slashes=False,
+        static_url=VIEWER_PATH,
+    )
     request_limits = service.settings.limits
     errors.install(api, request_limits.max_upload_bytes)
     api.add_middleware(limits.RequestLimits, limits=request_limits, admission=service.admission)
     keys = auth.Keys(service.settings.auth)
     api.add_middleware(auth.RequireKey, keys=keys)
-    api.add_middleware(
-        CORSMiddleware,
-        allow_origins=service.settings.ingress.cors_origins,
-        allow_methods=["*"],
-        allow_headers=["*"],
-        expose_headers=["*"],
-    )
-    api.include_router(rest.create_router(service))
+    api.add_middleware(addresses.Addresses)
+    api.add_middleware(cors.Cors, origins=service.settings.ingress.cors_origins)
+    api.include_router(rest.create_router(service, keys))
     api.include_router(exports.create_router(service))
     api.include_router(websocket.create_router(service, keys))
     api.include_router(realtime.create_router(service, keys))

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.api.addresses import route_path
 from serve_app.api.errors import error_response
 from serve_app.errors import InvalidKey, RateLimited, SpeechError
 from serve_app.settings import AuthSettings
 
-PUBLIC_PATHS = frozenset({"/", "/health", "/docs", "/openapi.json"})
-"""Paths that need no key: their content is the same for every client."""
+PUBLIC_PATHS = frozenset({"/", "/health", "/ready", "/docs", "/openapi.json"})
+"""Paths that need no key: their content is the same for every client, but for the details of `/ready`."""
 
 PUBLIC_FOLDER = "/static/"
 """Prefix of more such paths."""
@@ -53,6 +54,13 @@ class Keys:
         scheme, _, key = (authorization or "").partition(" ")
         # Starlette decodes header bytes as Latin-1.
         return self._match(key.strip().encode("latin-1") if scheme.lower() == "bearer" else b"")
+
+    def accept(self, authorization: str | None) -> bool:
+        """Whether a request with that header may see what is not public."""
+        try:
+            return not self.are_required or bool(self.find(authorization))
+        except InvalidKey:
+            return False
 
     def _match(self, key: bytes) -> bytes:
         digest = _digest(key)
@@ -131,7 +139,8 @@ class RequireKey:
 
 
 def _is_public(scope: Scope) -> bool:
-    return scope["method"] == "OPTIONS" or scope["path"] in PUBLIC_PATHS or scope["path"].startswith(PUBLIC_FOLDER)
+    path = route_path(scope)
+    return scope["method"] == "OPTIONS" or path in PUBLIC_PATHS or path.startswith(PUBLIC_FOLDER)
 
 
 def _adding_headers(headers: dict[str, str], send: Send) -> Send:

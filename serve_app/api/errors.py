@@ -8,6 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from serve_app.api.addresses import intended_path
 from serve_app.api.schemas import ErrorBody, ErrorObject
 from serve_app.errors import UNFORESEEN, RequestError, SpeechError, StorageFull, UploadTooLarge
 
@@ -42,11 +43,13 @@ def install(api: FastAPI, max_upload_bytes: int) -> None:
     @api.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        # FastAPI's location is ("body", field, index, ...).
-        param = str(first["loc"][1]) if len(first["loc"]) > 1 else None
+        # FastAPI's location is ("body", field, index, ...); ("body",) or ("body", position) where the body is not JSON.
+        field = first["loc"][1] if len(first["loc"]) > 1 else None
+        param = field if isinstance(field, str) else None
+        subject = f"The field `{param}`" if param else "The body"
         if first["type"] == "missing":
-            return _response(400, f"The field `{param}` is required.", "missing_required_parameter", param)
-        return _response(400, f"The field `{param}` is wrong: {first['msg']}.", "invalid_value", param)
+            return _response(400, f"{subject} is required.", "missing_required_parameter", param)
+        return _response(400, f"{subject} is wrong: {first['msg']}.", "invalid_value", param)
 
     @api.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
@@ -57,7 +60,7 @@ def install(api: FastAPI, max_upload_bytes: int) -> None:
             return error_response(StorageFull())
         if error.status_code == UploadTooLarge.status:
             return error_response(UploadTooLarge.over(max_upload_bytes))
-        message = f"Unknown route: {request.url.path}" if error.status_code == 404 else str(error.detail)
+        message = _unknown_route(request) if error.status_code == 404 else str(error.detail)
         code = RequestError.code if error.status_code < 500 else SpeechError.code
         response = _response(error.status_code, message, code)
         response.headers.update(error.headers or {})
@@ -66,6 +69,16 @@ def install(api: FastAPI, max_upload_bytes: int) -> None:
     @api.exception_handler(Exception)
     async def unforeseen(request: Request, error: Exception) -> JSONResponse:
         return _response(500, UNFORESEEN, SpeechError.code)
+
+
+def _unknown_route(request: Request) -> str:
+    path, scope = request.url.path, request.scope
+    intended = intended_path(path, request.app.openapi()["paths"])
+    if intended is None:
+        return f"Unknown route: {path}"
+    prefix = scope.get("app_root_path", scope.get("root_path", ""))
+    base = f" The base address of OpenAI's clients ends with {prefix}/v1." if intended.startswith("/v1/") else ""
+    return f"Unknown route: {path}. Did you mean {prefix}{intended}?{base}"
 
 
 def error_response(error: SpeechError) -> JSONResponse:

@@ -14,14 +14,18 @@ from serve_app.errors import DeadlineExceeded, RequestError, SpeechError, Upload
 from serve_app.settings import LimitSettings
 
 MAX_BODY_BYTES = 64 << 20
-"""Maximum body that is not a form, bytes. It is held in memory, while the files of forms are stored on disk."""
+"""Maximum body that is not a multipart form, bytes. It is held in memory; the files of multipart forms are stored on disk."""
+
+CHARSETS = frozenset({"utf8", "ascii", "usascii", "iso88591", "latin1", "iso885915", "latin9", "windows1252", "cp1252"})
+"""Encodings that a form may name, without punctuation. The form parser would use any codec of Python; some take minutes for a
+megabyte."""
 
 MIN_BYTES_PER_S = 250
 """Minimum mean upload rate, bytes a second. Live speech at a low bit rate is faster."""
 
 
 class RequestLimits:
-    """ASGI middleware for POST requests. FastAPI itself counts the bytes of a form without a Content-Length."""
+    """ASGI middleware for POST requests."""
 
     def __init__(self, app: ASGIApp, limits: LimitSettings, admission: Admission) -> None:
         self._app = app
@@ -32,10 +36,14 @@ class RequestLimits:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        request = _Request(receive, send, self._limits)
+        headers = Headers(scope=scope)
+        max_bytes, too_large = _body_limit(headers, self._limits.max_upload_bytes)
+        request = _Request(receive, send, self._limits, max_bytes, too_large)
         scope.setdefault("state", {})["began_s"] = request.began_s
         try:
-            _check_headers(Headers(scope=scope), self._limits.max_upload_bytes)
+            if _announced_bytes(headers) > max_bytes:
+                raise too_large
+            _check_charset(headers)
             with self._admission.request():
                 async with asyncio.timeout(self._limits.request_timeout_s) as limit:
                     await self._app(scope, request.receive, request.send)
@@ -47,29 +55,36 @@ class RequestLimits:
             await error_response(request.timeout_error())(scope, receive, send)
 
 
-def _check_headers(headers: Headers, max_upload_bytes: int) -> None:
+def _body_limit(headers: Headers, max_upload_bytes: int) -> tuple[int, UploadTooLarge]:
+    """The maximum size of the body, bytes, and the error for a larger one."""
+    if parse_options_header(headers.get("content-type"))[0].startswith(b"multipart/"):
+        return max_upload_bytes, UploadTooLarge.over(max_upload_bytes)
+    max_bytes = min(MAX_BODY_BYTES, max_upload_bytes)
+    return max_bytes, UploadTooLarge(f"A body that is not a multipart form may have at most {max_bytes / (1 << 20):.0f} MB.")
+
+
+def _announced_bytes(headers: Headers) -> int:
+    """The Content-Length; 0 if there is none."""
     length = headers.get("content-length", "")
-    media_type = parse_options_header(headers.get("content-type"))[0].lower()
-    is_long = length.isdecimal() and int(length) > MAX_BODY_BYTES
-    if not media_type.startswith(b"multipart/") and (is_long or "transfer-encoding" in headers):
-        raise UploadTooLarge(
-            f"A body that is not a multipart form needs a Content-Length, and may have at most {MAX_BODY_BYTES >> 20} MB."
-        )
-    if length.isdecimal() and int(length) > max_upload_bytes:
-        raise UploadTooLarge.over(max_upload_bytes)
-    # The form parser would use any codec of Python that is named here; some take minutes for a megabyte.
-    charset = parse_options_header(headers.get("content-type"))[1].get(b"charset", b"utf-8")
-    if charset.lower() not in (b"utf-8", b"utf8"):
+    # Python refuses to convert thousands of digits.
+    return int(length[:20]) if length.isdecimal() else 0
+
+
+def _check_charset(headers: Headers) -> None:
+    charset = parse_options_header(headers.get("content-type"))[1].get(b"charset", b"utf-8").decode("latin-1")
+    if charset.lower().replace("-", "").replace("_", "") not in CHARSETS:
         raise RequestError("The form must be encoded in UTF-8.")
 
 
 class _Request:
     """The `receive` and `send` of one request, with its limits."""
 
-    def __init__(self, receive: Receive, send: Send, limits: LimitSettings) -> None:
+    def __init__(self, receive: Receive, send: Send, limits: LimitSettings, max_bytes: int, too_large: UploadTooLarge) -> None:
         self._receive = receive
         self._send = send
         self._limits = limits
+        self._max_bytes = max_bytes
+        self._too_large = too_large
         self._is_complete = False
         self._received_bytes = 0
         self.began_s = time.monotonic()
@@ -87,6 +102,8 @@ class _Request:
             # FastAPI reports any other exception during form parsing as a malformed form.
             raise HTTPException(error.status) from error
         self._received_bytes += len(message.get("body", b""))
+        if self._received_bytes > self._max_bytes:
+            raise HTTPException(self._too_large.status) from self._too_large
         self._is_complete = not message.get("more_body", False)
         return message
 

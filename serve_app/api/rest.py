@@ -6,10 +6,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
 from fastapi.responses import Response
+from pydantic import BeforeValidator
 
 from serve_app.api import keywords, language, response_formats, streaming
+from serve_app.api.auth import Keys
 from serve_app.api.chunking_strategy import ChunkingStrategy, chunking_strategy
 from serve_app.api.errors import ERROR_RESPONSES
+from serve_app.api.forms import FormRoute
 from serve_app.api.openapi import STREAM_ITEM
 from serve_app.api.response_formats import Rendering, Timing
 from serve_app.api.schemas import (
@@ -32,8 +35,17 @@ from serve_app.service import JobOptions, SpeechService
 from serve_app.settings import ModelSettings
 from serve_app.window import Keywords
 
-File_ = Annotated[UploadFile, File(description="An audio or video file of any common format.")]
-ModelName = Annotated[str | None, Form(description="Name of a model. If omitted, or `whisper-1`: the default model.")]
+
+def _refuse_text(file: Any) -> Any:
+    if isinstance(file, str):
+        raise ValueError("it must be a part of a multipart form")
+    return file
+
+
+File_ = Annotated[UploadFile, File(description="An audio or video file of any common format."), BeforeValidator(_refuse_text)]
+ModelName = Annotated[
+    str | None, Form(description="Name or alias of a model, such as `whisper-1`. If omitted: the default model.")
+]
 Temperature = Annotated[float | None, Form(description="Ignored: decoding is greedy.")]
 
 BUNDLED_DESCRIPTION = "spoken English digits only, to try the server"
@@ -51,9 +63,9 @@ TRANSCRIPTION_RESPONSES = ERROR_RESPONSES | {
 }
 
 
-def create_router(service: SpeechService) -> APIRouter:
+def create_router(service: SpeechService, keys: Keys) -> APIRouter:
     """The routes of one service."""
-    router = APIRouter()
+    router = APIRouter(route_class=FormRoute)
     started_at = int(time.time())
 
     upload: dict[str, Any] = {
@@ -123,7 +135,7 @@ def create_router(service: SpeechService) -> APIRouter:
 
     @router.get("/v1/models/{model}", responses={404: ERROR_RESPONSES[404]}, tags=["models"])
     async def get_model(model: str) -> Model:
-        """Describe one model."""
+        """Describe one model, by its name or an alias."""
         return describe(service.find_model(model))
 
     def describe(model: ModelSettings) -> Model:
@@ -143,13 +155,19 @@ def create_router(service: SpeechService) -> APIRouter:
 
     reason = "A model with `min_replicas` of at least 1 is not loaded, or the server is shutting down."
 
-    @router.get("/ready", responses={503: {"model": Readiness, "description": reason}}, tags=["server"])
-    async def ready(response: Response) -> Readiness:
-        """The state of every model. This request does not load any."""
+    @router.get(
+        "/ready",
+        response_model_exclude_none=True,
+        responses={503: {"model": Readiness, "description": reason}},
+        tags=["server"],
+    )
+    async def ready(request: Request, response: Response) -> Readiness:
+        """Whether the server is ready, and the state of every model. This request does not load any."""
         statuses = await service.model_statuses()
         is_ready = all(status.is_ready for status in statuses) and not service.admission.is_closed
         response.status_code = 200 if is_ready else 503
-        return Readiness(ready=is_ready, models=[_readiness(status) for status in statuses])
+        is_client = keys.accept(request.headers.get("authorization"))
+        return Readiness(ready=is_ready, models=[_readiness(status) for status in statuses] if is_client else None)
 
     return router
 

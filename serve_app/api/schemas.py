@@ -194,4 +194,4 @@ class ModelReadiness(BaseModel):
 
 class Readiness(BaseModel):
     ready: bool = Field(description="Every model is loaded or loads on demand, and the server is not shutting down.")
-    models: list[ModelReadiness]
+    models: list[ModelReadiness] | None = Field(None, description="Absent where the server has keys and the request has none.")

@@ -31,7 +31,7 @@ def test_without_keys_everything_is_open() -> None:
 class TestWithKeys:
     AUTH = AuthSettings(keys=KEYS)
 
-    @pytest.mark.parametrize("path", ["/v1/models", "/ready", "/nowhere", "/staticky"])
+    @pytest.mark.parametrize("path", ["/v1/models", "/nowhere", "/staticky"])
     @pytest.mark.parametrize("key", [None, "", "wrong", "first-key-and-more", "first"])
     def test_other_routes_need_a_key(self, path: str, key: str | None) -> None:
         with client_with(self.AUTH, key) as client:
@@ -41,10 +41,21 @@ class TestWithKeys:
             assert refused.headers["www-authenticate"] == "Bearer"
             assert client.get("/health").status_code == 200
 
-    @pytest.mark.parametrize("path", ["/", "/static/app.js", "/docs", "/openapi.json"])
-    def test_public_routes_need_none(self, path: str) -> None:
-        with client_with(self.AUTH) as client:
-            assert client.get(path).status_code == 200
+    @pytest.mark.parametrize("path", ["/", "/static/app.js", "/docs", "/openapi.json", "/health/"])
+    @pytest.mark.parametrize("prefix", ["", "/speech"])
+    def test_public_routes_need_none(self, path: str, prefix: str) -> None:
+        api = create_api(FakeService(auth=self.AUTH).service)
+        with TestClient(api, root_path=prefix) as client:
+            assert client.get(prefix + path).status_code == 200
+            assert client.head(prefix + path).status_code == 200
+            assert_error(client.get(f"{prefix}/v1/models"), 401, "invalid_api_key")
+
+    @pytest.mark.parametrize(("key", "is_shown"), [(None, False), ("wrong", False), ("first-key", True)])
+    def test_the_details_of_readiness_need_one(self, key: str | None, is_shown: bool) -> None:
+        with client_with(self.AUTH, key) as client:
+            answer = client.get("/ready")
+        assert answer.status_code == 503
+        assert set(answer.json()) == ({"ready", "models"} if is_shown else {"ready"})
 
     @pytest.mark.parametrize("key", KEYS)
     def test_every_key_is_accepted(self, key: SecretStr) -> None:

@@ -107,8 +107,17 @@ def test_invalid_segments(client: TestClient, change: dict[str, Any]) -> None:
     assert_error(export(client, "srt", {"duration": 4, "segments": [{**SEGMENT, **change}]}), 400, "invalid_value", "segments")
 
 
+@pytest.mark.parametrize(
+    ("body", "code"), [(b"", "missing_required_parameter"), (b"{", "invalid_value"), (b"[]", "invalid_value")]
+)
+def test_a_body_that_is_no_object(client: TestClient, body: bytes, code: str) -> None:
+    answer = client.post(PATH, content=body, headers={"content-type": "application/json"})
+    assert assert_error(answer, 400, code).startswith("The body is ")
+
+
 def test_a_body_that_would_fill_the_memory(client: TestClient) -> None:
     headers = {"content-type": "application/json"}
     announced = client.post(PATH, content=b"{}", headers={**headers, "content-length": "100000000"})
     assert_error(announced, 413, "upload_too_large", None)
-    assert_error(client.post(PATH, content=iter([b"{}"]), headers=headers), 413, "upload_too_large", None)
+    unannounced = client.post(PATH, content=iter([b"{}", bytes(2_000_000)]), headers=headers)
+    assert_error(unannounced, 413, "upload_too_large", None)

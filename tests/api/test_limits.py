@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -14,10 +15,11 @@ from httpx2 import Response
 from starlette.datastructures import UploadFile
 
 from serve_app.api import create_api
+from serve_app.api.limits import MAX_BODY_BYTES
 from serve_app.cluster.admission import Admission
 from serve_app.settings import LimitSettings
 from testing import media
-from testing.fake_service import FakeService, assert_error, post
+from testing.fake_service import NOISE, FakeService, assert_error, post
 
 
 class TestLimits:
@@ -73,6 +75,42 @@ class TestLimits:
         with client:
             response = client.post("/v1/audio/transcriptions", content=body, headers=headers)
             assert_error(response, 400, "invalid_request")
+
+    @pytest.mark.parametrize(
+        "charset",
+        ["utf-8", "UTF8", '"utf-8"', "US-ASCII", "ISO-8859-1", "iso_8859-1", "latin1", "latin-1", "windows-1252", "Cp1252"],
+    )
+    def test_a_form_in_a_common_charset(self, charset: str) -> None:
+        _, client = self.limited()
+        field = b'--x\r\nContent-Disposition: form-data; name="response_format"\r\n\r\ntext\r\n'
+        body = field + b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + NOISE + b"\r\n--x--\r\n"
+        headers = {"Content-Type": f"multipart/form-data; charset={charset}; boundary=x"}
+        with client:
+            response = client.post("/v1/audio/transcriptions", content=body, headers=headers)
+            assert response.text == post(client, response_format="text").text
+
+    @pytest.mark.parametrize("max_bytes", [1_000_000, MAX_BODY_BYTES])
+    def test_json_in_chunks_is_counted(self, max_bytes: int) -> None:
+        """Without a Content-Length."""
+        _, client = self.limited(max_upload_bytes=max_bytes)
+        export = b'{"response_format": "text", "duration": 1, "segments": [{"start": 0, "end": 1, "text": "Hello."}]}'
+
+        def chunks(size: int) -> Iterator[bytes]:
+            yield export
+            for _ in range(0, size - len(export), 100_000):
+                yield b" " * 100_000
+
+        path, headers = "/v1/audio/transcriptions/export", {"Content-Type": "application/json"}
+        with client:
+            assert client.post(path, content=chunks(500_000), headers=headers).text == "Hello.\n"
+            assert_error(client.post(path, content=chunks(max_bytes + 1), headers=headers), 413, "upload_too_large")
+
+    @pytest.mark.parametrize("length", ["9" * 20, "9" * 5000])
+    def test_an_absurd_content_length(self, length: str) -> None:
+        _, client = self.limited()
+        with client:
+            answer = client.post("/v1/audio/transcriptions", content=b"", headers={"Content-Length": length})
+            assert_error(answer, 413, "upload_too_large")
 
     @pytest.mark.parametrize("kind", ["file", "field"])
     def test_a_form_of_a_thousand_parts_is_rejected(self, kind: str) -> None:

@@ -26,8 +26,8 @@ FILES = (
     b"",
 )
 TEXTS = {
-    "model": ["", "whisper-1", "first", "second", "none"],
-    "language": ["", "en", "German", "fr"],
+    "model": ["", "whisper-1", "gpt-realtime", "first", "second", "none"],
+    "language": ["", "en", "German", "fr", "und"],
     "prompt": ["", "Bob, Alice", "Some prose."],
     "chunking_strategy": ["auto", '{"type": "server_vad"}', '{"window_s": 10}', "{"],
     "chunking_strategy[type]": ["server_vad", "x"],

@@ -1,0 +1,50 @@
+"""Which model a request gets."""
+
+from collections.abc import Mapping
+
+import pytest
+
+from serve_app.errors import ModelNotFound
+from serve_app.settings import ModelSettings
+from testing.fake_service import FakeService
+
+OPENAI_NAMES = (
+    *("whisper-1", "gpt-transcribe", "gpt-4o-transcribe", "gpt-4o-mini-transcribe", "gpt-4o-mini-transcribe-2025-12-15"),
+    *("gpt-4o-transcribe-latest", "gpt-4o-transcribe-diarize", "gpt-live-transcribe", "gpt-realtime", "gpt-realtime-2025-08-28"),
+    *("gpt-realtime-mini", "gpt-realtime-whisper", "gpt-4o-realtime-preview", "gpt-4o-mini-realtime-preview-2024-12-17"),
+)
+
+
+def found(name: str | None, aliases: Mapping[str, str] | None = None) -> str:
+    settings = {} if aliases is None else {"model_aliases": aliases}
+    return FakeService(**settings).service.find_model(name).name
+
+
+@pytest.mark.parametrize("name", [None, "", "first", *OPENAI_NAMES])
+def test_openais_names_mean_the_default_model(name: str | None) -> None:
+    assert found(name) == "first"
+
+
+@pytest.mark.parametrize("name", ["gpt-4o", "whisper-2", "Whisper-1", "my-gpt-realtime", "*"])
+def test_other_names_are_unknown(name: str) -> None:
+    with pytest.raises(ModelNotFound, match="Models of this server: first, second"):
+        found(name)
+
+
+def test_aliases() -> None:
+    aliases = {"whisper-large": "second", "whisper-*": "", "first": "second"}
+    assert found("whisper-large", aliases) == "second"
+    assert found("whisper-small", aliases) == "first"
+    assert found("first", aliases) == "first", "a model of that name has precedence"
+    assert found(None, {"*": "second"}) == "first"
+    with pytest.raises(ModelNotFound):
+        found("gpt-4o-transcribe", aliases)
+
+
+@pytest.mark.parametrize("name", OPENAI_NAMES)
+def test_a_configured_model_with_one_of_openais_names(name: str) -> None:
+    server = FakeService()
+    model = ModelSettings(name=name, source="bundled")
+    service = server.service
+    service.settings = service.settings.model_copy(update={"models": (*service.settings.models, model)})
+    assert service.find_model(name) is model
