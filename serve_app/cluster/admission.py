@@ -1,16 +1,50 @@
 """Admission control of one ingress process: requests and streams at once, and windows in flight per job. Pure."""
 
-from collections.abc import Iterator
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 from serve_app.errors import Overloaded, ShuttingDown
+
+
+class Places:
+    """How many of something are in progress: at most `maximum`, and `max_per_address` for one client address.
+
+    Belongs to one event loop. `what` names them in the plural, for the message to a client that is refused.
+    """
+
+    def __init__(self, what: str, maximum: int, max_per_address: int) -> None:
+        self._what = what
+        self._maximum = maximum
+        self._max_per_address = max_per_address
+        self._by_address: Counter[str] = Counter()
+        self.held = 0
+        """In progress, of all addresses."""
+
+    @contextmanager
+    def hold(self, address: str) -> Iterator[None]:
+        """Hold a place while the block runs. Raises Overloaded."""
+        if self.held >= self._maximum:
+            raise Overloaded(f"The server has as many {self._what} in progress as it accepts; try again in a few seconds.")
+        if self._by_address[address] >= self._max_per_address:
+            raise Overloaded(f"Your address has {self._max_per_address} {self._what} in progress, which is its limit.")
+        self.held += 1
+        self._by_address[address] += 1
+        try:
+            yield
+        finally:
+            self.held -= 1
+            self._by_address[address] -= 1
+            if not self._by_address[address]:
+                del self._by_address[address]
 
 
 class Admission:
     """Counters. Belongs to one event loop."""
 
     def __init__(self, max_requests: int, max_windows: int, max_streams: int) -> None:
-        self._max_requests = max_requests
+        self._requests_at_work = asyncio.Semaphore(max_requests)
         self._max_streams = max_streams
         self._max_windows = max_windows
         self._jobs = 0
@@ -25,16 +59,28 @@ class Admission:
         self.is_closed = True
 
     @contextmanager
-    def request(self) -> Iterator[None]:
-        """Count a request while the block runs. Raises Overloaded at the limit, or ShuttingDown."""
+    def request(self) -> Iterator[Callable[[], Awaitable[None]]]:
+        """Count a request while the block runs. Raises Overloaded if the maximum is at work, or ShuttingDown.
+
+        Yields a function to call once the upload is complete: the request is at work from then on. It waits while the maximum is.
+        """
         self.check_open()
-        if self.requests >= self._max_requests:
+        if self._requests_at_work.locked():
             raise Overloaded("The server has as many requests in progress as it accepts; try again in a few seconds.")
+        is_at_work = False
+
+        async def begin_work() -> None:
+            nonlocal is_at_work
+            await self._requests_at_work.acquire()
+            is_at_work = True
+
         self.requests += 1
         try:
-            yield
+            yield begin_work
         finally:
             self.requests -= 1
+            if is_at_work:
+                self._requests_at_work.release()
 
     @contextmanager
     def stream(self) -> Iterator[None]:

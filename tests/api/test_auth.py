@@ -89,7 +89,7 @@ class TestLimitsPerKey:
     """With a fake clock."""
 
     @staticmethod
-    def keys(now: list[float], **limits: int) -> tuple[Keys, bytes, bytes]:
+    def keys(now: list[float], **limits: int) -> tuple[Keys, str, str]:
         keys = Keys(AuthSettings(keys=KEYS, **limits), lambda: now[0])
         return keys, keys.find("Bearer first-key"), keys.find("Bearer second-key-é".encode().decode("latin-1"))
 
