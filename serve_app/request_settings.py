@@ -46,9 +46,9 @@ class AuthSettings(SettingsGroup):
 
     keys: tuple[SecretStr, ...] = Field(
         (),
-        description="API keys: `SECRET`, `NAME: SECRET`, or with `sha256:HEX` for the secret. Every request needs one, except for "
-        "`/health`, the page, `/docs` and `/openapi.json`. Empty: no key is needed. Prefer `keys_file`, or the variable `API_KEY` "
-        "(keys separated by commas): Ray's dashboard shows the content of the file.",
+        description="API keys: `SECRET` or `NAME: SECRET`; `sha256:HEX` in place of a secret is its hash. Every request needs "
+        "one, except for `/health`, the page, `/docs` and `/openapi.json`. Empty: no key is needed. Prefer `keys_file`, or the "
+        "variable `API_KEY` (keys separated by commas): Ray's dashboard shows the content of the file.",
     )
     keys_file: Path | None = Field(
         None, description="A file with more keys, one a line, on every node with an ingress replica. Read again when it changes."

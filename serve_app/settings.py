@@ -189,7 +189,10 @@ def _default_models() -> tuple[ModelSettings, ...]:
 class Settings(BaseSettings):
     """All settings: the `args` of the application in the Serve YAML."""
 
-    model_config = SettingsConfigDict(extra="forbid", frozen=True, env_prefix="PARAKEET_", env_nested_delimiter="__")
+    # Inputs are hidden because the message of an error would show keys.
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_prefix="PARAKEET_", env_nested_delimiter="__", hide_input_in_errors=True
+    )
 
     models: tuple[ModelSettings, ...] = Field(
         default_factory=_default_models, min_length=1, description="The models that are served."

@@ -70,19 +70,26 @@ class RequestLimits:
 
 
 def _check_headers(headers: Headers, max_upload_bytes: int) -> None:
-    length = headers.get("content-length", "")
+    announced_bytes = _announced_bytes(headers)
     media_type = parse_options_header(headers.get("content-type"))[0].lower()
-    is_long = length.isdecimal() and int(length) > MAX_BODY_BYTES
+    is_long = announced_bytes > MAX_BODY_BYTES
     if not media_type.startswith(b"multipart/") and (is_long or "transfer-encoding" in headers):
         raise UploadTooLarge(
             f"A body that is not a multipart form needs a Content-Length, and may have at most {MAX_BODY_BYTES >> 20} MB."
         )
-    if length.isdecimal() and int(length) > max_upload_bytes:
+    if announced_bytes > max_upload_bytes:
         raise UploadTooLarge.over(max_upload_bytes)
     # The form parser would use any codec of Python that is named here; some take minutes for a megabyte.
     charset = parse_options_header(headers.get("content-type"))[1].get(b"charset", b"utf-8")
     if charset.lower() not in (b"utf-8", b"utf8"):
         raise RequestError("The form must be encoded in UTF-8.")
+
+
+def _announced_bytes(headers: Headers) -> int:
+    """The Content-Length; 0 if there is none."""
+    length = headers.get("content-length", "")
+    # Python refuses to convert thousands of digits.
+    return int(length[:20]) if length.isdecimal() else 0
 
 
 class _Request:
