@@ -73,7 +73,7 @@ class LoopTime:
             run(handle)
             self.longest_s = max(self.longest_s, time.thread_time() - began_s)
 
-        asyncio.Handle._run = timed  # type: ignore[method-assign]
+        asyncio.Handle._run = timed  # type: ignore[method-assign, assignment]
         try:
             yield
         finally:

@@ -29,8 +29,13 @@ MAX_S = 356_400.0
 """Latest time of a segment, seconds: 99 hours. Subtitle files have two digits for the hours, and a cue may outlast its speech."""
 
 MAX_WORDS = 100_000
-"""Maximum words of a transcript, about eleven hours of speech. In a script without spaces, a character counts as a word. Also the
-maximum number of segments."""
+"""Maximum words of a transcript, about eleven hours of speech. In a script without spaces, a character counts as a word."""
+
+MAX_SEGMENTS = 20_000
+"""Maximum segments of a transcript."""
+
+MAX_SEGMENT_WORDS = 10_000
+"""Maximum words with times of a segment. They are validated in one step, during which no other thread runs."""
 
 MAX_EXPORTS = 32
 """Maximum exports in progress, those that wait included. One at a time is rendered, since Python runs one thread at a time."""
@@ -56,6 +61,7 @@ class GivenSegment(VerboseSegment):
     no_speech_prob: float = 0.0
     words: list[SegmentWord] = Field(
         [],
+        max_length=MAX_SEGMENT_WORDS,
         description="Times of the words. As many words in an edited `text` keep these times; more or fewer share the time of the "
         "segment evenly.",
     )
@@ -96,7 +102,7 @@ class Export(BaseModel):
     response_format: Literal["json", "verbose_json", "text", "srt", "vtt", "csv", "tsv"]
     language: str = Field("unknown", description="A code or an English name.")
     duration: float = Field(ge=0, le=MAX_S, description="Length of the audio, seconds.")
-    segments: Annotated[list[GivenSegment], FailFast()] = Field(max_length=MAX_WORDS)
+    segments: Annotated[list[GivenSegment], FailFast()] = Field(max_length=MAX_SEGMENTS)
     warnings: list[str] | None = None
     max_lines: MaxLines | None = None
     max_line_chars: MaxLineChars | None = None
@@ -105,7 +111,7 @@ class Export(BaseModel):
     @field_validator("segments")
     @classmethod
     def _words_are_limited(cls, segments: list[GivenSegment]) -> list[GivenSegment]:
-        if sum(len(segment.text.split()) + len(SPACELESS.findall(segment.text)) for segment in segments) > MAX_WORDS:
+        if sum(max(len(segment.words), _count_words(segment.text)) for segment in segments) > MAX_WORDS:
             raise ValueError(f"a transcript may have at most {MAX_WORDS:,} words")
         return segments
 
@@ -170,11 +176,23 @@ def _rendered(body: bytes, subtitles: SubtitleSettings, checkpoint: Checkpoint) 
 
 def _parsed(body: bytes) -> Export:
     """Raises RequestValidationError with the first error."""
+    # Counted before they are made: while Pydantic makes them, no other thread runs.
+    if body.count(b"{") > 1 + MAX_SEGMENTS + MAX_WORDS:
+        raise _invalid("segments", message=f"there may be at most {MAX_SEGMENTS:,} segments and {MAX_WORDS:,} words")
     try:
         return Export.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        raise RequestValidationError([{**first, "loc": ("body", *(first["loc"] or ("body",)))}]) from None
+        raise _invalid(*(first["loc"] or ("body",)), message=first["msg"]) from None
+
+
+def _invalid(*location: str | int, message: str) -> RequestValidationError:
+    """The error for a wrong value at a location in the body."""
+    return RequestValidationError([{"type": "value_error", "loc": ("body", *location), "msg": message}])
+
+
+def _count_words(text: str) -> int:
+    return len(text.split()) + len(SPACELESS.findall(text))
 
 
 def _segment(index: int, given: GivenSegment) -> Segment:

@@ -38,11 +38,19 @@ def export_of(segments: str, **fields: Any) -> bytes:
 
 SEGMENT = '{"start":0,"end":0,"text":""}'
 WORD = '{"word":"a","start":0,"end":0,"probability":1}'
+
+
+def segment_with(text: str, words: int) -> str:
+    return f'{{"start":0,"end":0,"text":"{text}","words":[{",".join([WORD] * words)}]}}'
+
+
 EXPORTS: dict[str, tuple[Callable[[], bytes], int]] = {
     "as many segments as fit": (lambda: export_of(",".join([SEGMENT] * (MAX_BODY_BYTES // 31))), 400),
-    "the most segments": (lambda: export_of(",".join([SEGMENT] * exports.MAX_WORDS)), 200),
-    "as many words as fit": (lambda: export_of(f'{{"start":0,"end":0,"text":"a","words":[{",".join([WORD] * 170_000)}]}}'), 200),
-    "an error in every segment": (lambda: export_of(",".join(['{"start":-1}'] * exports.MAX_WORDS)), 400),
+    "the most segments": (lambda: export_of(",".join([SEGMENT] * exports.MAX_SEGMENTS)), 200),
+    "as many words in a segment as fit": (lambda: export_of(segment_with("a", 170_000)), 400),
+    "the most words": (lambda: export_of(",".join([segment_with("a", exports.MAX_SEGMENT_WORDS)] * 10)), 200),
+    "more words than that": (lambda: export_of(",".join([segment_with("a", exports.MAX_SEGMENT_WORDS)] * 11)), 400),
+    "an error in every segment": (lambda: export_of(",".join(['{"start":-1}'] * exports.MAX_SEGMENTS)), 400),
     "a single word": (lambda: export_of(f'{{"start":0,"end":0,"text":"{"a" * 8_000_000}"}}'), 200),
     "as many tokens as fit": (lambda: export_of(f'{{"start":0,"end":0,"text":"","tokens":[{"1," * 4_000_000}1]}}'), 200),
     "the deepest nesting": (lambda: padded(b"[" * 4_000_000), 400),
