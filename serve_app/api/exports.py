@@ -128,7 +128,7 @@ BODY: dict[str, Any] = {
 def create_router(service: SpeechService) -> APIRouter:
     """The route."""
     router = APIRouter()
-    places, rendering = Places("exports", MAX_EXPORTS, MAX_EXPORTS_PER_ADDRESS), asyncio.Semaphore(1)
+    places, rendering = Places(MAX_EXPORTS, MAX_EXPORTS_PER_ADDRESS, "exports"), asyncio.Semaphore(1)
     trusted_proxies = service.settings.ingress.trusted_proxies
 
     @router.post(
@@ -140,7 +140,7 @@ def create_router(service: SpeechService) -> APIRouter:
     )
     async def export(request: Request) -> Response:
         """Render a transcript in another format. Nothing is transcribed."""
-        with places.hold(client_address(request.scope, trusted_proxies)):
+        with places.take(client_address(request.scope, trusted_proxies)):
             body = await _body(request)
             async with rendering:
                 return await run_in_thread(partial(_rendered, body, service.settings.subtitles))

@@ -37,7 +37,7 @@ class RequestLimits:
         self._app = app
         self._limits = limits
         self._admission = admission
-        self._uploads = Places("uploads", limits.max_uploads, limits.max_uploads_per_address)
+        self._uploads = Places(limits.max_uploads, limits.max_uploads_per_address, "uploads")
         self._trusted_proxies = trusted_proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,7 +47,7 @@ class RequestLimits:
         try:
             _check_headers(Headers(scope=scope), self._limits.max_upload_bytes)
             with self._admission.request() as begin_work, ExitStack() as upload:
-                upload.enter_context(self._uploads.hold(client_address(scope, self._trusted_proxies)))
+                upload.enter_context(self._uploads.take(client_address(scope, self._trusted_proxies)))
 
                 async def on_complete() -> None:
                     upload.close()

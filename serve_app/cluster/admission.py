@@ -9,32 +9,32 @@ from serve_app.errors import Overloaded, ShuttingDown
 
 
 class Places:
-    """How many of something are in progress: at most `maximum`, and `max_per_address` for one client address.
+    """Places of one kind, limited in all and per client address. Belongs to one event loop.
 
-    Belongs to one event loop. `what` names them in the plural, for the message to a client that is refused.
+    `what` names the kind in the plural, for the message to a client that is refused.
     """
 
-    def __init__(self, what: str, maximum: int, max_per_address: int) -> None:
-        self._what = what
-        self._maximum = maximum
+    def __init__(self, max_taken: int, max_per_address: int, what: str = "connections") -> None:
+        self._max_taken = max_taken
         self._max_per_address = max_per_address
+        self._what = what
         self._by_address: Counter[str] = Counter()
-        self.held = 0
-        """In progress, of all addresses."""
+        self.taken = 0
+        """By all addresses."""
 
     @contextmanager
-    def hold(self, address: str) -> Iterator[None]:
-        """Hold a place while the block runs. Raises Overloaded."""
-        if self.held >= self._maximum:
-            raise Overloaded(f"The server has as many {self._what} in progress as it accepts; try again in a few seconds.")
+    def take(self, address: str) -> Iterator[None]:
+        """Hold a place while the block runs. Raises Overloaded at either limit."""
+        if self.taken >= self._max_taken:
+            raise Overloaded(f"The server has as many {self._what} as it accepts; try again in a few seconds.")
         if self._by_address[address] >= self._max_per_address:
-            raise Overloaded(f"Your address has {self._max_per_address} {self._what} in progress, which is its limit.")
-        self.held += 1
+            raise Overloaded(f"Your address has as many {self._what} as the server accepts from one; try again in a few seconds.")
+        self.taken += 1
         self._by_address[address] += 1
         try:
             yield
         finally:
-            self.held -= 1
+            self.taken -= 1
             self._by_address[address] -= 1
             if not self._by_address[address]:
                 del self._by_address[address]

@@ -10,22 +10,22 @@ from serve_app.errors import Overloaded
 
 
 def test_places_are_limited_in_all_and_by_address() -> None:
-    places = Places("uploads", maximum=3, max_per_address=2)
+    places = Places(max_taken=3, max_per_address=2, what="uploads")
     with ExitStack() as held:
         for address in ("192.0.2.1", "192.0.2.1"):
-            held.enter_context(places.hold(address))
-        with pytest.raises(Overloaded, match="Your address has 2 uploads"), places.hold("192.0.2.1"):
+            held.enter_context(places.take(address))
+        with pytest.raises(Overloaded, match="Your address has as many uploads"), places.take("192.0.2.1"):
             pass
         with (
-            places.hold("192.0.2.2"),
+            places.take("192.0.2.2"),
             pytest.raises(Overloaded, match="The server has as many uploads"),
-            places.hold("192.0.2.3"),
+            places.take("192.0.2.3"),
         ):
             pass
-        assert places.held == 2
-    assert places.held == 0
-    with places.hold("192.0.2.1"):
-        assert places.held == 1
+        assert places.taken == 2
+    assert places.taken == 0
+    with places.take("192.0.2.1"):
+        assert places.taken == 1
 
 
 async def test_a_complete_upload_waits_for_a_place_and_new_requests_are_refused_meanwhile() -> None:
