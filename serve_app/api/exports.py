@@ -13,11 +13,12 @@ from pydantic import BaseModel, FailFast, Field, ValidationError, field_validato
 
 from serve_app.api.client_address import client_address
 from serve_app.api.errors import ERROR_RESPONSES
+from serve_app.api.limits import MAX_BODY_BYTES
 from serve_app.api.response_formats import MaxCueS, MaxLineChars, MaxLines, Rendering, Timing, cue_changes
 from serve_app.api.schemas import SegmentWord, VerboseSegment
 from serve_app.api.threads import Checkpoint, run_in_thread
 from serve_app.cluster.admission import Places
-from serve_app.errors import UploadTooSlow
+from serve_app.errors import UploadTooLarge, UploadTooSlow
 from serve_app.output.cues import SPACELESS
 from serve_app.output.export import to_verbose_json
 from serve_app.service import SpeechService
@@ -149,9 +150,15 @@ def create_router(service: SpeechService) -> APIRouter:
 
 
 async def _body(request: Request) -> bytes:
+    """The body, counted here because a body that claims to be a form may be far larger."""
+    body = bytearray()
     try:
         async with asyncio.timeout(MAX_UPLOAD_S):
-            return await request.body()
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY_BYTES:
+                    raise UploadTooLarge(f"A transcript may have at most {MAX_BODY_BYTES >> 20} MB.")
+            return bytes(body)
     except TimeoutError:
         raise UploadTooSlow(f"The body did not arrive within {MAX_UPLOAD_S:.0f} s.") from None
 
@@ -178,17 +185,17 @@ def _parsed(body: bytes) -> Export:
     """Raises RequestValidationError with the first error."""
     # Counted before they are made: while Pydantic makes them, no other thread runs.
     if body.count(b"{") > 1 + MAX_SEGMENTS + MAX_WORDS:
-        raise _invalid("segments", message=f"there may be at most {MAX_SEGMENTS:,} segments and {MAX_WORDS:,} words")
+        raise _invalid(("segments",), f"there may be at most {MAX_SEGMENTS:,} segments and {MAX_WORDS:,} words")
     try:
         return Export.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        raise _invalid(*(first["loc"] or ("body",)), message=first["msg"]) from None
+        raise _invalid(first["loc"] or ("body",), first["msg"], first["type"]) from None
 
 
-def _invalid(*location: str | int, message: str) -> RequestValidationError:
-    """The error for a wrong value at a location in the body."""
-    return RequestValidationError([{"type": "value_error", "loc": ("body", *location), "msg": message}])
+def _invalid(location: tuple[str | int, ...], message: str, kind: str = "value_error") -> RequestValidationError:
+    """The error for a wrong value at a location in the body. `kind` is Pydantic's type of error."""
+    return RequestValidationError([{"type": kind, "loc": ("body", *location), "msg": message}])
 
 
 def _count_words(text: str) -> int:

@@ -134,6 +134,18 @@ class TestWork:
         announced = client.post(PATH, content=b"{}", headers={**headers, "content-length": str(MAX_BODY_BYTES + 1)})
         assert_error(announced, 413, "upload_too_large", None)
 
+    async def test_a_body_that_claims_to_be_a_form_is_not_larger(self, server: EngineService) -> None:
+        request = OpenRequest(create_api(server.service), PATH, {"content-type": "multipart/form-data; boundary=x"})
+        for _ in range(3):
+            request.send(bytes(MAX_BODY_BYTES // 2))
+        assert_error(await request.response(), 413, "upload_too_large")
+
+    @pytest.mark.parametrize("field", ["duration", "segments"])
+    def test_a_missing_field(self, client: TestClient, field: str) -> None:
+        transcript = {"duration": 4, "segments": []}
+        del transcript[field]
+        assert_error(export(client, "text", transcript), 400, "missing_required_parameter", field)
+
     def test_a_body_that_is_not_json(self, client: TestClient) -> None:
         assert_error(client.post(PATH, content=b'{"segments": "\\ud800"}'), 400, "invalid_value", "body")
 
