@@ -8,11 +8,15 @@ The name of a variable is `PARAKEET_` and the path of the field, levels joined b
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from serve_app.live.windows import MIN_NEW_AUDIO, LiveWindows
 from serve_app.output.cues import CueRules
+from serve_app.request_settings import AuthSettings as AuthSettings
+from serve_app.request_settings import IngressSettings as IngressSettings
+from serve_app.request_settings import LimitSettings as LimitSettings
+from serve_app.request_settings import SettingsGroup as _Group
 from serve_app.seed_variables import SeedVariables
 from serve_app.window import SAMPLE_RATE
 
@@ -20,10 +24,6 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
 CUES = CueRules()
 """Defaults of SubtitleSettings."""
-
-
-class _Group(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class SimulationSettings(_Group):
@@ -123,27 +123,6 @@ class BatchingSettings(_Group):
     )
 
 
-class LimitSettings(_Group):
-    """Limits of requests."""
-
-    max_upload_bytes: int = Field(8_589_934_592, gt=0, description="Maximum size of an upload, bytes; more is 413.")
-    max_audio_s: float = Field(86_400.0, gt=0, description="Maximum duration of the audio of a request, seconds; more is 413.")
-    upload_pause_s: float = Field(60.0, gt=0, description="Maximum time without data during an upload, seconds; more is 408.")
-    request_timeout_s: float = Field(
-        21_600.0, gt=0, description="Maximum duration of a request, seconds; more is 408 during the upload, else 504."
-    )
-    max_requests: int = Field(256, ge=1, description="Maximum transcriptions in progress per ingress replica; more is 429.")
-    max_windows_in_flight: int = Field(
-        256,
-        ge=1,
-        description="Maximum windows of files in flight per ingress replica, about 2 MB each; shared by the files, one each "
-        "at least.",
-    )
-    model_wait_s: float = Field(
-        60.0, gt=0, description="Maximum time that a request waits for a model to load, seconds; after it, 503 with the progress."
-    )
-
-
 class LiveSettings(_Group):
     """Live streams: speech is transcribed while it is spoken, in sliding windows."""
 
@@ -204,38 +183,13 @@ class SubtitleSettings(_Group):
     )
 
 
-class AuthSettings(_Group):
-    """API keys and their limits."""
-
-    keys: tuple[SecretStr, ...] = Field(
-        (),
-        description="API keys. Every request needs one, except for `/health`, `/ready`, the page, `/docs` and `/openapi.json`. "
-        "Empty: no key is needed. Prefer the variable `API_KEY` (keys separated by commas): Ray's dashboard shows the file.",
-    )
-    max_requests: int = Field(
-        0,
-        ge=0,
-        description="Maximum POST requests (with exports) and streams in progress per key and ingress replica; 0: no limit.",
-    )
-    max_requests_per_minute: int = Field(
-        0, ge=0, description="Maximum POST requests (with exports) and streams per minute, key and ingress replica; 0: no limit."
-    )
-
-
-class IngressSettings(_Group):
-    """The deployment that serves HTTP and WebSockets."""
-
-    cors_origins: tuple[str, ...] = Field(("*",), description="Origins whose web pages may read the responses; `*`: all.")
-    replicas: int = Field(1, ge=0, description="Number of ingress replicas; 0: one on every node with enough CPUs at deployment.")
-    cpus_per_replica: float = Field(
-        0.25, ge=0, description="CPUs that Ray's scheduler reserves for an ingress replica; not a limit."
-    )
-
-
 class Settings(BaseSettings):
     """All settings: the `args` of the application in the Serve YAML."""
 
-    model_config = SettingsConfigDict(extra="forbid", frozen=True, env_prefix="PARAKEET_", env_nested_delimiter="__")
+    # Inputs are hidden because the message of an error would show keys.
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_prefix="PARAKEET_", env_nested_delimiter="__", hide_input_in_errors=True
+    )
 
     models: tuple[ModelSettings, ...] = Field(
         (ModelSettings(name="digits", source="bundled"),), min_length=1, description="The models that are served."

@@ -27,7 +27,19 @@ MAY_IMPORT = {
 PURE = [
     *("audio", "merging", "output", "live.session", "live.windows", "live.endpointing"),
     *("engine.protocol", "engine.batch_queue", "engine.batch_policy", "cluster.status", "cluster.admission"),
-    *("chunking", "pipeline", "service", "settings", "seed_variables", "errors", "events", "transcript", "window"),
+    *(
+        "chunking",
+        "pipeline",
+        "service",
+        "settings",
+        "request_settings",
+        "key_entries",
+        "seed_variables",
+        "errors",
+        "events",
+        "transcript",
+        "window",
+    ),
 ]
 """No ray, torch, nemo or fastapi, neither directly nor through other modules of serve_app (engine/__init__ aside)."""
 
@@ -40,9 +52,9 @@ LAYERS = [
     ["pipeline", "engine.protocol", "engine.batch_queue", "engine.batch_policy"],
     ["chunking", "live", "cluster"],
     ["settings"],
-    ["audio", "merging", "output", "live.windows", "seed_variables"],
+    ["audio", "merging", "output", "live.windows", "seed_variables", "request_settings"],
     ["events"],
-    ["transcript", "window", "errors"],
+    ["transcript", "window", "errors", "key_entries"],
 ]
 """A module imports from layers below its own, and from its own folder."""
 

@@ -24,7 +24,12 @@ def create_api(service: SpeechService) -> FastAPI:
     )
     request_limits = service.settings.limits
     errors.install(api, request_limits.max_upload_bytes)
-    api.add_middleware(limits.RequestLimits, limits=request_limits, admission=service.admission)
+    api.add_middleware(
+        limits.RequestLimits,
+        limits=request_limits,
+        admission=service.admission,
+        trusted_proxies=service.settings.ingress.trusted_proxies,
+    )
     keys = auth.Keys(service.settings.auth)
     api.add_middleware(auth.RequireKey, keys=keys)
     api.add_middleware(addresses.Addresses)

@@ -1,9 +1,9 @@
 """API keys: bearer authentication on every route that is not public, and limits per key."""
 
-import hashlib
 import hmac
+import logging
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,8 +13,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api.addresses import route_path
 from serve_app.api.errors import error_response
+from serve_app.api.keys_file import KeysFile
 from serve_app.errors import InvalidKey, RateLimited, SpeechError
+from serve_app.key_entries import Key, digest_of, parse
 from serve_app.settings import AuthSettings
+
+log = logging.getLogger("ray.serve")
 
 PUBLIC_PATHS = frozenset({"/", "/health", "/ready", "/docs", "/openapi.json"})
 """Paths that need no key: their content is the same for every client, but for the details of `/ready`."""
@@ -28,7 +32,7 @@ MINUTE_S = 60.0
 
 @dataclass(slots=True)
 class _Usage:
-    """Use of one key."""
+    """Use of the keys of one name."""
 
     in_progress: int = 0
     """Requests in progress."""
@@ -37,20 +41,25 @@ class _Usage:
 
 
 class Keys:
-    """The keys of one server, and the use of each. All calls must come from one event loop."""
+    """The keys of one server, and the use of each name. All calls must come from one event loop.
+
+    Raises OSError or ValueError if the keys file cannot be read.
+    """
 
     def __init__(self, settings: AuthSettings, now_s: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings
         self._now_s = now_s
-        self._usage = {_digest(key.get_secret_value().encode()): _Usage() for key in settings.keys}
+        self._fixed = parse(key.get_secret_value() for key in settings.keys)
+        self._file = KeysFile(settings.keys_file, now_s) if settings.keys_file else None
+        self._usage: defaultdict[str, _Usage] = defaultdict(_Usage)
 
     @property
     def are_required(self) -> bool:
-        """Whether the server has keys; without any, it is open."""
-        return bool(self._usage)
+        """Whether the server has keys, or a file of keys, even an empty one; without any, it is open."""
+        return bool(self._fixed) or self._file is not None
 
-    def find(self, authorization: str | None) -> bytes:
-        """The digest of the key in an `Authorization` header; raises InvalidKey."""
+    def find(self, authorization: str | None) -> str:
+        """The name of the key in an `Authorization` header; raises InvalidKey."""
         scheme, _, key = (authorization or "").partition(" ")
         # Starlette decodes header bytes as Latin-1.
         return self._match(key.strip().encode("latin-1") if scheme.lower() == "bearer" else b"")
@@ -62,13 +71,16 @@ class Keys:
         except InvalidKey:
             return False
 
-    def _match(self, key: bytes) -> bytes:
-        digest = _digest(key)
+    def _match(self, secret: bytes) -> str:
+        digest = digest_of(secret)
         # Always compare with every key, so that the time reveals nothing.
-        matches = [known for known in self._usage if hmac.compare_digest(known, digest)]
+        matches = [key.name for key in self._all() if hmac.compare_digest(key.digest, digest)]
         if not matches:
             raise InvalidKey("A valid API key is needed: `Authorization: Bearer KEY`.")
         return matches[0]
+
+    def _all(self) -> tuple[Key, ...]:
+        return self._fixed + (self._file.keys if self._file else ())
 
     @contextmanager
     def stream(self, authorization: str | None, key: str | None = None) -> Iterator[None]:
@@ -79,16 +91,18 @@ class Keys:
         if not self.are_required:
             yield
             return
-        with self.request(self._match(key.encode(errors="replace")) if key else self.find(authorization)):
+        name = self._match(key.encode(errors="replace")) if key else self.find(authorization)
+        log.info("stream with the key `%s`", name)
+        with self.request(name):
             yield
 
     @contextmanager
-    def request(self, key: bytes) -> Iterator[dict[str, str]]:
-        """Count a request of the key with that digest while it is in progress; raises RateLimited.
+    def request(self, name: str) -> Iterator[dict[str, str]]:
+        """Count a request with a key of that name while it is in progress; raises RateLimited.
 
         Yields OpenAI's rate limit headers for the response.
         """
-        usage, limit, now_s = self._usage[key], self._settings.max_requests_per_minute, self._now_s()
+        usage, limit, now_s = self._usage[name], self._settings.max_requests_per_minute, self._now_s()
         while usage.starts_s and usage.starts_s[0] <= now_s - MINUTE_S:
             usage.starts_s.popleft()
         if self._settings.max_requests and usage.in_progress >= self._settings.max_requests:
@@ -128,11 +142,13 @@ class RequireKey:
             await self._app(scope, receive, send)
             return
         try:
-            key = self._keys.find(Headers(scope=scope).get("authorization"))
+            name = self._keys.find(Headers(scope=scope).get("authorization"))
+            log.info("%s with the key `%s`", scope["method"], name)
+            scope.setdefault("state", {})["key_name"] = name
             if scope["method"] != "POST":
                 await self._app(scope, receive, send)
                 return
-            with self._keys.request(key) as headers:
+            with self._keys.request(name) as headers:
                 await self._app(scope, receive, _adding_headers(headers, send))
         except SpeechError as error:
             await error_response(error)(scope, receive, send)
@@ -150,7 +166,3 @@ def _adding_headers(headers: dict[str, str], send: Send) -> Send:
         await send(message)
 
     return send_with_headers
-
-
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()

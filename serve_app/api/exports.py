@@ -1,23 +1,51 @@
 """The export route: renders a transcript that the client sends, possibly edited, in another format. Nothing is transcribed."""
 
+import asyncio
 import math
 from collections.abc import Iterator
-from typing import Literal, Self
+from functools import partial
+from typing import Annotated, Any, Literal, Self
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, FailFast, Field, ValidationError, field_validator, model_validator
 
+from serve_app.api.client_address import client_address
 from serve_app.api.errors import ERROR_RESPONSES
+from serve_app.api.limits import MAX_BODY_BYTES
 from serve_app.api.response_formats import MaxCueS, MaxLineChars, MaxLines, Rendering, Timing, cue_changes
 from serve_app.api.schemas import SegmentWord, VerboseSegment
+from serve_app.api.threads import Checkpoint, run_in_thread
+from serve_app.cluster.admission import Places
+from serve_app.errors import UploadTooLarge, UploadTooSlow
+from serve_app.output.cues import SPACELESS
 from serve_app.output.export import to_verbose_json
 from serve_app.service import SpeechService
+from serve_app.settings import SubtitleSettings
 from serve_app.transcript import Segment, Transcript, Word
 
 PATH = "/v1/audio/transcriptions/export"
 MAX_S = 356_400.0
 """Latest time of a segment, seconds: 99 hours. Subtitle files have two digits for the hours, and a cue may outlast its speech."""
+
+MAX_WORDS = 100_000
+"""Maximum words of a transcript, about eleven hours of speech. In a script without spaces, a character counts as a word."""
+
+MAX_SEGMENTS = 20_000
+"""Maximum segments of a transcript."""
+
+MAX_SEGMENT_WORDS = 10_000
+"""Maximum words with times of a segment. They are validated in one step, during which no other thread runs."""
+
+MAX_EXPORTS = 32
+"""Maximum exports in progress, those that wait included. One at a time is rendered, since Python runs one thread at a time."""
+
+MAX_EXPORTS_PER_ADDRESS = 16
+"""Of these, for one client address."""
+
+MAX_UPLOAD_S = 60.0
+"""Maximum time for the body to arrive, seconds. It is held in memory."""
 
 
 class GivenSegment(VerboseSegment):
@@ -34,6 +62,7 @@ class GivenSegment(VerboseSegment):
     no_speech_prob: float = 0.0
     words: list[SegmentWord] = Field(
         [],
+        max_length=MAX_SEGMENT_WORDS,
         description="Times of the words. As many words in an edited `text` keep these times; more or fewer share the time of the "
         "segment evenly.",
     )
@@ -74,38 +103,103 @@ class Export(BaseModel):
     response_format: Literal["json", "verbose_json", "text", "srt", "vtt", "csv", "tsv"]
     language: str = Field("unknown", description="A code or an English name.")
     duration: float = Field(ge=0, le=MAX_S, description="Length of the audio, seconds.")
-    segments: list[GivenSegment]
+    segments: Annotated[list[GivenSegment], FailFast()] = Field(max_length=MAX_SEGMENTS)
     warnings: list[str] | None = None
     max_lines: MaxLines | None = None
     max_line_chars: MaxLineChars | None = None
     max_cue_s: MaxCueS | None = None
 
+    @field_validator("segments")
+    @classmethod
+    def _words_are_limited(cls, segments: list[GivenSegment]) -> list[GivenSegment]:
+        if sum(max(len(segment.words), _count_words(segment.text)) for segment in segments) > MAX_WORDS:
+            raise ValueError(f"a transcript may have at most {MAX_WORDS:,} words")
+        return segments
+
+
+BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{Export.__name__}"}}},
+    }
+}
+"""The body in the OpenAPI document. FastAPI does not know it, as it would parse the body on the event loop."""
+
 
 def create_router(service: SpeechService) -> APIRouter:
     """The route."""
     router = APIRouter()
+    places, rendering = Places(MAX_EXPORTS, MAX_EXPORTS_PER_ADDRESS, "exports"), asyncio.Semaphore(1)
+    trusted_proxies = service.settings.ingress.trusted_proxies
 
     @router.post(
         PATH,
         tags=["audio"],
         response_class=Response,
         responses={200: {"description": "The same body that a transcription has in that format."}, **ERROR_RESPONSES},
+        openapi_extra=BODY,
     )
-    def export(given: Export) -> Response:
+    async def export(request: Request) -> Response:
         """Render a transcript in another format. Nothing is transcribed."""
-        segments = [segment.with_words_of_text().clipped(given.duration) for segment in given.segments]
-        transcript = Transcript(
-            tuple(map(_segment, range(len(segments)), segments)), given.duration, "", given.language, tuple(given.warnings or ())
-        )
-        if given.response_format == "verbose_json":
-            # A `Segment` made here has no tokens: return the token ids, avg_logprob, ... as they were given.
-            verbose = to_verbose_json(transcript, with_words=True)
-            return JSONResponse(verbose | {"segments": [segment.model_dump() for segment in segments]})
-        changes = cue_changes(max_lines=given.max_lines, max_line_chars=given.max_line_chars, max_cue_s=given.max_cue_s)
-        rendering = Rendering(given.response_format, cue_changes=changes)
-        return rendering.respond(transcript, service.settings.subtitles, Timing(0, 0))
+        with places.take(client_address(request.scope, trusted_proxies)):
+            body = await _body(request)
+            async with rendering:
+                return await run_in_thread(partial(_rendered, body, service.settings.subtitles))
 
     return router
+
+
+async def _body(request: Request) -> bytes:
+    """The body, counted here because a body that claims to be a form may be far larger."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(MAX_UPLOAD_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY_BYTES:
+                    raise UploadTooLarge(f"A transcript may have at most {MAX_BODY_BYTES >> 20} MB.")
+            return bytes(body)
+    except TimeoutError:
+        raise UploadTooSlow(f"The body did not arrive within {MAX_UPLOAD_S:.0f} s.") from None
+
+
+def _rendered(body: bytes, subtitles: SubtitleSettings, checkpoint: Checkpoint) -> Response:
+    """The response to a request body, blocking: a body of 8 MB takes seconds."""
+    given = _parsed(body)
+    segments = []
+    for segment in given.segments:
+        checkpoint()
+        segments.append(segment.with_words_of_text().clipped(given.duration))
+    transcript = Transcript(
+        tuple(map(_segment, range(len(segments)), segments)), given.duration, "", given.language, tuple(given.warnings or ())
+    )
+    if given.response_format == "verbose_json":
+        # A `Segment` made here has no tokens: return the token ids, avg_logprob, ... as they were given.
+        verbose = to_verbose_json(transcript, with_words=True)
+        return JSONResponse(verbose | {"segments": [segment.model_dump() for segment in segments]})
+    changes = cue_changes(max_lines=given.max_lines, max_line_chars=given.max_line_chars, max_cue_s=given.max_cue_s)
+    return Rendering(given.response_format, cue_changes=changes).respond(transcript, subtitles, Timing(0, 0), checkpoint)
+
+
+def _parsed(body: bytes) -> Export:
+    """Raises RequestValidationError with the first error."""
+    # Counted before they are made: while Pydantic makes them, no other thread runs.
+    if body.count(b"{") > 1 + MAX_SEGMENTS + MAX_WORDS:
+        raise _invalid(("segments",), f"there may be at most {MAX_SEGMENTS:,} segments and {MAX_WORDS:,} words")
+    try:
+        return Export.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        raise _invalid(first["loc"], first["msg"], first["type"]) from None
+
+
+def _invalid(location: tuple[str | int, ...], message: str, kind: str = "value_error") -> RequestValidationError:
+    """The error for a wrong value at a location in the body. `kind` is Pydantic's type of error."""
+    return RequestValidationError([{"type": kind, "loc": ("body", *location), "msg": message}])
+
+
+def _count_words(text: str) -> int:
+    return len(text.split()) + len(SPACELESS.findall(text))
 
 
 def _segment(index: int, given: GivenSegment) -> Segment:

@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
+from serve_app.api.exports import Export
 from serve_app.api.schemas import ErrorBody, TranscriptDelta, TranscriptDone, TranscriptProgress
 
 SCHEMAS = "#/components/schemas/{model}"
@@ -50,7 +51,8 @@ def install(api: FastAPI) -> None:
                     operation["responses"].pop(NEVER_SENT, None)
             schemas = schema["components"]["schemas"]
             _, streamed = models_json_schema([(model, "serialization") for model in STREAMED], ref_template=SCHEMAS)
-            schemas |= streamed["$defs"]
+            _, exported = models_json_schema([(Export, "validation")], ref_template=SCHEMAS)
+            schemas |= streamed["$defs"] | exported["$defs"]
             for name in UNUSED_SCHEMAS:
                 schemas.pop(name, None)
             for form in (schemas[name] for name in schemas if name.startswith(FORM_PREFIX)):

@@ -1,14 +1,15 @@
 """Response formats: renders a transcript in the `response_format` of a request."""
 
-import asyncio
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import Form
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import Field
 
+from serve_app.api.threads import Checkpoint, run_in_thread
 from serve_app.errors import RequestError
 from serve_app.output import export, subtitles
 from serve_app.output.cues import CueRules, shape
@@ -52,29 +53,33 @@ class Rendering:
     async def response(self, transcript: Transcript, defaults: SubtitleSettings, timing: Timing) -> Response:
         """The response. `defaults` are the server's rules for cues."""
         # In a thread: an hour of speech takes some tenths of a second, which would block the event loop.
-        return await asyncio.to_thread(self.respond, transcript, defaults, timing)
+        return await run_in_thread(partial(self.respond, transcript, defaults, timing))
 
-    def respond(self, transcript: Transcript, defaults: SubtitleSettings, timing: Timing) -> Response:
+    def respond(
+        self, transcript: Transcript, defaults: SubtitleSettings, timing: Timing, checkpoint: Checkpoint = lambda: None
+    ) -> Response:
         """The same, blocking."""
-        content = self.content(transcript, defaults, timing)
+        content = self.content(transcript, defaults, timing, checkpoint)
         if isinstance(content, str):
             return PlainTextResponse(content, media_type=MEDIA_TYPES.get(self.response_format or ""))
         return JSONResponse(content)
 
-    def content(self, transcript: Transcript, defaults: SubtitleSettings, timing: Timing) -> str | dict[str, Any]:
+    def content(
+        self, transcript: Transcript, defaults: SubtitleSettings, timing: Timing, checkpoint: Checkpoint = lambda: None
+    ) -> str | dict[str, Any]:
         """The body of the response: text, or a JSON object."""
         rules = CueRules(**(dict(defaults) | dict(self.cue_changes)))
         match self.response_format:
             case None:
-                return self._superset(transcript, rules, timing)
+                return self._superset(transcript, rules, timing, checkpoint)
             case "json":
                 return export.to_json(transcript, with_logprobs=self.with_logprobs)
             case "verbose_json":
                 return self._verbose(transcript)
             case "srt":
-                return _srt(transcript, rules)
+                return _srt(transcript, rules, checkpoint)
             case "vtt":
-                return subtitles.to_vtt(shape(transcript.segments, rules, transcript.duration_s))
+                return subtitles.to_vtt(shape(transcript.segments, rules, transcript.duration_s, checkpoint))
             case "csv":
                 return subtitles.to_csv(transcript)
             case "tsv":
@@ -85,14 +90,14 @@ class Rendering:
     def _verbose(self, transcript: Transcript) -> dict[str, Any]:
         return export.to_verbose_json(transcript, with_words=self.with_words, with_logprobs=self.with_logprobs, task=self.task)
 
-    def _superset(self, transcript: Transcript, rules: CueRules, timing: Timing) -> dict[str, Any]:
+    def _superset(self, transcript: Transcript, rules: CueRules, timing: Timing, checkpoint: Checkpoint) -> dict[str, Any]:
         now_s = time.monotonic()
         return self._verbose(transcript) | {
             "language": transcript.language,
             "transcription_time": round(now_s - timing.transcription_began_s, 3),
             "total_request_time_server": round(now_s - timing.request_began_s, 3),
             "csv_content": subtitles.to_csv(transcript),
-            "srt_content": _srt(transcript, rules),
+            "srt_content": _srt(transcript, rules, checkpoint),
         }
 
 
@@ -140,5 +145,5 @@ def cue_changes(**fields: float | None) -> tuple[tuple[str, float], ...]:
     return tuple((name, value) for name, value in fields.items() if value is not None)
 
 
-def _srt(transcript: Transcript, rules: CueRules) -> str:
-    return subtitles.to_srt(shape(transcript.segments, rules, transcript.duration_s))
+def _srt(transcript: Transcript, rules: CueRules, checkpoint: Checkpoint) -> str:
+    return subtitles.to_srt(shape(transcript.segments, rules, transcript.duration_s, checkpoint))

@@ -1,16 +1,50 @@
 """Admission control of one ingress process: requests and streams at once, and windows in flight per job. Pure."""
 
-from collections.abc import Iterator
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 from serve_app.errors import Overloaded, ShuttingDown
+
+
+class Places:
+    """Places of one kind, limited in all and per client address. Belongs to one event loop.
+
+    `what` names the kind in the plural, for the message to a client that is refused.
+    """
+
+    def __init__(self, max_taken: int, max_per_address: int, what: str = "connections") -> None:
+        self._max_taken = max_taken
+        self._max_per_address = max_per_address
+        self._what = what
+        self._by_address: Counter[str] = Counter()
+        self.taken = 0
+        """By all addresses."""
+
+    @contextmanager
+    def take(self, address: str) -> Iterator[None]:
+        """Hold a place while the block runs. Raises Overloaded at either limit."""
+        if self.taken >= self._max_taken:
+            raise Overloaded(f"The server has as many {self._what} as it accepts; try again in a few seconds.")
+        if self._by_address[address] >= self._max_per_address:
+            raise Overloaded(f"Your address has as many {self._what} as the server accepts from one; try again in a few seconds.")
+        self.taken += 1
+        self._by_address[address] += 1
+        try:
+            yield
+        finally:
+            self.taken -= 1
+            self._by_address[address] -= 1
+            if not self._by_address[address]:
+                del self._by_address[address]
 
 
 class Admission:
     """Counters. Belongs to one event loop."""
 
     def __init__(self, max_requests: int, max_windows: int, max_streams: int) -> None:
-        self._max_requests = max_requests
+        self._requests_at_work = asyncio.Semaphore(max_requests)
         self._max_streams = max_streams
         self._max_windows = max_windows
         self._jobs = 0
@@ -25,16 +59,28 @@ class Admission:
         self.is_closed = True
 
     @contextmanager
-    def request(self) -> Iterator[None]:
-        """Count a request while the block runs. Raises Overloaded at the limit, or ShuttingDown."""
+    def request(self) -> Iterator[Callable[[], Awaitable[None]]]:
+        """Count a request while the block runs. Raises Overloaded if the maximum is at work, or ShuttingDown.
+
+        Yields a function to call once the upload is complete: the request is at work from then on. It waits while the maximum is.
+        """
         self.check_open()
-        if self.requests >= self._max_requests:
+        if self._requests_at_work.locked():
             raise Overloaded("The server has as many requests in progress as it accepts; try again in a few seconds.")
+        is_at_work = False
+
+        async def begin_work() -> None:
+            nonlocal is_at_work
+            await self._requests_at_work.acquire()
+            is_at_work = True
+
         self.requests += 1
         try:
-            yield
+            yield begin_work
         finally:
             self.requests -= 1
+            if is_at_work:
+                self._requests_at_work.release()
 
     @contextmanager
     def stream(self) -> Iterator[None]:

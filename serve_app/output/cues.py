@@ -14,7 +14,7 @@ rounding.
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import pairwise
@@ -53,6 +53,10 @@ INNER_SENTENCE_COST = 4.0
 
 READING_SPEED_COST = 8.0
 """Penalty weight for exceeding the reading speed: multiplied by the missing fraction of the time that reading the cue takes."""
+
+MAX_CUE_UNITS = 300
+"""Maximum units of a cue: a minute, the longest cue, at five words a second. It bounds the work for words without duration, which
+no maximum duration of a cue separates."""
 
 
 class _Ending(Enum):
@@ -114,18 +118,24 @@ def width(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
-def shape(segments: Iterable[Segment], rules: CueRules, duration_s: float = math.inf) -> list[Cue]:
+def shape(
+    segments: Iterable[Segment],
+    rules: CueRules,
+    duration_s: float = math.inf,
+    checkpoint: Callable[[], None] = lambda: None,
+) -> list[Cue]:
     """Divide segments into cues, in order. The cues do not overlap.
 
     A segment without words is divided by its text, its duration in proportion to the characters. `duration_s` is the length of
-    the recording; a cue that would end later is shortened.
+    the recording; a cue that would end later is shortened. `checkpoint` is called often; it may raise, to end the work.
     """
-    units = _units(segments)
-    groups = _group(units, rules)
+    units = _units(segments, checkpoint)
+    groups = _group(units, rules, checkpoint)
     max_ms, gap_ms = _max_ms(rules), round(rules.gap_s * 1000)
     cues: list[Cue] = []
     free_ms = 0
     for index, group in enumerate(groups):
+        checkpoint()
         start_ms = max(group[0].start_ms, free_ms)
         next_ms = groups[index + 1][0].start_ms if index + 1 < len(groups) else math.inf
         wanted_ms = max(group[-1].end_ms, start_ms + _reading_ms(_width(group), rules))
@@ -147,10 +157,11 @@ def _reading_ms(chars: int, rules: CueRules) -> int:
     return min(_max_ms(rules), math.ceil(1000 * max(rules.min_cue_s, chars / rules.max_chars_per_s)))
 
 
-def _units(segments: Iterable[Segment]) -> list[_Unit]:
+def _units(segments: Iterable[Segment], checkpoint: Callable[[], None]) -> list[_Unit]:
     """All units in order. Their times are corrected to ascend without overlaps."""
     units: list[_Unit] = []
     for segment in segments:
+        checkpoint()
         for word in segment.words or (Word(segment.text, segment.start_s, segment.end_s, confidence=1.0),):
             units += _units_of(word)
     start_ms = 0
@@ -219,7 +230,7 @@ def _width(units: Sequence[_Unit]) -> int:
     return sum(unit.space + unit.width for unit in units) - units[0].space
 
 
-def _group(units: Sequence[_Unit], rules: CueRules) -> list[Sequence[_Unit]]:
+def _group(units: Sequence[_Unit], rules: CueRules, checkpoint: Callable[[], None]) -> list[Sequence[_Unit]]:
     """The units of each cue, divided at the lowest total cost.
 
     `cost_to[n]` is the lowest cost of the first n units as complete cues; the last of these cues starts at unit `came_from[n]`.
@@ -228,9 +239,10 @@ def _group(units: Sequence[_Unit], rules: CueRules) -> list[Sequence[_Unit]]:
     cost_to = [0.0] + [math.inf] * len(units)
     came_from = [0] * (len(units) + 1)
     for first, opening in enumerate(units):
+        checkpoint()
         chars = -opening.space
         lines, line_chars, sentences = 1, -opening.space, 0
-        for last in range(first, len(units)):
+        for last in range(first, min(first + MAX_CUE_UNITS, len(units))):
             unit = units[last]
             if last > first:
                 if unit.start_ms - units[last - 1].end_ms >= pause_ms or unit.end_ms - opening.start_ms > max_ms:

@@ -2,10 +2,11 @@
 
 import logging
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from serve_app.api import create_api
 from serve_app.api.auth import Keys
@@ -89,6 +90,22 @@ class TestWithKeys:
             assert "first-key" not in text
 
 
+@pytest.mark.parametrize("entry", ["alice: first-key", {"alice": "first-key"}], ids=["text", "pair of YAML"])
+def test_the_name_of_a_key_is_logged_and_its_secret_is_not(entry: Any, caplog: pytest.LogCaptureFixture) -> None:
+    auth = AuthSettings.model_validate({"keys": [entry]})
+    with caplog.at_level(logging.INFO), client_with(auth, "first-key") as client:
+        assert post(client).status_code == 200
+    assert "POST with the key `alice`" in caplog.text
+    assert "first-key" not in caplog.text
+
+
+@pytest.mark.parametrize("keys", [["alice: sha256:first-key"], [" "], ["alice: first-key", "bob: first-key"]], ids=str)
+def test_invalid_keys_are_refused_without_being_shown(keys: list[str]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Settings.model_validate({"auth": {"keys": keys}})
+    assert "first-key" not in str(caught.value)
+
+
 def test_seed_bs_variable_sets_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_KEY", "one, two,")
     assert [key.get_secret_value() for key in Settings().auth.keys] == ["one", "two"]
@@ -100,7 +117,7 @@ class TestLimitsPerKey:
     """With a fake clock."""
 
     @staticmethod
-    def keys(now: list[float], **limits: int) -> tuple[Keys, bytes, bytes]:
+    def keys(now: list[float], **limits: int) -> tuple[Keys, str, str]:
         keys = Keys(AuthSettings(keys=KEYS, **limits), lambda: now[0])
         return keys, keys.find("Bearer first-key"), keys.find("Bearer second-key-é".encode().decode("latin-1"))
 
@@ -133,6 +150,16 @@ class TestLimitsPerKey:
                 pass
         with keys.request(first):
             pass
+
+    def test_the_keys_of_one_name_count_together(self) -> None:
+        keys = Keys(
+            AuthSettings(keys=(SecretStr("alice: old"), SecretStr("alice: new"), SecretStr("bob: other")), max_requests=1)
+        )
+        with keys.request(keys.find("Bearer old")):
+            with pytest.raises(RateLimited), keys.request(keys.find("Bearer new")):
+                pass
+            with keys.request(keys.find("Bearer other")):
+                pass
 
     def test_an_unknown_key(self) -> None:
         keys, _, _ = self.keys([0.0])

@@ -15,11 +15,13 @@ from httpx2 import Response
 from starlette.datastructures import UploadFile
 
 from serve_app.api import create_api
+from serve_app.api import limits as limits_module
 from serve_app.api.limits import MAX_BODY_BYTES
 from serve_app.cluster.admission import Admission
-from serve_app.settings import LimitSettings
+from serve_app.settings import IngressSettings, LimitSettings
 from testing import media
 from testing.fake_service import NOISE, FakeService, assert_error, post
+from testing.open_requests import FORM, FORM_HEAD, FORM_TAIL, OpenRequest, until
 
 
 class TestLimits:
@@ -152,26 +154,85 @@ class TestLimits:
         """An upload in chunks, with a pause before each."""
 
         async def app() -> Response:
-            sent: list[Any] = []
-            scope = {"type": "http", "method": "POST", "path": "/v1/audio/transcriptions", "query_string": b""}
-            scope |= {"headers": [(b"content-type", b"multipart/form-data; boundary=x")]}
-            chunks = 0
-
-            async def receive() -> Any:
-                nonlocal chunks
-                chunks += 1
-                await asyncio.sleep(0 if chunks == 1 else pause_s)
-                head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
-                return {"type": "http.request", "body": head if chunks == 1 else b"abc", "more_body": True}
-
-            async def send(message: Any) -> None:
-                sent.append(message)
-
-            await client.app(scope, receive, send)
-            headers = [(name.decode(), value.decode()) for name, value in sent[0]["headers"]]
-            return Response(sent[0]["status"], headers=headers, content=sent[1]["body"])
+            request = OpenRequest(client.app, "/v1/audio/transcriptions", FORM)
+            request.send(FORM_HEAD)
+            while not request.task.done():
+                await asyncio.sleep(pause_s)
+                request.send(b"abc")
+            return await request.response()
 
         return client.portal.call(app)  # type: ignore[union-attr]
+
+
+class TestUploads:
+    """Uploads in progress are counted apart from requests at work, and by address."""
+
+    PATH = "/v1/audio/transcriptions"
+
+    @pytest.fixture
+    def limits(self) -> LimitSettings:
+        return LimitSettings(max_requests=1, max_uploads=3, max_uploads_per_address=2)
+
+    @pytest.fixture
+    def server(self, limits: LimitSettings) -> FakeService:
+        ingress = IngressSettings.model_validate({"trusted_proxies": ["10.0.0.0/8"]})
+        return FakeService(limits=limits, ingress=ingress)
+
+    @staticmethod
+    def whole(app: Any, address: str = "192.0.2.9") -> OpenRequest:
+        request = OpenRequest(app, TestUploads.PATH, FORM, address)
+        request.send(FORM_HEAD + NOISE + FORM_TAIL, more_body=False)
+        return request
+
+    async def test_uploads_in_progress_keep_nobody_from_working(self, server: FakeService) -> None:
+        app = create_api(server.service)
+        silent = [OpenRequest(app, self.PATH, FORM) for _ in range(2)]
+        for request in silent:
+            request.send(FORM_HEAD)
+        assert (await self.whole(app).response()).status_code == 200
+        for request in silent:
+            request.send(NOISE + FORM_TAIL, more_body=False)
+        assert [(await request.response()).status_code for request in silent] == [200, 200]
+
+    async def test_they_are_limited_in_all_and_by_address(self, server: FakeService) -> None:
+        app = create_api(server.service)
+        silent = [OpenRequest(app, self.PATH, FORM) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert_error(await self.whole(app, "192.0.2.1").response(), 429, "overloaded")
+        silent.append(OpenRequest(app, self.PATH, FORM | {"x-forwarded-for": "192.0.2.1, 192.0.2.2"}, "10.0.0.1"))
+        await asyncio.sleep(0)
+        assert_error(await self.whole(app, "192.0.2.3").response(), 429, "overloaded")
+        for request in silent:
+            await request.leave()
+        assert server.service.admission.requests == 0
+        assert (await self.whole(app, "192.0.2.3").response()).status_code == 200
+
+    async def test_a_complete_upload_waits_for_its_turn(self, server: FakeService) -> None:
+        app = create_api(server.service)
+        server.hold.clear()
+        late = OpenRequest(app, self.PATH, FORM)
+        await asyncio.sleep(0)
+        first = self.whole(app)
+        await until(lambda: bool(server.windows))
+        late.send(FORM_HEAD + NOISE + FORM_TAIL, more_body=False)
+        assert_error(await self.whole(app).response(), 429, "overloaded")
+        assert len(server.windows) == 1
+        server.hold.set()
+        assert [(await request.response()).status_code for request in (first, late)] == [200, 200]
+
+    async def test_a_silent_upload_ends_soon(self, server: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(limits_module, "MAX_START_S", 0.05)
+        assert_error(await OpenRequest(create_api(server.service), self.PATH, FORM).response(), 408, "upload_too_slow", "file")
+
+    async def test_a_client_that_leaves_during_its_upload_takes_no_turn(self, server: FakeService) -> None:
+        app = create_api(server.service)
+        for _ in range(3):
+            request = OpenRequest(app, self.PATH, FORM)
+            request.send(FORM_HEAD)
+            request.disconnect()
+            await asyncio.gather(request.task, return_exceptions=True)
+        assert server.service.admission.requests == 0
+        assert (await self.whole(app).response()).status_code == 200
 
 
 def test_jobs_share_the_windows_in_flight_equally_with_at_least_one_each() -> None:

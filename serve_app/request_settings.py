@@ -1,0 +1,95 @@
+"""Settings of what clients may do: limits of requests, API keys, and the ingress."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, field_validator
+
+from serve_app import key_entries
+
+
+class SettingsGroup(BaseModel):
+    """Settings that belong together."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LimitSettings(SettingsGroup):
+    """Limits of requests."""
+
+    max_upload_bytes: int = Field(8_589_934_592, gt=0, description="Maximum size of an upload, bytes; more is 413.")
+    max_audio_s: float = Field(86_400.0, gt=0, description="Maximum duration of the audio of a request, seconds; more is 413.")
+    upload_pause_s: float = Field(60.0, gt=0, description="Maximum time without data during an upload, seconds; more is 408.")
+    request_timeout_s: float = Field(
+        21_600.0, gt=0, description="Maximum duration of a request, seconds; more is 408 during the upload, else 504."
+    )
+    max_requests: int = Field(
+        256, ge=1, description="Maximum requests at work, their uploads complete, per ingress replica; more is 429."
+    )
+    max_uploads: int = Field(512, ge=1, description="Maximum uploads in progress per ingress replica; more is 429.")
+    max_uploads_per_address: int = Field(
+        256, ge=1, description="Maximum uploads in progress per client address and ingress replica; more is 429."
+    )
+    max_windows_in_flight: int = Field(
+        256,
+        ge=1,
+        description="Maximum windows of files in flight per ingress replica, about 2 MB each; shared by the files, one each "
+        "at least.",
+    )
+    model_wait_s: float = Field(
+        60.0, gt=0, description="Maximum time that a request waits for a model to load, seconds; after it, 503 with the progress."
+    )
+
+
+class AuthSettings(SettingsGroup):
+    """API keys and their limits."""
+
+    keys: tuple[SecretStr, ...] = Field(
+        (),
+        description="API keys: `SECRET` or `NAME: SECRET`; `sha256:HEX` in place of a secret is its hash. Every request needs "
+        "one, except for `/health`, `/ready`, the page, `/docs` and `/openapi.json`. Empty: no key is needed. Prefer "
+        "`keys_file`, or the variable `API_KEY` (keys separated by commas): Ray's dashboard shows the content of the file.",
+    )
+    keys_file: Path | None = Field(
+        None, description="A file with more keys, one a line, on every node with an ingress replica. Read again when it changes."
+    )
+    max_requests: int = Field(
+        0,
+        ge=0,
+        description="Maximum POST requests (with exports) and streams in progress per key name and ingress replica; 0: no limit.",
+    )
+    max_requests_per_minute: int = Field(
+        0,
+        ge=0,
+        description="Maximum POST requests (with exports) and streams per minute, key name and ingress replica; 0: no limit.",
+    )
+
+    @field_validator("keys", mode="before")
+    @classmethod
+    def _pairs_are_entries(cls, keys: Any) -> Any:
+        """`NAME: SECRET` without quotes is a mapping in YAML."""
+        if not isinstance(keys, list | tuple):
+            return keys
+        return [
+            f"{next(iter(key))}: {next(iter(key.values()))}" if isinstance(key, dict) and len(key) == 1 else key for key in keys
+        ]
+
+    @field_validator("keys")
+    @classmethod
+    def _keys_are_valid(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        key_entries.parse(key.get_secret_value() for key in keys)
+        return keys
+
+
+class IngressSettings(SettingsGroup):
+    """The deployment that serves HTTP and WebSockets."""
+
+    cors_origins: tuple[str, ...] = Field(("*",), description="Origins whose web pages may read the responses; `*`: all.")
+    trusted_proxies: tuple[IPvAnyNetwork, ...] = Field(
+        (),
+        description="Addresses and networks of reverse proxies, which put the client's address into `X-Forwarded-For`.",
+    )
+    replicas: int = Field(1, ge=0, description="Number of ingress replicas; 0: one on every node with enough CPUs at deployment.")
+    cpus_per_replica: float = Field(
+        0.25, ge=0, description="CPUs that Ray's scheduler reserves for an ingress replica; not a limit."
+    )

@@ -1,0 +1,80 @@
+"""Requests to an ASGI application whose bodies tests send piece by piece, and the CPU time that they cost the event loop."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from httpx2 import Response
+
+FORM = {"content-type": "multipart/form-data; boundary=x"}
+"""Headers of a form, for `FORM_HEAD`."""
+
+FORM_HEAD = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+FORM_TAIL = b"\r\n--x--\r\n"
+
+
+class OpenRequest:
+    """A POST request in progress."""
+
+    def __init__(self, app: Any, path: str, headers: dict[str, str], address: str = "192.0.2.1") -> None:
+        self._received: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._sent: list[Any] = []
+        scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "client": (address, 50_000)}
+        scope |= {"headers": [(name.encode(), value.encode()) for name, value in headers.items()]}
+        self.task: asyncio.Task[None] = asyncio.create_task(app(scope, self._received.get, self._send))
+
+    def send(self, body: bytes, *, more_body: bool = True) -> None:
+        """The next piece of the body."""
+        self._received.put_nowait({"type": "http.request", "body": body, "more_body": more_body})
+
+    async def response(self) -> Response:
+        """The whole response."""
+        await self.task
+        head, *bodies = self._sent
+        headers = [(name.decode(), value.decode()) for name, value in head["headers"]]
+        return Response(head["status"], headers=headers, content=b"".join(body["body"] for body in bodies))
+
+    def disconnect(self) -> None:
+        """The connection is lost, without Serve noticing."""
+        self._received.put_nowait({"type": "http.disconnect"})
+
+    async def leave(self) -> None:
+        """The client is gone: Serve cancels the task of the request."""
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+    async def _send(self, message: Any) -> None:
+        self._sent.append(message)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait until a condition holds."""
+    while True:
+        if holds():
+            return
+        await asyncio.sleep(0.01)
+
+
+class LoopTime:
+    """CPU time that callbacks take on the event loop."""
+
+    longest_s = 0.0
+    """Of the longest callback, seconds. Work of other threads does not count."""
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """Measure while the block runs."""
+        run = asyncio.Handle._run
+
+        def timed(handle: asyncio.Handle) -> None:
+            began_s = time.thread_time()
+            run(handle)
+            self.longest_s = max(self.longest_s, time.thread_time() - began_s)
+
+        asyncio.Handle._run = timed  # type: ignore[method-assign, assignment]
+        try:
+            yield
+        finally:
+            asyncio.Handle._run = run  # type: ignore[method-assign]
