@@ -54,8 +54,8 @@ INNER_SENTENCE_COST = 4.0
 READING_SPEED_COST = 8.0
 """Penalty weight for exceeding the reading speed: multiplied by the missing fraction of the time that reading the cue takes."""
 
-MAX_CUE_UNITS = 300
-"""Maximum units of a cue: a minute, the longest cue, at five words a second. It bounds the work for words without duration, which
+MAX_CUE_UNITS = 150
+"""Maximum units of a cue: the words of a minute, which is the longest cue. It bounds the work for words without duration, which
 no maximum duration of a cue separates."""
 
 
