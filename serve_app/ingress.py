@@ -9,9 +9,11 @@ from fastapi import FastAPI
 from ray import serve
 
 from serve_app.api import create_api
-from serve_app.cluster import backpressure
+from serve_app.api.errors import error_response
+from serve_app.cluster import backpressure, proxies
 from serve_app.cluster.model_client import DeploymentHandle, ModelClient
 from serve_app.cluster.status import HEARTBEAT_S, ClusterStatus, ReplicaStatus
+from serve_app.errors import IngressLost
 from serve_app.live.vad import SileroModel
 from serve_app.service import SpeechService
 from serve_app.settings import Settings
@@ -35,7 +37,7 @@ class Ingress:
         backpressure.bound_this_replica()
         loop = asyncio.get_running_loop()
         # Kept, as a loop holds its tasks only weakly.
-        self._tasks = [loop.create_task(self._report()), loop.create_task(backpressure.bound_proxies())]
+        self._tasks = [loop.create_task(self._report()), loop.create_task(proxies.patch_proxies(error_response(IngressLost())))]
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_api(self._service)
