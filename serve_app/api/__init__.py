@@ -4,7 +4,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from serve_app import __version__
-from serve_app.api import auth, errors, exports, limits, openapi, realtime, rest, web_page, websocket
+from serve_app.api import auth, disconnects, errors, exports, limits, openapi, realtime, rest, web_page, websocket
 from serve_app.service import SpeechService
 
 DESCRIPTION = "Speech to text with NVIDIA Parakeet models. The routes under `/v1` are compatible with OpenAI's audio API."
@@ -15,6 +15,7 @@ def create_api(service: SpeechService) -> FastAPI:
     api = FastAPI(title="Parakeet on Ray Serve", version=__version__, description=DESCRIPTION)
     request_limits = service.settings.limits
     errors.install(api, request_limits.max_upload_bytes)
+    api.add_middleware(disconnects.StopWhenGone)
     api.add_middleware(limits.RequestLimits, limits=request_limits, admission=service.admission)
     keys = auth.Keys(service.settings.auth)
     api.add_middleware(auth.RequireKey, keys=keys)

@@ -28,8 +28,8 @@ STEERING_HEADERS = {
     *(b"serve-multiplexed-model-id", b"x-session-id"),
     *(b"x-request-timeout-seconds", b"x-request-disconnect-disabled"),
 }
-"""Headers by which a client would steer Serve: the choice of a replica, a timeout, and that work goes on for a client that is gone.
-Serve also reads them with `_` for `-`."""
+"""Headers by which a client would steer Serve: choose a replica, set a timeout, have work go on after the client is gone. Serve also
+reads them with `_` for `-`."""
 
 SERVICE_RESTART = 1012
 """Close code of a WebSocket whose ingress is lost (IANA's registry of close codes)."""
@@ -42,7 +42,7 @@ def patch(proxy: Any, max_held_bytes: int, lost: Response) -> None:
     """
     if not hasattr(serve_proxy, "MessageQueue"):
         raise AttributeError("Serve's proxy module has no MessageQueue any more")
-    serve_proxy.MessageQueue = bounded_queue(max_held_bytes)  # type: ignore[misc]
+    serve_proxy.MessageQueue = bounded_queue(max_held_bytes)
     _, server = proxy._start_http_server_task.result()
     config = server.config
     # uvicorn reads these for every new connection.
