@@ -11,6 +11,7 @@ from ray import serve
 from serve_app.api import create_api
 from serve_app.api.errors import error_response
 from serve_app.cluster import backpressure, proxies
+from serve_app.cluster.deployments import Deployments
 from serve_app.cluster.model_client import DeploymentHandle, ModelClient
 from serve_app.cluster.status import HEARTBEAT_S, ClusterStatus, ReplicaStatus
 from serve_app.errors import IngressLost
@@ -20,6 +21,9 @@ from serve_app.settings import Settings
 
 log = logging.getLogger("ray.serve")
 
+REPLY_TIMEOUT_S = 2.0
+"""The status registry must reply within this time, seconds."""
+
 
 @serve.ingress()
 class Ingress:
@@ -27,10 +31,18 @@ class Ingress:
 
     def __init__(self, settings: Settings, status_registry: DeploymentHandle, models: dict[str, DeploymentHandle]) -> None:
         self._status_registry = status_registry
-        self._replica_id = serve.get_replica_context().replica_id.unique_id
+        context = serve.get_replica_context()
+        self._replica_id = context.replica_id.unique_id
+        self._deployments = Deployments(context.app_name)
         self._models: Mapping[str, tuple[ReplicaStatus, ...]] = {}
         clients = {
-            model.name: ModelClient(model, settings, models[model.name], partial(self._last_statuses, model.name))
+            model.name: ModelClient(
+                model,
+                settings,
+                models[model.name],
+                partial(self._last_statuses, model.name),
+                partial(self._deployments.includes, models[model.name].deployment_name),
+            )
             for model in settings.models
         }
         self._service = SpeechService(settings, clients, self._statuses, SileroModel().detector)
@@ -46,10 +58,20 @@ class Ingress:
         return self._models.get(model, ())
 
     async def _statuses(self) -> Mapping[str, tuple[ReplicaStatus, ...]]:
-        """Report this process, and return the replicas that the registry knows, by model name."""
+        """Report this process, and return the replicas that the registry knows, by model name; the last known ones while it does
+        not reply."""
         admission = self._service.admission
         is_drained = admission.is_closed and admission.requests == admission.streams == 0
-        status: ClusterStatus = await self._status_registry.report_ingress.remote(self._replica_id, is_drained=is_drained)
+        reply = self._status_registry.report_ingress.remote(self._replica_id, is_drained=is_drained)
+        try:
+            status: ClusterStatus = await asyncio.wait_for(reply, REPLY_TIMEOUT_S)
+        except Exception as error:
+            reply.cancel()
+            log.warning("the status registry is unreachable: %r", error)
+            # It is removed together with the application.
+            if not await self._deployments.includes(self._status_registry.deployment_name):
+                admission.close()
+            return self._models
         if status.is_draining:
             admission.close()
         self._models = status.models
@@ -57,8 +79,5 @@ class Ingress:
 
     async def _report(self) -> None:
         while True:
-            try:
-                await self._statuses()
-            except Exception as error:
-                log.warning("the status registry is unreachable: %s", error)
+            await self._statuses()
             await asyncio.sleep(HEARTBEAT_S)

@@ -12,7 +12,10 @@ PACKAGE = ROOT / "serve_app"
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
 MAX_LINES = 300
 
-RAY_CLUSTER = ["cluster.model_client", "cluster.backpressure", "cluster.proxies", "cluster.proxy_patch"]
+RAY_CLUSTER = [
+    *("cluster.model_client", "cluster.deployments", "cluster.backpressure"),
+    *("cluster.proxies", "cluster.proxy_patch"),
+]
 """The modules of cluster/ that know Ray."""
 
 MAY_IMPORT = {

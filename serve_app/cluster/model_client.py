@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -37,6 +38,9 @@ REPLICA_LOST = (
 """The replica or its node is lost, or its engine is broken: the window is sent again. OutOfMemoryError is not CUDA's but Ray's,
 for a process that it killed."""
 
+CHECK_S = 2.0
+"""How often a window that waits checks whether its model is still deployed, seconds."""
+
 BATCHES_PER_REPLICA = 2
 """Batches in flight per replica that keep it busy: one running, one waiting."""
 
@@ -48,12 +52,17 @@ DeploymentHandle: TypeAlias = _DeploymentHandle[Any]
 
 @dataclass(frozen=True, slots=True)
 class ModelClient:
-    """One per model and ingress. `statuses` returns the last known statuses of the model's replicas."""
+    """One per model and ingress.
+
+    `statuses` returns the last known statuses of the model's replicas; `is_deployed` whether the model is part of the running
+    application.
+    """
 
     model: ModelSettings
     settings: Settings
     replicas: DeploymentHandle
     statuses: Callable[[], Sequence[ReplicaStatus]]
+    is_deployed: Callable[[], Awaitable[bool]]
 
     def target_windows_in_flight(self, window_s: float) -> int:
         """Windows of `window_s` seconds that keep the loaded replicas busy."""
@@ -79,14 +88,20 @@ class ModelClient:
 
     async def _send(self, window: Window, lane: Lane, job: Job, *, is_isolated: bool = False) -> list[Token]:
         answer = asyncio.ensure_future(self._call(window, lane, job, is_isolated))
+        now_s = asyncio.get_running_loop().time
+        # If no replica is ready `model_wait_s` after the first window was sent, the request fails. Later windows wait as long as
+        # the request may take, since a replica may have to be loaded again.
+        is_first = window.index == 0 and not is_isolated
+        loaded_by_s = now_s() + self.settings.limits.model_wait_s if is_first else math.inf
         try:
-            # If no replica is ready `model_wait_s` after the first window was sent, the request fails. Later windows wait as long
-            # as the request may take, since a replica may have to be loaded again.
-            if window.index == 0 and not is_isolated:
-                done, _ = await asyncio.wait([answer], timeout=self.settings.limits.model_wait_s)
-                if not done:
+            while not (await asyncio.wait([answer], timeout=max(0.0, min(CHECK_S, loaded_by_s - now_s()))))[0]:
+                if now_s() >= loaded_by_s:
                     self._require_loaded()
-            return await answer
+                    loaded_by_s = math.inf
+                # Serve's router waits for ever for a replica of a deployment that was deleted meanwhile.
+                if not await self.is_deployed():
+                    raise ModelUnavailable(f"The model `{self.model.name}` was removed from the server.", param="model")
+            return answer.result()
         finally:
             answer.cancel()
 
