@@ -13,7 +13,7 @@ from ray.serve.handle import DeploymentHandle as _DeploymentHandle
 
 from serve_app.cluster.status import ReplicaStatus
 from serve_app.engine.batch_policy import max_batch_windows
-from serve_app.errors import EngineBroken, EngineError, ModelUnavailable, SpeechError
+from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable, SpeechError
 from serve_app.settings import ModelSettings, Settings
 from serve_app.transcript import Token
 from serve_app.window import Job, Lane, Window
@@ -46,6 +46,9 @@ BATCHES_PER_REPLICA = 2
 
 MIN_WINDOWS_IN_FLIGHT = 4
 """Minimum windows in flight per file, even while no replica is loaded."""
+
+LOAD_FAILED = "it could not be loaded; `/ready` and the server's log say why"
+"""What a client is told of a model that is not there."""
 
 DeploymentHandle: TypeAlias = _DeploymentHandle[Any]
 
@@ -116,7 +119,8 @@ class ModelClient:
         except RayTaskError as error:
             if isinstance(error.cause, SpeechError):
                 raise error.cause from None
-            raise EngineError(f"Recognition failed: {type(error.cause).__name__}: {error.cause}") from error
+            log.error("recognition by %s failed: %r", self.model.name, error.cause)
+            raise EngineError(UNFORESEEN) from error
         return tokens
 
     def _require_loaded(self) -> None:
@@ -124,6 +128,9 @@ class ModelClient:
         replicas = self.statuses()
         if any(replica.state == "ready" for replica in replicas):
             return
-        waiting_for = "it is still being loaded" if replicas else "waiting for a free CPU or GPU"
-        reason = next((replica.detail for replica in replicas if replica.detail), waiting_for)
+        if replicas and all(replica.state == "failed" for replica in replicas):
+            reason = LOAD_FAILED
+        else:
+            waiting_for = "it is still being loaded" if replicas else "waiting for a free CPU or GPU"
+            reason = next((replica.detail for replica in replicas if replica.detail and replica.state != "failed"), waiting_for)
         raise ModelUnavailable(f"The model `{self.model.name}` is not loaded yet ({reason}). Try again later.", param="model")

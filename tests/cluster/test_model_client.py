@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 
-from serve_app.cluster.model_client import CHECK_S, MAX_ATTEMPTS, RETRY_DELAY_S, ModelClient
+from serve_app.cluster.model_client import CHECK_S, LOAD_FAILED, MAX_ATTEMPTS, RETRY_DELAY_S, ModelClient
 from serve_app.cluster.status import ReplicaStatus
-from serve_app.errors import EngineBroken, EngineError, ModelUnavailable
+from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable
 from serve_app.settings import LimitSettings, ModelSettings, Settings
 from serve_app.transcript import Token
 from serve_app.window import Job, Lane, Window
@@ -115,16 +115,19 @@ class TestModelClient:
             virtual_time.run(client.recognise(WINDOW, Lane.BULK, JOB))
         assert caught.value.param == "model"
 
-    def test_any_other_failure_is_an_engine_error(self) -> None:
-        client, _ = client_with(failing(as_seen_by_a_caller(KeyError("x"))))
-        with pytest.raises(EngineError, match="KeyError"):
+    def test_any_other_failure_is_an_engine_error_without_internal_text(self, caplog: pytest.LogCaptureFixture) -> None:
+        client, _ = client_with(failing(as_seen_by_a_caller(KeyError("/secret/path"))))
+        with pytest.raises(EngineError, match=UNFORESEEN):
             virtual_time.run(client.recognise(WINDOW, Lane.BULK, JOB))
+        assert "KeyError('/secret/path')" in caplog.text
 
     @pytest.mark.parametrize(
         ("statuses", "reason"),
         [
             ((), "waiting for a free CPU or GPU"),
             ((ReplicaStatus("r", "starting"),), "still being loaded"),
+            ((ReplicaStatus("r", "failed", detail="no /secret/path"),), LOAD_FAILED),
+            ((ReplicaStatus("r", "failed", detail="no /secret/path"), ReplicaStatus("s", "loading")), "still being loaded"),
             ((ReplicaStatus("r", "downloading", detail="downloaded 5 of 100 MB"),), "downloaded 5 of 100 MB"),
         ],
     )
