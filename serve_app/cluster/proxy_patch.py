@@ -49,6 +49,8 @@ def patch(proxy: Any, max_held_bytes: int, lost: Response) -> None:
     config.http_protocol_class = HttpProtocol
     config.ws_protocol_class = WebSocketProtocol
     config.loaded_app = Guard(getattr(config.loaded_app, "guarded", config.loaded_app), lost)
+    for connection in server.server_state.connections:
+        connection.app = config.loaded_app
 
 
 def bounded_queue(max_held_bytes: int) -> type[MessageQueue]:
