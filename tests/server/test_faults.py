@@ -62,7 +62,9 @@ ARGS = {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serve_run(ROOT / "configs" / "demo.yaml", tmp_path_factory.mktemp("faults"), args=ARGS) as server:
+    # Serve finds a dead proxy by three failed checks.
+    env = {"RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1"}
+    with serve_run(ROOT / "configs" / "demo.yaml", tmp_path_factory.mktemp("faults"), args=ARGS, env=env) as server:
         for model in ("digits", "pair", "single"):
             server.wait_for_state(model, "ready")
         wait_until(lambda: len(server.model("pair")["replicas"]) == 2)
@@ -162,13 +164,14 @@ class TestProcessesLost:
 
     def test_the_application(self, server: Server, noise: bytes) -> None:
         """Removed while a file is transcribed. The last test: nothing is served after it."""
-        arguments = server.processes_with("--gcs-address=")[0].cmdline()
-        (address,) = [part.partition("=")[2] for part in arguments if part.startswith("--gcs-address=")]
+        of_ray = server.processes_with("--gcs-address=")[0]
+        (address,) = [part.partition("=")[2] for part in of_ray.cmdline() if part.startswith("--gcs-address=")]
         remove = f"import ray; from ray import serve; ray.init({address!r}); [serve.delete(name) for name in serve.status().applications]"
         with ThreadPoolExecutor(1) as client:
             answer = client.submit(server.transcribe, noise, model="single")
             wait_until(lambda: replica(server, "single")["queued"] > 0)
-            subprocess.run([sys.executable, "-c", remove], check=True)
+            # With its environment, which says how to authenticate.
+            subprocess.run([sys.executable, "-c", remove], env=of_ray.environ(), check=True)
             assert (answer.result().status_code, answer.result().json()["error"]["code"]) == (503, "model_unavailable")
 
 
