@@ -144,8 +144,11 @@ class ModelReplica:
         self._exit(EngineBroken(f"{MAX_FAILED_BATCHES} batches in a row failed."))
 
     def _exit(self, error: EngineBroken) -> None:
-        """End this process; what it still gets until then is lost with it, and sent to another replica. Serve replaces a dead replica at once, but an unhealthy one only after half a minute, in which it
-        would attract requests by failing them fast."""
+        """End this process. Windows that it gets until then fail with `error`, so they are sent to another replica.
+
+        Serve replaces a dead replica at once, but an unhealthy one only after half a minute, in which it would attract requests
+        by failing them fast.
+        """
         self._broken = error
         log.error("model %s: %s; this replica exits", self._model.name, error.message)
         self._loop.call_later(EXIT_GRACE_S, os._exit, 1)

@@ -66,7 +66,7 @@ class Ingress:
         try:
             status: ClusterStatus = await asyncio.wait_for(reply, REPLY_TIMEOUT_S)
         except Exception as error:
-            reply.cancel()
+            reply.cancel()  # type: ignore[no-untyped-call]
             log.warning("the status registry is unreachable: %r", error)
             # It is removed together with the application.
             if not await self._deployments.includes(self._status_registry.deployment_name):

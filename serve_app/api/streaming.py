@@ -54,7 +54,7 @@ async def stream(events: AsyncGenerator[Event, None], extras: Extras = Extras())
 
 
 class _EventStream(EventSourceResponse):
-    """Leaves disconnects to `StopWhenGone`. Starlette's own check would interrupt the clean-up of the generator at every await."""
+    """Leaves disconnects to `StopWhenGone`: Starlette's own check interrupts the clean-up of the generator at every await."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.stream_response(send)

@@ -28,8 +28,9 @@ STEERING_HEADERS = {
     *(b"serve-multiplexed-model-id", b"x-session-id"),
     *(b"x-request-timeout-seconds", b"x-request-disconnect-disabled"),
 }
-"""Headers by which a client would steer Serve: choose a replica, set a timeout, have work go on after the client is gone. Serve also
-reads them with `_` for `-`."""
+"""Headers by which a client would steer Serve: choose a replica, set a timeout, have work go on after the client is gone.
+
+Serve also reads them with `_` for `-`."""
 
 SERVICE_RESTART = 1012
 """Close code of a WebSocket whose ingress is lost (IANA's registry of close codes)."""

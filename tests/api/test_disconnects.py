@@ -46,7 +46,7 @@ class Client:
 
     async def waits_for_windows(self) -> None:
         async with asyncio.timeout(20):
-            while not self._server.windows:
+            while not self._server.windows:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
     def leave(self) -> None:
@@ -90,7 +90,7 @@ async def test_its_work_ends_in_the_middle_of_a_stream(server: FakeService) -> N
     async with cleaned_up(server):
         server.hold.set()
         client = Client(server, **{"stream": "true", "include[]": "progress"})
-        while not any(message.get("body") for message in client.sent):
+        while not any(message.get("body") for message in client.sent):  # noqa: ASYNC110
             await asyncio.sleep(0)
         server.hold.clear()
         client.leave()
