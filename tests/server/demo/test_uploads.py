@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from testing import media
-from testing.digit_strings import SAMPLE_RATE, DigitString, as_wav, to_int16
+from testing.digit_strings import SAMPLE_RATE, DigitString, to_int16
 from testing.server import START_S, Server, held_bytes, open_files
 
 pytestmark = [pytest.mark.serve, pytest.mark.slow]
@@ -151,15 +151,11 @@ def is_up(server: Server) -> bool:
 
 def test_what_serve_would_stumble_over(server: Server, strings: list[DigitString]) -> None:
     """An offer of HTTP/2, as Java's HttpClient sends it with a body, and a request id that is no text."""
-    headers = {
-        **{
-            "Connection": "Upgrade, HTTP2-Settings",
-            "Upgrade": "h2c",
-            "HTTP2-Settings": "AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA",
-        },
-        **{"x-request-id": b"\xe4\xff\x80", "serve_multiplexed_model_id": b"\xff", "x-request-timeout-seconds": "0.001"},
-    }
+    headers = [
+        *[(b"Connection", b"Upgrade, HTTP2-Settings"), (b"Upgrade", b"h2c"), (b"HTTP2-Settings", b"AAEAAEAAAAIAAAABAAMAAABk")],
+        *[(b"x-request-id", b"\xe4\xff\x80"), (b"serve_multiplexed_model_id", b"\xff"), (b"x-request-timeout-seconds", b"0.001")],
+    ]
     with httpx2.Client(base_url=server.url, timeout=60) as client:
-        answer = client.post("/v1/audio/transcriptions", files={"file": as_wav(strings[0])}, headers=headers)  # type: ignore[arg-type]
+        answer = client.post("/v1/audio/transcriptions", files={"file": media.as_wav(strings[0])}, headers=headers)
     assert (answer.status_code, answer.json()["text"]) == (200, strings[0].text)
     assert answer.headers["x-request-id"].isascii()
