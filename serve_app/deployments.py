@@ -12,10 +12,10 @@ from typing import TypeAlias
 import ray
 from ray import serve
 
-from serve_app.cluster.model_client import DeploymentHandle
+from serve_app.cluster.model_client import LOAD_FAILED, DeploymentHandle
 from serve_app.cluster.status import HEARTBEAT_S, ModelState, ReplicaStatus
 from serve_app.engine.batch_policy import batch_limits, max_batch_windows
-from serve_app.engine.batch_queue import Batcher
+from serve_app.engine.batch_queue import MAX_FAILED_BATCHES, Batcher
 from serve_app.engine.model_files import DownloadProgress, find_model_file
 from serve_app.engine.parakeet import ParakeetEngine
 from serve_app.engine.protocol import Engine
@@ -36,12 +36,21 @@ EXIT_GRACE_S = 0.5
 BatchItem: TypeAlias = tuple[Samples, Keywords]
 
 
+def without_traceback(record: logging.LogRecord) -> bool:
+    """Filter of Serve's log: where it reports an exception that is foreseen, the message says it all."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, SpeechError):
+        record.msg, record.args, record.exc_info = f"{record.getMessage()} {type(error).__name__}: {error}", (), None
+    return True
+
+
 class ModelReplica:
     """One copy of one model. The engine is loaded and used on a single thread, which owns it."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits constructors
         self, model: ModelSettings, batching: BatchingSettings, window_s: float, status_registry: DeploymentHandle
     ) -> None:
+        log.addFilter(without_traceback)
         self._model = model
         self._batching = batching
         self._window_samples = round(window_s * SAMPLE_RATE)
@@ -50,6 +59,8 @@ class ModelReplica:
         self._engine: Engine | None = None
         self._batcher: Batcher[BatchItem, list[Token]] | None = None
         self._status = ReplicaStatus(replica_id=serve.get_replica_context().replica_id.unique_id, state="starting")
+        self._broken: EngineBroken | None = None
+        """Why this process is about to exit."""
         self._failed_at_s = 0.0
         self._loop = asyncio.get_running_loop()
         self._status_changed = asyncio.Event()
@@ -70,7 +81,8 @@ class ModelReplica:
         # Shielded: a client that disconnects must not cancel a load that others wait for.
         await asyncio.shield(self._loading)
         if self._batcher is None:
-            raise ModelUnavailable(f"The model `{self._model.name}` is unavailable: {self._status.detail}", param="model")
+            # The reason names paths and addresses of this machine, so it is for the log and for /ready.
+            raise ModelUnavailable(f"The model `{self._model.name}` is unavailable: {LOAD_FAILED}.", param="model")
         return self._batcher
 
     async def _load(self) -> None:
@@ -86,7 +98,8 @@ class ModelReplica:
             self._set_state("failed", reason)
             return
         info = self._engine.info
-        self._batcher = Batcher(self._process, batch_limits(self._batching, on_gpu=info.device != "cpu"))
+        limits = batch_limits(self._batching, on_gpu=info.device != "cpu")
+        self._batcher = Batcher(self._process, limits, on_failing=self._exit_failing)
         self._status = replace(self._status, device=info.device, precision=info.precision, decoder=info.decoder)
         self._set_state("ready")
 
@@ -112,6 +125,8 @@ class ModelReplica:
         return engine
 
     async def _process(self, batch: list[BatchItem]) -> list[list[Token]]:
+        if self._broken is not None:
+            raise self._broken
         assert self._engine is not None
         windows, keywords = zip(*batch, strict=True)
         results = self._loop.run_in_executor(self._engine_thread, self._engine.transcribe, windows, keywords)
@@ -125,9 +140,16 @@ class ModelReplica:
             self._exit(error)
             raise
 
+    def _exit_failing(self) -> None:
+        self._exit(EngineBroken(f"{MAX_FAILED_BATCHES} batches in a row failed."))
+
     def _exit(self, error: EngineBroken) -> None:
-        """End this process. Serve replaces a dead replica at once, but an unhealthy one only after half a minute, in which it
-        would attract requests by failing them fast."""
+        """End this process. Windows that it gets until then fail with `error`, so they are sent to another replica.
+
+        Serve replaces a dead replica at once, but an unhealthy one only after half a minute, in which it would attract requests
+        by failing them fast.
+        """
+        self._broken = error
         log.error("model %s: %s; this replica exits", self._model.name, error.message)
         self._loop.call_later(EXIT_GRACE_S, os._exit, 1)
 

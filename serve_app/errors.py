@@ -14,6 +14,7 @@ SpeechError
 ├── RateLimited                  429  the API key has reached its limit of requests per minute or in progress
 ├── StorageFull                  503  the disk has no room for the upload
 ├── ShuttingDown                 503  the server is shutting down
+├── IngressLost                  503  the ingress that had the request ended; sent by Serve's proxy
 ├── Overloaded                   429  the maximum number of requests or streams is in progress
 ├── DeadlineExceeded             504  the request exceeded its maximum duration after the upload
 └── EngineError                  500  inference failed
@@ -129,6 +130,15 @@ class ShuttingDown(SpeechError):
     status = 503
     code = "shutting_down"
     retry_after_s = 10
+
+
+class IngressLost(SpeechError):
+    status = 503
+    code = "ingress_lost"
+    retry_after_s = 5
+
+    def __init__(self, message: str = "The process that had this request ended; try again.", *, param: str | None = None) -> None:
+        super().__init__(message, param=param)
 
 
 class Overloaded(SpeechError):

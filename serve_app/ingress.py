@@ -9,14 +9,20 @@ from fastapi import FastAPI
 from ray import serve
 
 from serve_app.api import create_api
-from serve_app.cluster import backpressure
+from serve_app.api.errors import error_response
+from serve_app.cluster import backpressure, proxies
+from serve_app.cluster.deployments import Deployments
 from serve_app.cluster.model_client import DeploymentHandle, ModelClient
 from serve_app.cluster.status import HEARTBEAT_S, ClusterStatus, ReplicaStatus
+from serve_app.errors import IngressLost
 from serve_app.live.vad import SileroModel
 from serve_app.service import SpeechService
 from serve_app.settings import Settings
 
 log = logging.getLogger("ray.serve")
+
+REPLY_TIMEOUT_S = 2.0
+"""The status registry must reply within this time, seconds."""
 
 
 @serve.ingress()
@@ -25,17 +31,25 @@ class Ingress:
 
     def __init__(self, settings: Settings, status_registry: DeploymentHandle, models: dict[str, DeploymentHandle]) -> None:
         self._status_registry = status_registry
-        self._replica_id = serve.get_replica_context().replica_id.unique_id
+        context = serve.get_replica_context()
+        self._replica_id = context.replica_id.unique_id
+        self._deployments = Deployments(context.app_name)
         self._models: Mapping[str, tuple[ReplicaStatus, ...]] = {}
         clients = {
-            model.name: ModelClient(model, settings, models[model.name], partial(self._last_statuses, model.name))
+            model.name: ModelClient(
+                model,
+                settings,
+                models[model.name],
+                partial(self._last_statuses, model.name),
+                partial(self._deployments.includes, models[model.name].deployment_name),
+            )
             for model in settings.models
         }
         self._service = SpeechService(settings, clients, self._statuses, SileroModel().detector)
         backpressure.bound_this_replica()
         loop = asyncio.get_running_loop()
         # Kept, as a loop holds its tasks only weakly.
-        self._tasks = [loop.create_task(self._report()), loop.create_task(backpressure.bound_proxies())]
+        self._tasks = [loop.create_task(self._report()), loop.create_task(proxies.patch_proxies(error_response(IngressLost())))]
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_api(self._service)
@@ -44,10 +58,20 @@ class Ingress:
         return self._models.get(model, ())
 
     async def _statuses(self) -> Mapping[str, tuple[ReplicaStatus, ...]]:
-        """Report this process, and return the replicas that the registry knows, by model name."""
+        """Report this process, and return the replicas that the registry knows, by model name; the last known ones while it does
+        not reply."""
         admission = self._service.admission
         is_drained = admission.is_closed and admission.requests == admission.streams == 0
-        status: ClusterStatus = await self._status_registry.report_ingress.remote(self._replica_id, is_drained=is_drained)
+        reply = self._status_registry.report_ingress.remote(self._replica_id, is_drained=is_drained)
+        try:
+            status: ClusterStatus = await asyncio.wait_for(reply, REPLY_TIMEOUT_S)
+        except Exception as error:
+            reply.cancel()  # type: ignore[no-untyped-call]
+            log.warning("the status registry is unreachable: %r", error)
+            # It is removed together with the application.
+            if not await self._deployments.includes(self._status_registry.deployment_name):
+                admission.close()
+            return self._models
         if status.is_draining:
             admission.close()
         self._models = status.models
@@ -55,8 +79,5 @@ class Ingress:
 
     async def _report(self) -> None:
         while True:
-            try:
-                await self._statuses()
-            except Exception as error:
-                log.warning("the status registry is unreachable: %s", error)
+            await self._statuses()
             await asyncio.sleep(HEARTBEAT_S)

@@ -48,6 +48,15 @@ class Server:
                     found.append(process)
         return found
 
+    def processes_with(self, argument: str) -> list[psutil.Process]:
+        """Its processes that have an argument which begins like that."""
+        found = []
+        for process in psutil.Process(self.process_id).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if any(part.startswith(argument) for part in process.cmdline()):
+                    found.append(process)
+        return found
+
     def transcribe(self, data: bytes, **fields: Any) -> httpx2.Response:
         return self.client.post("/v1/audio/transcriptions", files={"file": ("audio.wav", data)}, data=fields)
 

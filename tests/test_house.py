@@ -12,13 +12,19 @@ PACKAGE = ROOT / "serve_app"
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
 MAX_LINES = 300
 
+RAY_CLUSTER = [
+    *("cluster.model_client", "cluster.deployments", "cluster.backpressure"),
+    *("cluster.proxies", "cluster.proxy_patch"),
+]
+"""The modules of cluster/ that know Ray."""
+
 MAY_IMPORT = {
-    "ray": ["app", "run", "ingress", "deployments", "cluster.model_client", "cluster.backpressure"],
+    "ray": ["app", "run", "ingress", "deployments", *RAY_CLUSTER],
     "torch": ["engine", "live.vad"],
     "nemo": ["engine"],
     "omegaconf": ["engine"],
     "fastapi": ["api", "ingress"],
-    "starlette": ["api", "cluster.backpressure"],
+    "starlette": ["api", "cluster.backpressure", "cluster.proxies", "cluster.proxy_patch"],
     "av": ["audio"],
     "httpx2": ["command_line", "engine.model_files"],
 }
@@ -47,7 +53,7 @@ LAYERS = [
     ["run"],
     ["app"],
     ["ingress", "deployments"],
-    ["api", "cluster.model_client", "cluster.backpressure", "engine"],
+    ["api", *RAY_CLUSTER, "engine"],
     ["service"],
     ["pipeline", "engine.protocol", "engine.batch_queue", "engine.batch_policy"],
     ["chunking", "live", "cluster"],
@@ -130,7 +136,7 @@ def test_no_module_is_called_utils() -> None:
     assert not list(PACKAGE.rglob("util*.py"))
 
 
-@pytest.mark.parametrize("module", ["app", "run", "ingress", "deployments", "cluster.model_client", "cluster.backpressure"])
+@pytest.mark.parametrize("module", ["app", "run", "ingress", "deployments", *RAY_CLUSTER])
 def test_annotations_that_serve_reads_are_not_deferred(module: str) -> None:
     """With deferred annotations Serve passes `build_app` a raw dict and says nothing."""
     assert "__future__" not in imports_of(MODULES[f"serve_app.{module}"])

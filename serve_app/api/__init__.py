@@ -4,7 +4,20 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from serve_app import __version__
-from serve_app.api import addresses, auth, cors, errors, exports, limits, openapi, realtime, rest, web_page, websocket
+from serve_app.api import (
+    addresses,
+    auth,
+    cors,
+    disconnects,
+    errors,
+    exports,
+    limits,
+    openapi,
+    realtime,
+    rest,
+    web_page,
+    websocket,
+)
 from serve_app.service import SpeechService
 
 DESCRIPTION = "Speech to text with NVIDIA Parakeet models. The routes under `/v1` are compatible with OpenAI's audio API."
@@ -24,6 +37,7 @@ def create_api(service: SpeechService) -> FastAPI:
     )
     request_limits = service.settings.limits
     errors.install(api, request_limits.max_upload_bytes)
+    api.add_middleware(disconnects.StopWhenGone)
     api.add_middleware(
         limits.RequestLimits,
         limits=request_limits,

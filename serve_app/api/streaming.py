@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi.responses import Response
 from fastapi.sse import EventSourceResponse, format_sse_event
+from starlette.types import Receive, Scope, Send
 
 from serve_app.api.errors import error_body
 from serve_app.api.schemas import ErrorBody, LogProbability, TokenUsage, TranscriptDelta, TranscriptDone, TranscriptProgress
@@ -49,7 +50,14 @@ async def stream(events: AsyncGenerator[Event, None], extras: Extras = Extras())
     except BaseException:
         await messages.aclose()
         raise
-    return EventSourceResponse(_encoded(first, messages), headers=HEADERS)
+    return _EventStream(_encoded(first, messages), headers=HEADERS)
+
+
+class _EventStream(EventSourceResponse):
+    """Leaves disconnects to `StopWhenGone`: Starlette's own check interrupts the clean-up of the generator at every await."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.stream_response(send)
 
 
 async def _messages(events: AsyncGenerator[Event, None], extras: Extras) -> AsyncGenerator[Message, None]:

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -12,7 +13,7 @@ from ray.serve.handle import DeploymentHandle as _DeploymentHandle
 
 from serve_app.cluster.status import ReplicaStatus
 from serve_app.engine.batch_policy import max_batch_windows
-from serve_app.errors import EngineBroken, EngineError, ModelUnavailable, SpeechError
+from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable, SpeechError
 from serve_app.settings import ModelSettings, Settings
 from serve_app.transcript import Token
 from serve_app.window import Job, Lane, Window
@@ -37,23 +38,34 @@ REPLICA_LOST = (
 """The replica or its node is lost, or its engine is broken: the window is sent again. OutOfMemoryError is not CUDA's but Ray's,
 for a process that it killed."""
 
+CHECK_S = 2.0
+"""How often a window that waits checks whether its model is still deployed, seconds."""
+
 BATCHES_PER_REPLICA = 2
 """Batches in flight per replica that keep it busy: one running, one waiting."""
 
 MIN_WINDOWS_IN_FLIGHT = 4
 """Minimum windows in flight per file, even while no replica is loaded."""
 
+LOAD_FAILED = "it could not be loaded; `/ready` and the server's log say why"
+"""What a client is told of a model that is not there."""
+
 DeploymentHandle: TypeAlias = _DeploymentHandle[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class ModelClient:
-    """One per model and ingress. `statuses` returns the last known statuses of the model's replicas."""
+    """One per model and ingress.
+
+    `statuses` returns the last known statuses of the model's replicas; `is_deployed` whether the model is part of the running
+    application.
+    """
 
     model: ModelSettings
     settings: Settings
     replicas: DeploymentHandle
     statuses: Callable[[], Sequence[ReplicaStatus]]
+    is_deployed: Callable[[], Awaitable[bool]]
 
     def target_windows_in_flight(self, window_s: float) -> int:
         """Windows of `window_s` seconds that keep the loaded replicas busy."""
@@ -79,14 +91,20 @@ class ModelClient:
 
     async def _send(self, window: Window, lane: Lane, job: Job, *, is_isolated: bool = False) -> list[Token]:
         answer = asyncio.ensure_future(self._call(window, lane, job, is_isolated))
+        now_s = asyncio.get_running_loop().time
+        # If no replica is ready `model_wait_s` after the first window was sent, the request fails. Later windows wait as long as
+        # the request may take, since a replica may have to be loaded again.
+        is_first = window.index == 0 and not is_isolated
+        loaded_by_s = now_s() + self.settings.limits.model_wait_s if is_first else math.inf
         try:
-            # If no replica is ready `model_wait_s` after the first window was sent, the request fails. Later windows wait as long
-            # as the request may take, since a replica may have to be loaded again.
-            if window.index == 0 and not is_isolated:
-                done, _ = await asyncio.wait([answer], timeout=self.settings.limits.model_wait_s)
-                if not done:
+            while not (await asyncio.wait([answer], timeout=max(0.0, min(CHECK_S, loaded_by_s - now_s()))))[0]:
+                if now_s() >= loaded_by_s:
                     self._require_loaded()
-            return await answer
+                    loaded_by_s = math.inf
+                # Serve's router waits for ever for a replica of a deployment that was deleted meanwhile.
+                if not await self.is_deployed():
+                    raise ModelUnavailable(f"The model `{self.model.name}` was removed from the server.", param="model")
+            return answer.result()
         finally:
             answer.cancel()
 
@@ -101,7 +119,8 @@ class ModelClient:
         except RayTaskError as error:
             if isinstance(error.cause, SpeechError):
                 raise error.cause from None
-            raise EngineError(f"Recognition failed: {type(error.cause).__name__}: {error.cause}") from error
+            log.error("recognition by %s failed: %r", self.model.name, error.cause)
+            raise EngineError(UNFORESEEN) from error
         return tokens
 
     def _require_loaded(self) -> None:
@@ -109,6 +128,9 @@ class ModelClient:
         replicas = self.statuses()
         if any(replica.state == "ready" for replica in replicas):
             return
-        waiting_for = "it is still being loaded" if replicas else "waiting for a free CPU or GPU"
-        reason = next((replica.detail for replica in replicas if replica.detail), waiting_for)
+        if replicas and all(replica.state == "failed" for replica in replicas):
+            reason = LOAD_FAILED
+        else:
+            waiting_for = "it is still being loaded" if replicas else "waiting for a free CPU or GPU"
+            reason = next((replica.detail for replica in replicas if replica.detail and replica.state != "failed"), waiting_for)
         raise ModelUnavailable(f"The model `{self.model.name}` is not loaded yet ({reason}). Try again later.", param="model")

@@ -29,6 +29,9 @@ MAX_WAIT_S = 600
 UNKNOWN_WAIT_S = 10
 """Wait if `Retry-After` is not a number of seconds, seconds."""
 
+NOT_STARTED = b"/-/routes"
+"""Part of the plain text with which Serve answers 404 until the application has started."""
+
 
 class Failure(Exception):
     """The recording has no transcript. The message is the reason, in one line."""
@@ -136,8 +139,11 @@ def _file_name(source: Source) -> str:
 def _refusal(response: httpx2.Response) -> Failure:
     """The failure for a response with an error status."""
     status, wait = response.status_code, response.headers.get("Retry-After")
+    body = response.read()
+    if status == HTTPStatus.NOT_FOUND and NOT_STARTED in body:
+        return Busy("the server is still starting", UNKNOWN_WAIT_S)
     try:
-        message = _message(json.loads(response.read()))
+        message = _message(json.loads(body))
     except (ValueError, LookupError, TypeError):
         message = f"HTTP {status} {response.reason_phrase}".rstrip()
     if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE) and wait is not None:

@@ -14,11 +14,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from serve_app.errors import EngineBroken
+from serve_app.errors import EngineBroken, RequestError
 from serve_app.window import Lane
 
 AGED_EVERY = 4
 """At most one batch in this many starts with the oldest item because it has waited `ageing_s`."""
+
+MAX_FAILED_BATCHES = 5
+"""After so many batches in a row in which every item failed, the engine counts as broken."""
 
 LENGTH_STEPS = 8
 """Lengths are compared in steps of 1/8 of the longer one."""
@@ -64,17 +67,23 @@ class _Waiting(Generic[Item, Result]):
 
 
 class Batcher(Generic[Item, Result]):
-    """Runs `process` on one batch at a time; it returns one result per item, in order. Use it from one event loop only."""
+    """Runs `process` on one batch at a time; it returns one result per item, in order. Use it from one event loop only.
+
+    `on_failing` is called after MAX_FAILED_BATCHES in a row without a result.
+    """
 
     def __init__(
         self,
         process: Callable[[list[Item]], Awaitable[list[Result]]],
         limits: BatchLimits,
         *,
+        on_failing: Callable[[], None] = lambda: None,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._process = process
         self._limits = limits
+        self._on_failing = on_failing
+        self._failed_batches = 0  # in a row
         self._now_s = now_s
         self._queue: list[_Waiting[Item, Result]] = []
         self._worker: asyncio.Task[None] | None = None
@@ -111,7 +120,9 @@ class Batcher(Generic[Item, Result]):
             # Everything submitted in this iteration of the event loop joins the first batch.
             await asyncio.sleep(0)
             while self._queue:
-                await self._run(self._take_batch())
+                batch = self._take_batch()
+                await self._run(batch)
+                self._count_failure(batch)
         finally:
             self._worker = None
 
@@ -170,6 +181,16 @@ class Batcher(Generic[Item, Result]):
             for waiting, result in zip(batch, results, strict=True):
                 if not waiting.done.done():
                     waiting.done.set_result(result)
+
+    def _count_failure(self, batch: list[_Waiting[Item, Result]]) -> None:
+        """Count a batch that failed as a whole. Items that were cancelled, or at fault themselves, say nothing of the engine."""
+        errors = [w.done.exception() for w in batch if not w.done.cancelled()]
+        errors = [error for error in errors if not isinstance(error, RequestError)]
+        if not errors:
+            return
+        self._failed_batches = self._failed_batches + 1 if all(errors) else 0
+        if self._failed_batches == MAX_FAILED_BATCHES:
+            self._on_failing()
 
     def _count(self, batch: list[_Waiting[Item, Result]]) -> None:
         sizes = [w.samples for w in batch]

@@ -1,18 +1,19 @@
-"""The queues of a request's body: full ones make the sender wait. tests/server/demo/test_uploads.py measures a real server."""
+"""The replica's queue of a request's body: a full one makes the sender wait. tests/server/demo/test_uploads.py measures a real
+server."""
 
 import asyncio
 import pickle
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from ray.serve._private import proxy as _proxy
+from ray.exceptions import ActorDiedError
 from ray.serve._private import replica as _replica
 
 from serve_app.cluster import backpressure
-from serve_app.cluster.backpressure import MAX_HELD_BYTES, POLL_S
+from serve_app.cluster.backpressure import MAX_HELD_BYTES
 
-proxy: Any = _proxy
 replica: Any = _replica
 
 PIECE_BYTES = MAX_HELD_BYTES // 8
@@ -20,7 +21,12 @@ HTTP = {"type": "http.request", "body": bytes(PIECE_BYTES), "more_body": True}
 WEBSOCKET_BYTES = {"type": "websocket.receive", "bytes": bytes(PIECE_BYTES)}
 WEBSOCKET_TEXT = {"type": "websocket.receive", "text": " " * PIECE_BYTES, "bytes": None}
 
-pytestmark = pytest.mark.parametrize("message", [HTTP, WEBSOCKET_BYTES, WEBSOCKET_TEXT], ids=["http", "bytes", "text"])
+MESSAGES = pytest.mark.parametrize("message", [HTTP, WEBSOCKET_BYTES, WEBSOCKET_TEXT], ids=["http", "bytes", "text"])
+
+MESSAGES_OF_A_LONG_UPLOAD = 2000
+
+SETTLE_S = 0.02
+"""A counter that stays the same for this long no longer changes, seconds."""
 
 
 @pytest.fixture
@@ -36,32 +42,11 @@ async def settled(count: Callable[[], int]) -> int:
     last = -1
     while last != count():
         last = count()
-        await asyncio.sleep(10 * POLL_S)
+        await asyncio.sleep(SETTLE_S)
     return last
 
 
-async def test_the_proxy_stops_reading_until_the_replica_has_fetched(
-    monkeypatch: pytest.MonkeyPatch, message: dict[str, Any]
-) -> None:
-    monkeypatch.setattr(proxy, "MessageQueue", proxy.MessageQueue)
-    backpressure._proxy_patch()(None, MAX_HELD_BYTES)
-    queue = proxy.MessageQueue()
-    received = 0
-
-    async def receive() -> None:
-        nonlocal received
-        while True:
-            await queue(message)
-            received += 1
-
-    reading = asyncio.create_task(receive())
-    held = await settled(lambda: received)
-    assert 4 <= held <= 16
-    assert len(queue.get_messages_nowait()) == held + 1
-    assert await settled(lambda: received) == 2 * held + 1
-    reading.cancel()
-
-
+@MESSAGES
 @pytest.mark.usefixtures("bounded_replica")
 async def test_a_replica_stops_fetching_until_the_application_has_taken(message: dict[str, Any]) -> None:
     fetched = 0
@@ -81,6 +66,7 @@ async def test_a_replica_stops_fetching_until_the_application_has_taken(message:
     fetching.cancel()
 
 
+@MESSAGES
 @pytest.mark.usefixtures("bounded_replica")
 async def test_a_replica_that_receives_directly_stops_reading(message: dict[str, Any]) -> None:
     received = 0
@@ -100,3 +86,48 @@ async def test_a_replica_that_receives_directly_stops_reading(message: dict[str,
         assert await receive() == message
     assert await settled(lambda: received) == 2 * held
     fetching.cancel()
+
+
+@pytest.mark.usefixtures("bounded_replica")
+def test_a_consumer_on_another_event_loop_wakes_the_reader() -> None:
+    """Serve runs the application in a thread of its own."""
+    users = asyncio.new_event_loop()
+    thread = threading.Thread(target=users.run_forever)
+    thread.start()
+    received = 0
+
+    async def uvicorn() -> dict[str, Any]:
+        nonlocal received
+        received += 1
+        return HTTP if received < MESSAGES_OF_A_LONG_UPLOAD else {"type": "http.disconnect"}
+
+    async def take(receive: Any) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async def upload() -> None:
+        receive = replica.ASGIDIReceiveProxy({"type": "http"}, uvicorn, users)
+        taking = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(take(receive), users))
+        async with asyncio.timeout(60):
+            await asyncio.gather(receive.fetch_until_disconnect_task(), taking)
+
+    try:
+        asyncio.run(upload())
+    finally:
+        users.call_soon_threadsafe(users.stop)
+        thread.join()
+        users.close()
+    assert received == MESSAGES_OF_A_LONG_UPLOAD
+
+
+@pytest.mark.usefixtures("bounded_replica")
+@pytest.mark.parametrize(
+    ("kind", "gone"), [("http", {"type": "http.disconnect"}), ("websocket", {"type": "websocket.disconnect", "code": 1005})]
+)
+async def test_a_client_whose_proxy_is_lost_is_gone(kind: str, gone: dict[str, Any]) -> None:
+    async def receive_asgi_messages(_: Any) -> bytes:
+        raise ActorDiedError
+
+    receive = replica.ASGIReceiveProxy({"type": kind}, None, receive_asgi_messages)
+    await receive.fetch_until_disconnect()
+    assert await receive() == gone

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 
-from serve_app.cluster.model_client import MAX_ATTEMPTS, RETRY_DELAY_S, ModelClient
+from serve_app.cluster.model_client import CHECK_S, LOAD_FAILED, MAX_ATTEMPTS, RETRY_DELAY_S, ModelClient
 from serve_app.cluster.status import ReplicaStatus
-from serve_app.errors import EngineBroken, EngineError, ModelUnavailable
+from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable
 from serve_app.settings import LimitSettings, ModelSettings, Settings
 from serve_app.transcript import Token
 from serve_app.window import Job, Lane, Window
@@ -50,9 +50,15 @@ class FakeHandle:
         return FakeResponse(self._answer(*args))
 
 
-def client_with(answer: Callable[..., Awaitable[Any]], *statuses: ReplicaStatus) -> tuple[ModelClient, FakeHandle]:
+async def deployed() -> bool:
+    return True
+
+
+def client_with(
+    answer: Callable[..., Awaitable[Any]], *statuses: ReplicaStatus, is_deployed: Callable[[], Awaitable[bool]] = deployed
+) -> tuple[ModelClient, FakeHandle]:
     replicas: Any = FakeHandle("transcribe", answer)
-    return ModelClient(MODEL, SETTINGS, replicas, lambda: statuses), replicas
+    return ModelClient(MODEL, SETTINGS, replicas, lambda: statuses, is_deployed), replicas
 
 
 def failing(*failures: Exception) -> Callable[..., Awaitable[list[Token]]]:
@@ -109,16 +115,19 @@ class TestModelClient:
             virtual_time.run(client.recognise(WINDOW, Lane.BULK, JOB))
         assert caught.value.param == "model"
 
-    def test_any_other_failure_is_an_engine_error(self) -> None:
-        client, _ = client_with(failing(as_seen_by_a_caller(KeyError("x"))))
-        with pytest.raises(EngineError, match="KeyError"):
+    def test_any_other_failure_is_an_engine_error_without_internal_text(self, caplog: pytest.LogCaptureFixture) -> None:
+        client, _ = client_with(failing(as_seen_by_a_caller(KeyError("/secret/path"))))
+        with pytest.raises(EngineError, match=UNFORESEEN):
             virtual_time.run(client.recognise(WINDOW, Lane.BULK, JOB))
+        assert "KeyError('/secret/path')" in caplog.text
 
     @pytest.mark.parametrize(
         ("statuses", "reason"),
         [
             ((), "waiting for a free CPU or GPU"),
             ((ReplicaStatus("r", "starting"),), "still being loaded"),
+            ((ReplicaStatus("r", "failed", detail="no /secret/path"),), LOAD_FAILED),
+            ((ReplicaStatus("r", "failed", detail="no /secret/path"), ReplicaStatus("s", "loading")), "still being loaded"),
             ((ReplicaStatus("r", "downloading", detail="downloaded 5 of 100 MB"),), "downloaded 5 of 100 MB"),
         ],
     )
@@ -157,6 +166,24 @@ class TestModelClient:
 
         client, _ = client_with(slow, ReplicaStatus("r", "loading"))
         assert virtual_time.run(client.recognise(WINDOW, Lane.BULK, JOB)) == TOKENS
+
+    @pytest.mark.parametrize("window", [FIRST, WINDOW])
+    def test_a_window_whose_model_is_removed_fails(self, window: Window) -> None:
+        """Its replicas may have been ready until then."""
+
+        async def never(*_: Any) -> list[Token]:
+            return await asyncio.sleep(1000, [])
+
+        async def is_deployed() -> bool:
+            return virtual_time.now_s() < 5
+
+        async def ask() -> float:
+            with pytest.raises(ModelUnavailable, match="was removed"):
+                await client.recognise(window, Lane.BULK, JOB)
+            return virtual_time.now_s()
+
+        client, _ = client_with(never, ReplicaStatus("r", "ready"), is_deployed=is_deployed)
+        assert virtual_time.run(ask()) < 5 + 2 * CHECK_S
 
     def test_no_delay_after_the_last_attempt(self) -> None:
         async def ask() -> float:

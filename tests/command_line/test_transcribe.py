@@ -58,6 +58,8 @@ class FakeServer:
         if "busy" in (name, *self.form.get("model", [])) and self.asked[name] <= 2:
             wait = "0" if self.asked[name] == 1 else "a date"
             return JSONResponse({"error": {"message": "The server\nis full."}}, 429, {"Retry-After": wait})
+        if name == "starts" and self.asked[name] == 1:
+            return Response("Path '/v1/x' not found. Ping http://.../-/routes for available routes.", 404)
         if name == "down":
             return Response("<h1>Down</h1>", 503)
         return StreamingResponse(self.events(name), media_type="text/plain" if name == "other" else "text/event-stream")
@@ -214,6 +216,12 @@ def test_a_request_is_retried_while_the_server_is_busy(
     assert (done.exit_code, done.stdout) == ((0, "busy\n") if end == "done" else (1, ""))
     again = run(fake.url, "-", "--model", "busy", input=NOISE)
     assert (again.exit_code, fake.received_bytes) == (done.exit_code, len(NOISE))
+
+
+def test_a_server_that_is_still_starting_is_asked_again(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "UNKNOWN_WAIT_S", 0)
+    done = run(fake.url, *files("starts.wav"))
+    assert done.stderr == "starts.wav: again in 0 s: the server is still starting\nstarts.wav: done\n"
 
 
 def test_keys() -> None:

@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from serve_app.engine.batch_queue import Batcher, BatchLimits
-from serve_app.errors import EngineBroken
+from serve_app.engine.batch_queue import MAX_FAILED_BATCHES, Batcher, BatchLimits
+from serve_app.errors import EngineBroken, EngineError, RequestError
 from serve_app.window import Lane
 from testing import virtual_time
 
@@ -233,6 +233,59 @@ async def test_a_broken_engine_fails_the_whole_batch_at_once() -> None:
     results = await asyncio.gather(*(batcher.submit(name, 10, Lane.LIVE, name) for name in "abc"), return_exceptions=True)
     assert [type(result) for result in results] == [EngineBroken] * 3
     assert calls == 1
+
+
+def make_failing_batcher(failures: dict[str, Exception]) -> tuple[Batcher[str, str], list[int]]:
+    """A batcher of batches of two whose engine raises the failure of an item, and a list that grows when it counts as failing."""
+    failing: list[int] = []
+
+    async def process(items: list[str]) -> list[str]:
+        await asyncio.sleep(STEP_S)
+        for item in items:
+            if item in failures:
+                raise failures[item]
+        return items
+
+    limits = BatchLimits(max_samples=10_000, max_items=2, ageing_s=5.0)
+    return Batcher(process, limits, on_failing=lambda: failing.append(1), now_s=virtual_time.now_s), failing
+
+
+async def submit_all(batcher: Batcher[str, str], items: str) -> list[str | BaseException]:
+    return await asyncio.gather(*(batcher.submit(item, 100, Lane.BULK, item) for item in items), return_exceptions=True)
+
+
+@scenario
+async def test_an_engine_that_fails_every_batch_is_reported() -> None:
+    batcher, failing = make_failing_batcher({"x": EngineError("failed")})
+    await submit_all(batcher, "xx" * (MAX_FAILED_BATCHES - 1))
+    assert not failing
+    await submit_all(batcher, "xx")
+    assert failing == [1]
+
+
+@pytest.mark.parametrize("between", ["a", "ax", "r"])
+def test_an_engine_with_results_between_failures_is_not(between: str) -> None:
+    """`a` is recognised, `x` fails, `r` is a request that is at fault itself; the latter does not count."""
+
+    async def run() -> None:
+        batcher, failing = make_failing_batcher({"x": EngineError("failed"), "r": RequestError("at fault")})
+        for _ in range(MAX_FAILED_BATCHES):
+            await submit_all(batcher, "r" if between == "r" else "xx")
+            await submit_all(batcher, between)
+        assert not failing
+
+    virtual_time.run(run())
+
+
+@scenario
+async def test_work_that_nobody_waits_for_says_nothing_of_the_engine() -> None:
+    batcher, failing = make_failing_batcher({"x": EngineError("failed")})
+    for _ in range(2 * MAX_FAILED_BATCHES):
+        waiting = asyncio.create_task(batcher.submit("x", 100, Lane.BULK, "x"))
+        await asyncio.sleep(STEP_S / 2)
+        waiting.cancel()
+        await asyncio.sleep(2 * STEP_S)
+    assert not failing
 
 
 @scenario

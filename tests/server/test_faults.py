@@ -3,14 +3,18 @@
 The simulated engine's words depend on nothing but the audio, so that a window which is lost, doubled or misplaced shows.
 """
 
+import contextlib
 import json
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import numpy as np
 import psutil
 import pytest
@@ -58,7 +62,9 @@ ARGS = {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serve_run(ROOT / "configs" / "demo.yaml", tmp_path_factory.mktemp("faults"), args=ARGS) as server:
+    # Serve finds a dead proxy by three failed checks.
+    env = {"RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1"}
+    with serve_run(ROOT / "configs" / "demo.yaml", tmp_path_factory.mktemp("faults"), args=ARGS, env=env) as server:
         for model in ("digits", "pair", "single"):
             server.wait_for_state(model, "ready")
         wait_until(lambda: len(server.model("pair")["replicas"]) == 2)
@@ -130,6 +136,45 @@ class TestClientGone:
         assert server.transcribe(media.wav(media.tone(3)), model="single").status_code == 200
 
 
+class TestProcessesLost:
+    """The processes between a client and the models. Serve replaces each of them."""
+
+    def test_the_ingress(self, server: Server, noise: bytes) -> None:
+        with ThreadPoolExecutor(1) as client:
+            answer = client.submit(server.transcribe, noise, model="single")
+            wait_until(lambda: replica(server, "single")["queued"] > 0)
+            server.processes("ingress")[0].kill()
+            assert (answer.result().status_code, answer.result().json()["error"]["code"]) == (503, "ingress_lost")
+        wait_until_served(server)
+
+    def test_the_proxy(self, server: Server, noise: bytes) -> None:
+        """Its clients have lost their connections, so their work is dropped."""
+        ingress = server.processes("ingress")[0]
+        files = open_files(ingress)
+        with ThreadPoolExecutor(1) as client:
+            answer = client.submit(server.transcribe, noise, model="single")
+            wait_until(lambda: replica(server, "single")["queued"] > 0)
+            decoded = windows_taken(server, "single")
+            server.processes("ProxyActor")[0].kill()
+            assert isinstance(answer.exception(), httpx2.TransportError)
+        wait_until(lambda: open_files(ingress) <= files)
+        wait_until_served(server)
+        wait_until(lambda: replica(server, "single")["queued"] == 0)
+        assert windows_taken(server, "single") - decoded < NOISE_WINDOWS // 2, "most of the file was transcribed for nobody"
+
+    def test_the_application(self, server: Server, noise: bytes) -> None:
+        """Removed while a file is transcribed. The last test: nothing is served after it."""
+        of_ray = server.processes_with("--gcs-address=")[0]
+        (address,) = [part.partition("=")[2] for part in of_ray.cmdline() if part.startswith("--gcs-address=")]
+        remove = f"import ray; from ray import serve; ray.init({address!r}); serve.delete('parakeet')"
+        with ThreadPoolExecutor(1) as client:
+            answer = client.submit(server.transcribe, noise, model="single")
+            wait_until(lambda: replica(server, "single")["queued"] > 0)
+            # With its environment, which says how to authenticate.
+            subprocess.run([sys.executable, "-c", remove], env=of_ray.environ(), check=True)
+            assert (answer.result().status_code, answer.result().json()["error"]["code"]) == (503, "model_unavailable")
+
+
 async def test_a_server_that_is_told_to_stop_finishes_what_is_in_progress(
     tmp_path: Path, speech: Samples, spoken: list[DigitString]
 ) -> None:
@@ -157,6 +202,17 @@ async def test_a_server_that_is_told_to_stop_finishes_what_is_in_progress(
             assert [event["type"] for event in await until_closed(realtime, 1012)] == ["session.created"]
         assert len(answer.result()["words"]) > NOISE_S // 3
         process.wait(WAIT_S)
+
+
+def wait_until_served(server: Server) -> None:
+    """Wait until a lost process has been replaced."""
+
+    def is_served() -> bool:
+        with contextlib.suppress(httpx2.TransportError):
+            return server.client.get("/ready").status_code == 200
+        return False
+
+    wait_until(is_served)
 
 
 def transcript(server: Server, data: bytes, model: str) -> dict[str, Any]:

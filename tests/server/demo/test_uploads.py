@@ -147,3 +147,15 @@ def is_up(server: Server) -> bool:
     with suppress(httpx2.TransportError):
         return bool(server.processes("ingress")) and server.transcribe(media.wav(media.tone(1))).status_code == 200
     return False
+
+
+def test_what_serve_would_stumble_over(server: Server, strings: list[DigitString]) -> None:
+    """An offer of HTTP/2, as Java's HttpClient sends it with a body, and a request id that is no text."""
+    headers = [
+        *[(b"Connection", b"Upgrade, HTTP2-Settings"), (b"Upgrade", b"h2c"), (b"HTTP2-Settings", b"AAEAAEAAAAIAAAABAAMAAABk")],
+        *[(b"x-request-id", b"\xe4\xff\x80"), (b"serve_multiplexed_model_id", b"\xff"), (b"x-request-timeout-seconds", b"0.001")],
+    ]
+    with httpx2.Client(base_url=server.url, timeout=60) as client:
+        answer = client.post("/v1/audio/transcriptions", files={"file": media.as_wav(strings[0])}, headers=headers)
+    assert (answer.status_code, answer.json()["text"]) == (200, strings[0].text)
+    assert answer.headers["x-request-id"].isascii()

@@ -1,0 +1,47 @@
+"""Stops the work of a request whose client is gone."""
+
+import asyncio
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+
+class StopWhenGone:
+    """ASGI middleware for POST requests: cancels the application, once, when the client disconnects after its request.
+
+    Serve cancels a request too, but late where the cancellation is lost on its way, and never if the proxy is lost. A second
+    cancellation would interrupt the clean-up that the first one began, so it ends only the wait for that.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        is_received = asyncio.Event()
+
+        async def receive_body() -> Message:
+            if is_received.is_set():
+                # Only a disconnect can follow, and that one is waited for here.
+                await asyncio.Future()
+            message = await receive()
+            if not message.get("more_body", False):
+                is_received.set()
+            return message
+
+        async def disconnected() -> None:
+            await is_received.wait()
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+        work = asyncio.ensure_future(self._app(scope, receive_body, send))
+        gone = asyncio.ensure_future(disconnected())
+        try:
+            await asyncio.wait([work, gone], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            if not work.done():
+                work.cancel()
+                await asyncio.wait([work])
+        work.result()
