@@ -213,8 +213,9 @@ class TestALostIngress:
                 await send(message)
 
         async with websockets.connect(f"ws://127.0.0.1:{await start(lost)}") as socket:
-            assert [message async for message in socket] == [message["text"] for message in sent]
-        assert socket.close_code == 1012
+            await socket.wait_closed()
+            assert socket.close_code == 1012
+            assert [await socket.recv() for _ in sent] == [message["text"] for message in sent]
 
     async def test_a_socket_that_is_not_open_yet_is_refused(self, start: Start) -> None:
         async def lost(scope: Scope, receive: Receive, send: Send) -> None:
