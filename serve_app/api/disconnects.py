@@ -6,7 +6,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class StopWhenGone:
-    """ASGI middleware for POST requests: cancels the application, once, when the client disconnects after its request.
+    """ASGI middleware for POST requests: cancels the application, once, when the client disconnects before it has its response.
 
     Serve cancels a request too, but late where the cancellation is lost on its way, and never if the proxy is lost. A second
     cancellation would interrupt the clean-up that the first one began, so it ends only the wait for that.
@@ -19,7 +19,7 @@ class StopWhenGone:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        is_received = asyncio.Event()
+        is_received, is_answered = asyncio.Event(), False
 
         async def receive_body() -> Message:
             if is_received.is_set():
@@ -30,18 +30,25 @@ class StopWhenGone:
                 is_received.set()
             return message
 
+        async def send_response(message: Message) -> None:
+            nonlocal is_answered
+            is_answered = message["type"] == "http.response.body" and not message.get("more_body", False)
+            await send(message)
+
         async def disconnected() -> None:
             await is_received.wait()
             while (await receive())["type"] != "http.disconnect":
                 pass
 
-        work = asyncio.ensure_future(self._app(scope, receive_body, send))
+        work = asyncio.ensure_future(self._app(scope, receive_body, send_response))
         gone = asyncio.ensure_future(disconnected())
         try:
             await asyncio.wait([work, gone], return_when=asyncio.FIRST_COMPLETED)
         finally:
             gone.cancel()
             if not work.done():
-                work.cancel()
+                # Behind the response only the clean-up is left.
+                if not is_answered:
+                    work.cancel()
                 await asyncio.wait([work])
         work.result()

@@ -8,9 +8,10 @@ import httpx2
 import numpy as np
 import psutil
 import pytest
-from starlette.types import Message
+from starlette.types import Message, Receive, Scope, Send
 
 from serve_app.api import create_api
+from serve_app.api.disconnects import StopWhenGone
 from serve_app.settings import LimitSettings
 from serve_app.window import SAMPLE_RATE
 from testing import media
@@ -118,3 +119,26 @@ async def test_a_client_that_stays_gets_its_answer(server: FakeService) -> None:
         client = Client(server, response_format="text")
         await client.work
         assert client.sent[0]["status"] == 200
+
+
+async def test_the_clean_up_behind_a_response_is_not_interrupted() -> None:
+    is_clean = False
+
+    async def app(_scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal is_clean
+        await receive()
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body", "body": b"done"})
+        await asyncio.sleep(0.01)
+        is_clean = True
+
+    messages: list[Message] = [{"type": "http.request"}]
+
+    async def receive() -> Message:
+        return messages.pop() if messages else {"type": "http.disconnect"}
+
+    async def send(_message: Message) -> None:
+        return
+
+    await StopWhenGone(app)({"type": "http", "method": "POST"}, receive, send)
+    assert is_clean
