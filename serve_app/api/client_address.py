@@ -2,9 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from itertools import islice
 
 from starlette.datastructures import Headers
 from starlette.types import Scope
+
+MAX_PROXIES = 16
+"""Maximum proxies in a row; a header of a client may name thousands."""
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -23,7 +27,7 @@ def client_address(scope: Scope, trusted: Sequence[Network]) -> str:
     address = _parsed(peer[0]) if peer else None
     if address is None:
         return ""
-    for hop in _hops(Headers(scope=scope)):
+    for hop in islice(_hops(Headers(scope=scope)), MAX_PROXIES):
         if not any(address in network for network in trusted):
             break
         before = _parsed(hop)
