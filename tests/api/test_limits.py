@@ -14,7 +14,7 @@ from httpx2 import Response
 from starlette.datastructures import UploadFile
 
 from serve_app.api import create_api
-from serve_app.cluster.admission import Admission
+from serve_app.cluster.admission import Admission, Places
 from serve_app.settings import LimitSettings
 from testing import media
 from testing.fake_service import FakeService, assert_error, post
@@ -137,7 +137,7 @@ class TestLimits:
 
 
 def test_jobs_share_the_windows_in_flight_equally_with_at_least_one_each() -> None:
-    admission = Admission(max_requests=10, max_windows=8, max_streams=1)
+    admission = Admission(max_requests=10, max_windows=8, max_streams=1, waiting=Places(1, 1))
     with admission.job():
         assert admission.windows_per_job == 8
         with admission.job(), admission.job():
