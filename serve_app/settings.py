@@ -160,15 +160,9 @@ class LiveSettings(_Group):
     max_backlog_s: float = Field(
         60.0, ge=10, description="Maximum audio not decoded yet, seconds; with more, the server stops reading."
     )
-    max_streams: int = Field(
-        256, ge=1, description="Maximum streams per ingress replica that have sent audio and are open; more are refused."
-    )
-    max_waiting: int = Field(
-        512, ge=1, description="Maximum connections per ingress replica that have not sent audio yet; more are refused."
-    )
-    max_waiting_per_address: int = Field(
-        64, ge=1, description="The same from one client address. Behind a proxy all clients may have one address."
-    )
+    max_streams: int = Field(256, ge=1, description="Maximum open streams with audio per ingress replica; more are refused.")
+    max_waiting: int = Field(512, ge=1, description="Maximum connections without audio per ingress replica; more are refused.")
+    max_waiting_per_address: int = Field(64, ge=1, description="The same for one client address.")
     max_session_s: float = Field(14_400.0, gt=0, description="Maximum duration of a stream, seconds.")
     max_frame_bytes: int = Field(8_388_608, ge=1_024, description="Maximum size of a message, bytes.")
     idle_s: float = Field(

@@ -73,9 +73,7 @@ class AudioFile:
     `stream` is closed early, `on_abandoned` is called, and must make a `read` of the source return that waits for bytes.
     """
 
-    def __init__(
-        self, source: BinaryIO, thread: Executor | None = None, on_abandoned: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, source: BinaryIO, thread: Executor | None = None, on_abandoned: Callable[[], None] = lambda: None) -> None:
         self._source = source
         self._thread = thread
         self._on_abandoned = on_abandoned

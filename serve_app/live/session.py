@@ -30,11 +30,11 @@ SILENT_STEP = 8 * SAMPLE_RATE
 """New audio per step, samples, while the VAD detects no speech: speech that the VAD misses is still decoded, only later."""
 
 MIN_UNDETECTED = SAMPLE_RATE // 2
-"""Minimum new audio of an utterance without a frame that may hold speech, samples. With less it is not decoded: in short windows of
-noise a decoder finds words."""
+"""Minimum new audio to decode where no frame may hold speech, samples; digital silence around it does not count. A decoder finds
+words in shorter noise."""
 
 SILENCE_PEAK = 8
-"""Largest sample of digital silence, which is not decoded: A-law has no zero, and the values nearest to it are -8 and 8."""
+"""Largest sample of digital silence: A-law has no zero, and its values nearest to zero are -8 and 8."""
 
 
 class LiveSession:
@@ -135,9 +135,11 @@ class LiveSession:
         """Whether the audio that is new in the window may hold a word, or an earlier word is not final."""
         if self._has_partial or self._possible_speech_until > self._final_until:
             return True
-        new = self._audio.read(self._decoded_until, window.end_sample)
-        is_short = self._utterance_end is not None and len(new) < MIN_UNDETECTED
-        return not is_short and bool(np.any(np.abs(new.astype(np.int32)) > SILENCE_PEAK))
+        new = self._audio.read(self._decoded_until, window.end_sample).astype(np.int32)
+        audible = np.flatnonzero(np.abs(new) > SILENCE_PEAK)
+        length = int(audible[-1] - audible[0]) + 1 if len(audible) else 0
+        # While the VAD detects speech, steps are short, and the speech of this one may go on in the next.
+        return length >= (MIN_UNDETECTED if self.is_ending or not self._is_speech else 1)
 
     def add(self, tokens: Sequence[Token]) -> None:
         """Take the tokens of the window in progress, with times in samples from its start."""

@@ -48,7 +48,7 @@ class SileroModel:
         self._worker: asyncio.Task[None] | None = None
 
     def load(self) -> None:
-        """Load the model and run it, as its first runs take long. Blocks for seconds, most of them with the interpreter's lock."""
+        """Load the model and run it, as its first runs take long. Blocks for seconds, mostly with the interpreter's lock held."""
         frames = np.zeros((WARM_UP_FRAMES, VAD_FRAME_SAMPLES), np.int16)
         self._thread.submit(_run, [(_Stream(), frames)]).result()
 
