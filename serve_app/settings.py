@@ -226,7 +226,7 @@ class AuthSettings(_Group):
 class IngressSettings(_Group):
     """The deployment that serves HTTP and WebSockets."""
 
-    cors_origins: tuple[str, ...] = Field(("*",), description="Origins whose web pages may read the responses; `*`: all.")
+    cors_origins: tuple[str, ...] = Field(("*",), description="Origins whose web pages may use the server; `*`: all.")
     replicas: int = Field(1, ge=0, description="Number of ingress replicas; 0: one on every node with enough CPUs at deployment.")
     cpus_per_replica: float = Field(
         0.25, ge=0, description="CPUs that Ray's scheduler reserves for an ingress replica; not a limit."

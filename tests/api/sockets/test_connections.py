@@ -13,8 +13,9 @@ from starlette.websockets import WebSocketDisconnect, WebSocketState
 from serve_app.api import create_api
 from serve_app.api.websocket import PATH
 from serve_app.api.websocket_connection import may_connect
+from serve_app.audio.growing_file import GrowingFile
 from serve_app.errors import EngineError
-from serve_app.settings import IngressSettings, LiveSettings
+from serve_app.settings import IngressSettings, LimitSettings, LiveSettings
 from testing import media
 from testing.fake_service import FakeService
 from testing.realtime_client import URL, Talk
@@ -113,11 +114,25 @@ def test_origins(headers: dict[str, str], is_allowed: bool) -> None:
     assert may_connect(headers, ["*"])
 
 
-def test_a_failure_during_an_upload_is_told_at_once(client: TestClient, server: FakeService) -> None:
-    """Not when the upload is over, or has paused for `live.idle_s`."""
+def test_a_failure_during_an_upload_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even while the decoder waits for more of the file; not as `stream_idle` later."""
+    server = FakeService(live=LiveSettings(idle_s=5), limits=LimitSettings())
+    sent, reads_from = media.wav(media.chirp(100.0))[:-100_000], [0]
     server.failure = EngineError("It broke.")
-    with client.websocket_connect(PATH) as socket:
-        socket.send_bytes(media.wav(media.chirp(100.0))[:-100_000])
+    server.hold.clear()
+    read = GrowingFile.read
+
+    def noted_read(file: GrowingFile, size: int) -> bytes:
+        reads_from.append(file._read_bytes)
+        return read(file, size)
+
+    monkeypatch.setattr(GrowingFile, "read", noted_read)
+    with TestClient(create_api(server.service)) as client, client.websocket_connect(PATH) as socket:
+        client.get("/ready")
+        assert server.loop is not None
+        socket.send_bytes(sent)
+        wait_for(lambda: reads_from[-1] == len(sent) and bool(server.windows))
+        server.loop.call_soon_threadsafe(server.hold.set)
         assert until_end(socket)[-1]["error"] == "It broke."
         with pytest.raises(WebSocketDisconnect) as closed:
             socket.receive_json()

@@ -109,7 +109,7 @@ class TestNoInventedWords:
         events = session.until("input_audio_buffer.cleared")
         assert [event["transcript"] for event in events if "transcript" in event] == [""]
 
-    @pytest.mark.parametrize("length_s", [0.15, 0.2, 0.3, 0.4])
+    @pytest.mark.parametrize("length_s", [0.15, 0.2, 0.3])
     def test_a_short_turn_without_speech(self, session: Talk, strings: list[DigitString], length_s: float) -> None:
         session.update(turn_detection=None)
         session.speak(noisy(strings[5], SAMPLE_RATE // 5))
@@ -135,7 +135,12 @@ class TestSizes:
     ) -> None:
         parsed: list[int] = []
         loads = json.loads
-        monkeypatch.setattr("serve_app.api.realtime_events.json.loads", lambda text: (parsed.append(len(text)), loads(text))[1])
+
+        def noted_loads(text: str) -> Any:
+            parsed.append(len(text))
+            return loads(text)
+
+        monkeypatch.setattr(json, "loads", noted_loads)
         session.socket.send_text(json.dumps(event))
         assert str(MAX_MESSAGE_CHARS) in session.socket.receive()["text"]
         assert max(parsed, default=0) <= MAX_MESSAGE_CHARS

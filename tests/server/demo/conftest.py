@@ -17,7 +17,7 @@ IDLE_STREAMS = 200
 
 @pytest.fixture(scope="package")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    args = {"live": {"config_s": 5, "max_streams": IDLE_STREAMS + 20}}
+    args = {"live": {"config_s": 5, "max_waiting_per_address": IDLE_STREAMS + 20}}
     with serve_run(ROOT / "configs" / "demo.yaml", tmp_path_factory.mktemp("demo"), args=args) as server:
         server.wait_for_state("digits", "ready")
         load_vad(server)
