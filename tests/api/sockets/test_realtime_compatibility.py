@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 from openai.types.beta.realtime.transcription_session_update import Session
 
 from serve_app.api.realtime import TRANSCRIPTION
@@ -14,6 +15,7 @@ from serve_app.window import SAMPLE_RATE, Samples
 from testing.digit_strings import DigitString, to_int16
 from testing.fake_service import EngineService
 from testing.realtime_client import PAUSE, Talk, kinds, update
+from testing.seed_socket_client import RAW, transcribed
 
 WITHOUT_VAD = {"audio": {"input": {"transcription": {"model": "gpt-realtime-whisper"}}}}
 BETA_SESSION = {
@@ -118,6 +120,10 @@ class TestNoInventedWords:
         events = session.commit()
         assert kinds(events) == ["committed", "completed"]
         assert events[-1]["transcript"] == ""
+
+    def test_a_microphone_that_is_muted(self, client: TestClient, strings: list[DigitString]) -> None:
+        samples = np.concatenate([noisy(strings[5], SAMPLE_RATE), np.zeros(20 * SAMPLE_RATE, np.int16)])
+        assert transcribed(client, samples.tobytes(), RAW)[-1]["text"] == strings[5].text
 
 
 class TestSizes:
