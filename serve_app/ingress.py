@@ -45,7 +45,10 @@ class Ingress:
             )
             for model in settings.models
         }
-        self._service = SpeechService(settings, clients, self._statuses, SileroModel().detector)
+        vad = SileroModel()
+        # Before the first health check: later, loading would delay whatever the process does meanwhile.
+        vad.load()
+        self._service = SpeechService(settings, clients, self._statuses, vad.detector)
         backpressure.bound_this_replica()
         loop = asyncio.get_running_loop()
         # Kept, as a loop holds its tasks only weakly.

@@ -119,7 +119,7 @@ async def transcribe_live(
                 elif isinstance(block, Commit):
                     session.commit()
                 else:
-                    session.push(block, await vad.push(block))
+                    session.push(block, await vad.push(block), vad.possible_speech_until)
             if step is not None and step.done():
                 tokens, step = step.result(), None
                 session.add(tokens)

@@ -84,7 +84,7 @@ class AuthSettings(SettingsGroup):
 class IngressSettings(SettingsGroup):
     """The deployment that serves HTTP and WebSockets."""
 
-    cors_origins: tuple[str, ...] = Field(("*",), description="Origins whose web pages may read the responses; `*`: all.")
+    cors_origins: tuple[str, ...] = Field(("*",), description="Origins whose web pages may use the server; `*`: all.")
     trusted_proxies: tuple[IPvAnyNetwork, ...] = Field(
         (),
         description="Addresses and networks of reverse proxies, which put the client's address into `X-Forwarded-For`.",

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from typing import Protocol
 
 from serve_app.audio.decoding import AudioFile
-from serve_app.cluster.admission import Admission
+from serve_app.cluster.admission import Admission, Places
 from serve_app.cluster.status import ModelStatus, ReplicaStatus
 from serve_app.errors import AudioTooLong, ModelNotFound
 from serve_app.events import Done, Event, LiveEvent
@@ -65,8 +65,9 @@ class SpeechService:
         new_detector: Callable[[Endpointing], VoiceActivityDetector],
     ) -> None:
         self.settings = settings
-        limits = settings.limits
-        self.admission = Admission(limits.max_requests, limits.max_windows_in_flight, settings.live.max_streams)
+        limits, live = settings.limits, settings.live
+        waiting = Places(live.max_waiting, live.max_waiting_per_address)
+        self.admission = Admission(limits.max_requests, limits.max_windows_in_flight, live.max_streams, waiting)
         self._new_detector = new_detector
         self._recognisers = recognisers
         self._statuses = statuses

@@ -140,13 +140,15 @@ class LiveSettings(_Group):
     max_backlog_s: float = Field(
         60.0, ge=10, description="Maximum audio not decoded yet, seconds; with more, the server stops reading."
     )
-    max_streams: int = Field(256, ge=1, description="Maximum open streams per ingress replica; more are refused.")
+    max_streams: int = Field(256, ge=1, description="Maximum open streams with audio per ingress replica; more are refused.")
+    max_waiting: int = Field(512, ge=1, description="Maximum connections without audio per ingress replica; more are refused.")
+    max_waiting_per_address: int = Field(64, ge=1, description="The same for one client address.")
     max_session_s: float = Field(14_400.0, gt=0, description="Maximum duration of a stream, seconds.")
     max_frame_bytes: int = Field(8_388_608, ge=1_024, description="Maximum size of a message, bytes.")
     idle_s: float = Field(
         60.0, gt=0, description="Maximum time without a message, seconds; after it, the stream is closed with an error."
     )
-    config_s: float = Field(20.0, gt=0, description="Maximum time from opening a stream to its first message, seconds.")
+    config_s: float = Field(20.0, gt=0, description="Maximum time from opening a connection to its first message, seconds.")
 
     @property
     def windows(self) -> LiveWindows:

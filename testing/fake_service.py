@@ -39,6 +39,10 @@ class LevelVad:
         self._endpointer = Endpointer(endpointing)
         self._rest = np.zeros(0, np.int16)
 
+    @property
+    def possible_speech_until(self) -> int:
+        return self._endpointer.possible_speech_until
+
     async def push(self, block: Samples) -> list[VadEvent]:
         samples = np.concatenate([self._rest, block])
         whole = len(samples) // VAD_FRAME_SAMPLES * VAD_FRAME_SAMPLES

@@ -26,6 +26,9 @@ SENTENCE_MARKS = re.compile(r"[.?!:](\s|$)")
 """A prompt with one of these is prose, not a list."""
 
 BULLETS = "-*•"
+MAX_PROMPT_CHARS = 4 * MAX_TOTAL_CHARS
+"""Characters of a prompt that is a list; a longer one counts as prose."""
+
 MAX_LISTED_WORDS = 3
 """Words of a phrase in a prompt; with a longer one the prompt counts as prose."""
 
@@ -55,15 +58,20 @@ def keywords(
         raise RequestError(f"A keyword may have at most {MAX_KEYWORD_CHARS} characters.", param=FIELD)
     if sum(map(len, found)) > MAX_TOTAL_CHARS:
         raise RequestError(f"All keywords together may have at most {MAX_TOTAL_CHARS} characters.", param=FIELD)
+    room_chars = MAX_TOTAL_CHARS - sum(map(len, found))
     for phrase in _phrases_of(prompt or ""):
-        extended = _normalised([*found, phrase])
-        if len(extended) <= MAX_KEYWORDS and len(phrase) <= MAX_KEYWORD_CHARS and sum(map(len, extended)) <= MAX_TOTAL_CHARS:
-            found = extended
+        if len(found) == MAX_KEYWORDS:
+            break
+        if phrase not in found and len(phrase) <= min(MAX_KEYWORD_CHARS, room_chars):
+            found += (phrase,)
+            room_chars -= len(phrase)
     return found
 
 
 def _phrases_of(prompt: str) -> list[str]:
     """The phrases of a prompt that is a list; empty for prose."""
+    if len(prompt) > MAX_PROMPT_CHARS:
+        return []
     phrases = _normalised(phrase.strip().lstrip(BULLETS) for phrase in SEPARATORS.split(prompt))
     is_list = len(phrases) > 1 and not SENTENCE_MARKS.search(prompt)
     return list(phrases) if is_list and all(len(phrase.split()) <= MAX_LISTED_WORDS for phrase in phrases) else []

@@ -12,13 +12,14 @@ from typing import Any
 
 from fastapi import APIRouter, WebSocket
 
+from serve_app.api import realtime_beta
 from serve_app.api import realtime_events as events
 from serve_app.api.auth import Keys
 from serve_app.api.errors import error_body
 from serve_app.api.realtime_config import SessionConfig
 from serve_app.api.websocket_connection import Connection
 from serve_app.audio.pcm import PcmDecoder
-from serve_app.errors import RequestError, SpeechError
+from serve_app.errors import Overloaded, RequestError, ShuttingDown, SpeechError
 from serve_app.events import Hypothesis, LiveEvent, SegmentFinal, SpeechStarted, SpeechStopped, UtteranceFinal
 from serve_app.output.export import to_logprobs
 from serve_app.pipeline import Commit
@@ -33,6 +34,9 @@ PROTOCOL = "realtime"
 
 KEY_PROTOCOL = "openai-insecure-api-key."
 """Prefix of the subprotocol that carries the API key of browsers, which cannot set headers."""
+
+REFUSED = (Overloaded, ShuttingDown)
+"""The server has no place for the session's audio: the session ends."""
 
 MIN_COMMIT_S = 0.1
 """Minimum audio in a commit, seconds."""
@@ -49,15 +53,14 @@ def create_router(service: SpeechService, keys: Keys) -> APIRouter:
     async def realtime(websocket: WebSocket) -> None:
         protocols = websocket.scope.get("subprotocols", [])
         key = next((p.removeprefix(KEY_PROTOCOL) for p in protocols if p.startswith(KEY_PROTOCOL)), None)
-        await websocket.accept(PROTOCOL if PROTOCOL in protocols else None)
-        connection = Connection(websocket, service.settings.live, service.admission)
+        connection = Connection(websocket, service.settings, service.admission)
         session = _Session(service, connection, websocket.query_params)
 
         async def handle() -> None:
-            with keys.stream(f"Bearer {key}" if key else websocket.headers.get("authorization")), service.admission.stream():
+            with keys.stream(f"Bearer {key}" if key else websocket.headers.get("authorization")):
                 await session.run()
 
-        await connection.run(handle, events.error)
+        await connection.run(handle, events.error, PROTOCOL if PROTOCOL in protocols else None)
 
     return router
 
@@ -90,6 +93,7 @@ class _Session:
         self._query = query
         self._config = SessionConfig()
         self._next_config: SessionConfig | None = None
+        self._is_beta = False  # the client's last update had the form of the beta
         self._fixed_fields = {
             "id": events.new_id("sess"),
             "object": "realtime.transcription_session",
@@ -114,7 +118,8 @@ class _Session:
             await self._transcribe()
             if self._next_config is not None:
                 self._apply(self._next_config)
-                await self._send("session.updated", session=self._session_fields())
+                kind = "transcription_session.updated" if self._is_beta else "session.updated"
+                await self._send(kind, session=self._session_fields())
 
     def _apply(self, config: SessionConfig) -> None:
         self._config, self._next_config = config, None
@@ -137,7 +142,7 @@ class _Session:
                     await self._handle(event)
         except _BufferCleared:
             await self._send("input_audio_buffer.cleared")
-        except RequestError:
+        except (RequestError, *REFUSED):
             raise
         except SpeechError as error:
             await self._fail_item(error)
@@ -172,8 +177,8 @@ class _Session:
         """The client's audio and commits, until it changes the configuration or the server shuts down."""
         live = self._service.settings.live
         while True:
-            may_be_silent = self._has_received and self._is_between_utterances
-            frame = await self._connection.receive(live.max_session_s if may_be_silent else live.idle_s)
+            silence_s = live.max_session_s if self._is_between_utterances else live.idle_s
+            frame = await self._connection.receive(silence_s if self._has_received else live.config_s)
             self._has_received = True
             if frame is None:
                 self._is_open = False
@@ -184,7 +189,9 @@ class _Session:
                 event = events.parse(frame)
                 match event.get("type"):
                     case "input_audio_buffer.append":
-                        for block in self._decoder.blocks(events.audio_of(event)):
+                        audio = events.audio_of(event)
+                        self._connection.begin_stream()
+                        for block in self._decoder.blocks(audio):
                             yield self._counted(block)
                     case "input_audio_buffer.commit":
                         if self._received_s - self._item.start_s < MIN_COMMIT_S:
@@ -195,12 +202,16 @@ class _Session:
                     case "input_audio_buffer.clear":
                         self._flush_decoder()
                         raise _BufferCleared
-                    case "session.update":
-                        self._next_config = self._updated_config(event.get("session"))
+                    case "session.update" | "transcription_session.update" as kind:
+                        is_beta = kind == "transcription_session.update"
+                        self._next_config = self._updated_config(event.get("session"), is_beta=is_beta)
+                        self._is_beta = is_beta
                         yield self._flush_decoder()
                         return
                     case kind:
                         raise events.unsupported(kind)
+            except REFUSED:
+                raise
             except SpeechError as error:
                 await self._connection.send(events.error(error, event.get("event_id")))
 
@@ -214,17 +225,18 @@ class _Session:
         self._received_s += len(samples) / SAMPLE_RATE
         return samples
 
-    def _updated_config(self, changes: Any) -> SessionConfig:
+    def _updated_config(self, changes: Any, *, is_beta: bool = False) -> SessionConfig:
         """The configuration after an update, completely checked; raises RequestError."""
         if not isinstance(changes, dict):
             raise RequestError("`session` must be an object.", param="session")
-        config = self._config.updated(changes)
+        config = self._config.updated(realtime_beta.to_changes(changes) if is_beta else changes)
         config.options(self._service.find_model(config.audio.input.transcription.model))
         assert config.pcm_format is not None
         return config
 
     def _session_fields(self) -> dict[str, Any]:
-        return {**self._fixed_fields, **self._config.model_dump()}
+        fields = self._config.model_dump()
+        return {**self._fixed_fields, **(realtime_beta.from_fields(fields) if self._is_beta else fields)}
 
     async def _handle(self, event: LiveEvent) -> None:
         item = self._item

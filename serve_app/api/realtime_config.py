@@ -22,6 +22,9 @@ TELEPHONE_RATE = 8_000
 SILENCE_S = {"low": 2.0, "medium": 1.0, "auto": 1.0, "high": 0.5}
 """Silence that ends an utterance, seconds, by the `eagerness` of `semantic_vad`."""
 
+MODELS_WITHOUT_VAD = frozenset({"gpt-realtime-whisper"})
+"""Names of OpenAI's models for which turn detection is always off there, so that their clients do not switch it off."""
+
 RIGHT_CONTEXT_SCALE = {"minimal": 0.25, "low": 0.5, "medium": 1.0, "high": 2.0, "xhigh": 4.0}
 """`right_context_scale` of SpeechService.transcribe_stream, by `delay`."""
 
@@ -56,16 +59,29 @@ class Transcription(BaseModel):
     delay: Literal["minimal", "low", "medium", "high", "xhigh"] | None = None
 
 
+def _default_turn_detection(fields: Mapping[str, Any]) -> ServerVad | None:
+    transcription = fields.get("transcription", Transcription())
+    return None if transcription.model in MODELS_WITHOUT_VAD else ServerVad()
+
+
 class Input(BaseModel):
     format: Annotated[Pcm | Telephone, Field(discriminator="type")] = Pcm()
     transcription: Transcription = Transcription()
     noise_reduction: None = None
-    turn_detection: Annotated[ServerVad | SemanticVad, Field(discriminator="type")] | None = ServerVad()
+    turn_detection: Annotated[ServerVad | SemanticVad, Field(discriminator="type")] | None = Field(
+        default_factory=_default_turn_detection
+    )
 
     @field_validator("transcription", mode="before")
     @classmethod
     def _cannot_be_disabled(cls, value: Any) -> Any:
         return {} if value is None else value
+
+    @field_validator("turn_detection", mode="before")
+    @classmethod
+    def _is_server_vad(cls, value: Any) -> Any:
+        """In the beta the type may be left out."""
+        return {"type": "server_vad", **value} if isinstance(value, dict) else value
 
     @field_validator("noise_reduction", mode="before")
     @classmethod
@@ -86,8 +102,10 @@ class SessionConfig(BaseModel):
 
     def updated(self, changes: Mapping[str, Any]) -> "SessionConfig":
         """The configuration with the fields in `changes` replaced. Raises RequestError."""
+        has_turn_detection = "turn_detection" in self.audio.input.model_fields_set
+        fields = self.model_dump(exclude=None if has_turn_detection else {"audio": {"input": {"turn_detection"}}})
         try:
-            return SessionConfig.model_validate(_merged(self.model_dump(), changes))
+            return SessionConfig.model_validate(_merged(fields, changes))
         except ValidationError as error:
             first = error.errors()[0]
             # Pydantic puts the tag of a tagged union into the location.

@@ -2,15 +2,21 @@
 
 import base64
 import json
+import re
 import uuid
 from collections.abc import Mapping
 from typing import Any
 
 from serve_app.api.errors import error_body
+from serve_app.api.websocket_connection import MAX_MESSAGE_CHARS
 from serve_app.errors import RequestError, SpeechError
 
 MAX_ECHO_CHARS = 512
 """Maximum length of a client's text that is sent back to it, characters."""
+
+
+AUDIO = re.compile(r'"audio"\s*:\s*"')
+"""Begins the audio of an event."""
 
 
 class EmptyBuffer(RequestError):
@@ -23,14 +29,25 @@ def new_id(kind: str) -> str:
 
 
 def parse(frame: str | bytes) -> dict[str, Any]:
-    """A client's event; raises RequestError."""
+    """A client's event; raises RequestError. Its size is checked before it is parsed."""
     try:
-        event = json.loads(frame)
+        text = frame if isinstance(frame, str) else frame.decode()
+        if _chars_without_audio(text) > MAX_MESSAGE_CHARS:
+            raise RequestError(f"An event may have at most {MAX_MESSAGE_CHARS} characters besides its audio.")
+        event = json.loads(text)
     except (ValueError, RecursionError):
         raise RequestError("An event must be JSON.") from None
     if not isinstance(event, dict):
         raise RequestError("An event must be a JSON object.")
     return event
+
+
+def _chars_without_audio(text: str) -> int:
+    """Length of an event without the string that is its audio. Base64 has no quotation mark."""
+    if len(text) <= MAX_MESSAGE_CHARS or (audio := AUDIO.search(text)) is None:
+        return len(text)
+    end = text.find('"', audio.end())
+    return len(text) if end < 0 else len(text) - (end - audio.end())
 
 
 def audio_of(event: Mapping[str, Any]) -> bytes:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from serve_app.api import keywords, language
 from serve_app.api.auth import Keys
-from serve_app.api.websocket_connection import Connection
+from serve_app.api.websocket_connection import MAX_MESSAGE_CHARS, Connection
 from serve_app.audio.decoding import AudioFile
 from serve_app.audio.growing_file import GrowingFile
 from serve_app.audio.pcm import Encoding, PcmDecoder, PcmFormat
@@ -75,8 +75,7 @@ def create_router(service: SpeechService, keys: Keys) -> APIRouter:
 
     @router.websocket(PATH)
     async def transcribe(websocket: WebSocket) -> None:
-        await websocket.accept()
-        connection = Connection(websocket, service.settings.live, service.admission)
+        connection = Connection(websocket, service.settings, service.admission)
         stream = _Stream(service, keys, connection, websocket.headers.get("authorization"))
         await connection.run(stream.run, _error_message)
 
@@ -105,10 +104,10 @@ class _Stream:
         first = await self._connection.receive(live.config_s)
         if first is None:
             self._service.admission.check_open()
-        if isinstance(first, str) and first.lstrip().startswith("{"):
+        if isinstance(first, str) and first[:MAX_MESSAGE_CHARS].lstrip().startswith("{"):
             self._config = _parsed(first)
             first = b""
-        with self._keys.stream(self._authorization, self._config.api_key), self._service.admission.stream():
+        with self._keys.stream(self._authorization, self._config.api_key):
             model = self._service.find_model(self._config.model)
             code = language.check(language.codes([self._config.language or ""]), model)
             options = JobOptions(keywords=keywords.keywords(self._config.keywords), language=code)
@@ -118,6 +117,7 @@ class _Stream:
                     if not self._has_ended:
                         self._service.admission.check_open()
                     raise AudioError("No audio data received by server.")
+                self._connection.begin_stream()
                 if self._config.encoding is None and is_media(head):
                     await self._transcribe_file(head, chunks, model, options)
                 else:
@@ -193,7 +193,7 @@ class _Stream:
             await file.completed.wait()
             if not self._has_ended:
                 raise ShuttingDown("The server is shutting down, and the upload was not complete.")
-        audio = AudioFile(file.whole if needs_whole else cast(BinaryIO, file), thread)
+        audio = AudioFile(file.whole if needs_whole else cast(BinaryIO, file), thread, on_abandoned=file.abort)
         async with aclosing(self._service.transcribe_events(audio, model, options)) as events:
             async for event in events:
                 await self._send_event(event, audio.warnings, model, options)
@@ -245,6 +245,8 @@ class _Stream:
 
 
 def _parsed(text: str) -> StreamConfig:
+    if len(text) > MAX_MESSAGE_CHARS:
+        raise RequestError(f"The configuration may have at most {MAX_MESSAGE_CHARS} characters.")
     try:
         return StreamConfig.model_validate(json.loads(text))
     except (ValueError, RecursionError) as error:

@@ -3,12 +3,15 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import WebSocket
 from starlette.websockets import WebSocketDisconnect
 
+from serve_app.api.client_address import client_address
 from serve_app.cluster.admission import Admission
 from serve_app.errors import (
     UNFORESEEN,
@@ -20,15 +23,24 @@ from serve_app.errors import (
     StreamTooLong,
     UploadTooLarge,
 )
-from serve_app.settings import LiveSettings
+from serve_app.settings import Settings
 
 log = logging.getLogger("ray.serve")
+
+NORMAL = 1000
+"""Close code after everything was sent."""
+
+GONE = 1006
+"""Close code of a connection that ended without one (RFC 6455, 7.4.1)."""
 
 SERVICE_RESTART = 1012
 """Close code of a server that shuts down (IANA's registry of close codes)."""
 
 DRAIN_POLL_S = 1.0
 """How often a waiting connection checks whether the server is shutting down, seconds."""
+
+MAX_MESSAGE_CHARS = 65_536
+"""Maximum length of a JSON message without its audio, characters. It is parsed on the event loop, where a long one delays all."""
 
 MAX_REASON_BYTES = 120
 """Maximum reason in a close frame, bytes; RFC 6455, 5.5 allows 123."""
@@ -52,14 +64,30 @@ def close_code(error: SpeechError) -> int:
     return CLOSE_CODES.get(error.code, 1008 if error.status < 500 else 1011)
 
 
+def may_connect(headers: Mapping[str, str], cors_origins: Collection[str]) -> bool:
+    """Whether the request for a connection may come from where it does.
+
+    A browser lets any page connect, and names the origin of the page. Other clients name none. A page of this server may connect,
+    also through a proxy that passes on the host in `X-Forwarded-Host`, which no page can set.
+    """
+    origin = headers.get("origin")
+    if origin is None or "*" in cors_origins or origin in cors_origins:
+        return True
+    hosts = (headers.get("host", ""), headers.get("x-forwarded-host", "").partition(",")[0].strip())
+    return urlsplit(origin).netloc.lower() in [host.lower() for host in hosts if host]
+
+
 class Connection:
     """One WebSocket connection. It reads a frame only when one is asked for, so that a fast sender is slowed down."""
 
-    def __init__(self, websocket: WebSocket, limits: LiveSettings, admission: Admission) -> None:
+    def __init__(self, websocket: WebSocket, settings: Settings, admission: Admission) -> None:
         self._websocket = websocket
-        self._limits = limits
+        self._ingress = settings.ingress
+        self._limits = settings.live
         self._admission = admission
-        self._until_s = time.monotonic() + limits.max_session_s
+        self._place = ExitStack()
+        self._is_stream = False
+        self._until_s = time.monotonic() + settings.live.max_session_s
         self._receiving: asyncio.Future[Any] | None = None
 
     async def receive(self, timeout_s: float) -> str | bytes | None:
@@ -84,6 +112,19 @@ class Connection:
             raise UploadTooLarge(f"A message may have at most {self._limits.max_frame_bytes} bytes.")
         return frame
 
+    def begin_stream(self) -> None:
+        """Count the connection as a stream from now on, as its first audio has come. Raises Overloaded or ShuttingDown."""
+        if not self._is_stream:
+            self._hold(self._admission.stream())
+            self._is_stream = True
+
+    def _hold(self, place: AbstractContextManager[None]) -> None:
+        """Take a place, then give back the one that was held."""
+        with ExitStack() as taken:
+            taken.enter_context(place)
+            self._place.close()
+            self._place = taken.pop_all()
+
     async def wait_until_gone(self) -> None:
         """Ignore frames until the client disconnects; then raise WebSocketDisconnect."""
         while True:
@@ -99,39 +140,62 @@ class Connection:
     def _take(self, receiving: asyncio.Future[Any]) -> Any:
         """The message that was received; raises WebSocketDisconnect."""
         self._receiving = None
-        message = receiving.result()
+        try:
+            message = receiving.result()
+        except Exception as error:
+            # Serve raises an error of its own where the proxy that holds the connection has died.
+            raise WebSocketDisconnect(GONE) from error
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", 1005))
         return message
 
     async def send(self, message: dict[str, Any]) -> None:
-        await self._websocket.send_json(message)
-
-    async def run(self, handle: Callable[[], Awaitable[None]], describe: Callable[[SpeechError], dict[str, Any]]) -> None:
-        """Run `handle`, then close the connection. `describe` makes the message for a failure of `handle`."""
+        """Send JSON. Raises WebSocketDisconnect if the client is gone."""
         try:
+            await self._websocket.send_json(message)
+        except RuntimeError as error:
+            # The error of Starlette and uvicorn when something is sent after the client has gone.
+            raise WebSocketDisconnect(GONE) from error
+
+    async def run(
+        self,
+        handle: Callable[[], Awaitable[None]],
+        describe: Callable[[SpeechError], dict[str, Any]],
+        subprotocol: str | None = None,
+    ) -> None:
+        """Accept the connection, run `handle`, then close. `describe` makes the message for a failure of `handle`.
+
+        The page of a foreign origin gets 403 instead.
+        """
+        if not may_connect(self._websocket.headers, self._ingress.cors_origins):
+            await self._websocket.close()
+            return
+        await self._websocket.accept(subprotocol)
+        try:
+            address = client_address(self._websocket.scope, self._ingress.trusted_proxies)
+            self._hold(self._admission.waiting.take(address))
             await handle()
             if self._admission.is_closed:
-                await self._websocket.close(SERVICE_RESTART, "The server is shutting down.")
+                await self._close(SERVICE_RESTART, "The server is shutting down.")
             else:
-                await self._websocket.close()
+                await self._close(NORMAL)
         except WebSocketDisconnect:
             pass
         except SpeechError as error:
             await self._fail(error, describe)
-        except Exception as error:
-            # Starlette's text when something is sent after the client has gone.
-            if "close message" not in str(error):
-                log.exception("a stream failed")
-                await self._fail(EngineError(UNFORESEEN), describe)
+        except Exception:
+            log.exception("a stream failed")
+            await self._fail(EngineError(UNFORESEEN), describe)
         finally:
+            self._place.close()
             if self._receiving is not None:
                 self._receiving.cancel()
 
     async def _fail(self, error: SpeechError, describe: Callable[[SpeechError], dict[str, Any]]) -> None:
-        try:
+        with suppress(WebSocketDisconnect):
             await self.send(describe(error))
-            await self._websocket.close(close_code(error), error.message.encode()[:MAX_REASON_BYTES].decode(errors="ignore"))
-        except (WebSocketDisconnect, RuntimeError):
-            # The client is gone.
-            return
+            await self._close(close_code(error), error.message.encode()[:MAX_REASON_BYTES].decode(errors="ignore"))
+
+    async def _close(self, code: int, reason: str | None = None) -> None:
+        with suppress(WebSocketDisconnect, RuntimeError):  # The client is gone.
+            await self._websocket.close(code, reason)

@@ -10,7 +10,7 @@ Gaps occur where audio starts after the video, where packets were lost, and wher
 import asyncio
 import itertools
 import os
-from collections.abc import AsyncGenerator, Generator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor
 from typing import BinaryIO, cast
 
@@ -69,12 +69,14 @@ MAX_DAMAGED_IN_A_ROW = 1000
 class AudioFile:
     """A media file to decode. `warnings` is complete once all blocks are read.
 
-    `stream` decodes in `thread`, or in the event loop's default executor. The source must stay open until the blocks end.
+    `stream` decodes in `thread`, or in the event loop's default executor. The source must stay open until the blocks end. When
+    `stream` is closed early, `on_abandoned` is called, and must make a `read` of the source return that waits for bytes.
     """
 
-    def __init__(self, source: BinaryIO, thread: Executor | None = None) -> None:
+    def __init__(self, source: BinaryIO, thread: Executor | None = None, on_abandoned: Callable[[], None] = lambda: None) -> None:
         self._source = source
         self._thread = thread
+        self._on_abandoned = on_abandoned
         self.announced_s: float | None = None
         """Duration that the file states, seconds. None before the first block, or if the file states none."""
         self._is_damaged = False
@@ -116,6 +118,7 @@ class AudioFile:
         finally:
             # A thread cannot be cancelled, so wait for the end of its block; the file must stay open until then.
             if decoding is not None and not decoding.done():
+                self._on_abandoned()
                 await asyncio.wait([decoding])
             blocks.close()
 

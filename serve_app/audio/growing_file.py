@@ -22,6 +22,7 @@ class GrowingFile:
         self.completed = asyncio.Event()
         """Set when no more bytes will be written."""
         self._written_bytes = self._read_bytes = 0
+        self._is_aborted = False
         self._changed = threading.Condition()
 
     def __enter__(self) -> Self:
@@ -53,6 +54,12 @@ class GrowingFile:
             self.completed.set()
             self._changed.notify()
 
+    def abort(self) -> None:
+        """Give readers the end at once, whatever bytes remain."""
+        with self._changed:
+            self._is_aborted = True
+            self._changed.notify()
+
     @property
     def whole(self) -> BinaryIO:
         """The complete file, seekable, at its start."""
@@ -65,8 +72,10 @@ class GrowingFile:
     def read(self, size: int) -> bytes:
         """Wait for bytes and return the available ones, at most `size`; an empty result is the end. Blocks the thread."""
         with self._changed:
-            while self._read_bytes == self._written_bytes and not self.completed.is_set():
+            while self._read_bytes == self._written_bytes and not self.completed.is_set() and not self._is_aborted:
                 self._changed.wait()
+            if self._is_aborted:
+                return b""
             size = min(size, self._written_bytes - self._read_bytes)
         data = os.pread(self._file.fileno(), size, self._read_bytes)
         self._read_bytes += len(data)

@@ -43,7 +43,7 @@ class Places:
 class Admission:
     """Counters. Belongs to one event loop."""
 
-    def __init__(self, max_requests: int, max_windows: int, max_streams: int) -> None:
+    def __init__(self, max_requests: int, max_windows: int, max_streams: int, waiting: Places) -> None:
         self._requests_at_work = asyncio.Semaphore(max_requests)
         self._max_streams = max_streams
         self._max_windows = max_windows
@@ -52,7 +52,9 @@ class Admission:
         self.requests = 0
         """In progress, those that are still being uploaded included."""
         self.streams = 0
-        """Open live streams."""
+        """Open streams that have sent audio."""
+        self.waiting = waiting
+        """Connections that have not sent audio yet."""
 
     def close(self) -> None:
         """Refuse new requests and streams from now on."""
@@ -84,7 +86,7 @@ class Admission:
 
     @contextmanager
     def stream(self) -> Iterator[None]:
-        """Count a live stream while the block runs. Raises Overloaded at the limit, or ShuttingDown."""
+        """Count a stream while the block runs, from its first audio on. Raises Overloaded at the limit, or ShuttingDown."""
         self.check_open()
         if self.streams >= self._max_streams:
             raise Overloaded("The server has as many streams open as it accepts; try again later.")

@@ -9,6 +9,8 @@ Audio, VAD events, commits and step results may come in any order; `pipeline.tra
 from collections import deque
 from collections.abc import Sequence
 
+import numpy as np
+
 from serve_app.audio.buffer import AudioBuffer
 from serve_app.events import Done, Hypothesis, LiveEvent, SegmentFinal, SpeechStarted, SpeechStopped, UtteranceFinal
 from serve_app.live.endpointing import VadEvent
@@ -26,6 +28,13 @@ WORD_TAIL = SAMPLE_RATE // 5
 
 SILENT_STEP = 8 * SAMPLE_RATE
 """New audio per step, samples, while the VAD detects no speech: speech that the VAD misses is still decoded, only later."""
+
+MIN_UNDETECTED = SAMPLE_RATE // 2
+"""Minimum new audio to decode where no frame may hold speech, samples; digital silence around it does not count. A decoder finds
+words in shorter noise."""
+
+SILENCE_PEAK = 8
+"""Largest sample of digital silence: A-law has no zero, and its values nearest to zero are -8 and 8."""
 
 
 class LiveSession:
@@ -51,6 +60,7 @@ class LiveSession:
         self._is_finished = False  # no more audio comes
         self._is_done = False
 
+        self._possible_speech_until = 0  # end of the newest audio that may hold speech
         self._step: Window | None = None  # in progress
         self._next_index = 0
         self._origin = 0  # audio before it is not decoded any more
@@ -79,9 +89,13 @@ class LiveSession:
         """Whether `finish` was called."""
         return self._is_finished
 
-    def push(self, block: Samples, vad_events: Sequence[VadEvent] = ()) -> None:
-        """Take int16 [samples], and the VAD events that they brought."""
+    def push(self, block: Samples, vad_events: Sequence[VadEvent] = (), possible_speech_until: int | None = None) -> None:
+        """Take int16 [samples], and the VAD events that they brought.
+
+        `possible_speech_until`: see VoiceActivityDetector; None: all audio may hold speech.
+        """
         self._audio.push(block)
+        self._possible_speech_until = self.position if possible_speech_until is None else possible_speech_until
         self._boundaries.extend(vad_events)
         self._advance()
 
@@ -97,7 +111,16 @@ class LiveSession:
 
     def next_window(self) -> Window | None:
         """The window to decode now; None while a step is in progress, until there is enough new audio, and after Done."""
-        if self._step is not None or self._is_done:
+        while self._step is None and (window := self._due_window()) is not None:
+            self._step = window
+            if self._may_hold_speech(window):
+                self._next_index += 1
+                return window
+            self.add([])
+        return None
+
+    def _due_window(self) -> Window | None:
+        if self._is_done:
             return None
         end = self.position if self._utterance_end is None else self._utterance_end
         if self._utterance_end is None:
@@ -106,9 +129,17 @@ class LiveSession:
                 return None
         start = max(0, self._origin, self._final_until - self._windows.left) // FRAME_SAMPLES * FRAME_SAMPLES
         stop = min(end, start + self._windows.max_window)
-        self._step = Window(self._next_index, start, self._audio.read(start, stop))
-        self._next_index += 1
-        return self._step
+        return Window(self._next_index, start, self._audio.read(start, stop))
+
+    def _may_hold_speech(self, window: Window) -> bool:
+        """Whether the audio that is new in the window may hold a word, or an earlier word is not final."""
+        if self._has_partial or self._possible_speech_until > self._final_until:
+            return True
+        new = self._audio.read(self._decoded_until, window.end_sample).astype(np.int32)
+        audible = np.flatnonzero(np.abs(new) > SILENCE_PEAK)
+        length = int(audible[-1] - audible[0]) + 1 if len(audible) else 0
+        # While the VAD detects speech, steps are short, and the speech of this one may go on in the next.
+        return length >= (MIN_UNDETECTED if self.is_ending or not self._is_speech else 1)
 
     def add(self, tokens: Sequence[Token]) -> None:
         """Take the tokens of the window in progress, with times in samples from its start."""

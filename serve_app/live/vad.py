@@ -15,6 +15,9 @@ from serve_app.window import Samples
 CONTEXT_SAMPLES = 64
 """Samples before a frame that are part of the model's input."""
 
+WARM_UP_FRAMES = 4
+"""Frames after which the model is as fast as it gets: TorchScript optimises it during the first runs."""
+
 MAX_STREAMS = 256
 """Streams per batch."""
 
@@ -37,12 +40,17 @@ class _Request:
 
 
 class SileroModel:
-    """One per process, used from one event loop. It is loaded with the first frame."""
+    """One per process, used from one event loop. Unless `load` was called, it is loaded with the first frame."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vad")
         self._waiting: list[_Request] = []
         self._worker: asyncio.Task[None] | None = None
+
+    def load(self) -> None:
+        """Load the model and run it, as its first runs take long. Blocks for seconds, mostly with the interpreter's lock held."""
+        frames = np.zeros((WARM_UP_FRAMES, VAD_FRAME_SAMPLES), np.int16)
+        self._thread.submit(_run, [(_Stream(), frames)]).result()
 
     def detector(self, endpointing: Endpointing) -> "SileroDetector":
         """The detector of a new stream."""
@@ -76,7 +84,8 @@ class SileroModel:
 
     async def _process(self, batch: list[_Request]) -> None:
         try:
-            results = await asyncio.get_running_loop().run_in_executor(self._thread, _run, batch)
+            work = [(request.stream, request.frames) for request in batch]
+            results = await asyncio.get_running_loop().run_in_executor(self._thread, _run, work)
         except Exception as error:
             for request in batch:
                 if not request.result.done():
@@ -95,22 +104,30 @@ class SileroDetector:
         self._stream = _Stream()
         self._endpointer = Endpointer(endpointing)
 
+    @property
+    def possible_speech_until(self) -> int:
+        """See VoiceActivityDetector.possible_speech_until."""
+        return self._endpointer.possible_speech_until
+
     async def push(self, block: Samples) -> list[VadEvent]:
         """See VoiceActivityDetector.push."""
         return self._endpointer.push(await self._model.probabilities(self._stream, block))
 
 
-def _run(batch: Sequence[_Request]) -> list[list[float]]:
-    """Speech probabilities of each request's frames. Frame by frame, as the model is recurrent, for all streams at once."""
+def _run(batch: Sequence[tuple[_Stream, Samples]]) -> list[list[float]]:
+    """Speech probabilities of the frames, int16 [frames, VAD_FRAME_SAMPLES], of each stream.
+
+    Frame by frame, as the model is recurrent, for all streams at once.
+    """
     import torch
 
     model = _model()
     found: list[list[float]] = [[] for _ in batch]
     with torch.inference_mode():
-        for step in range(max(len(request.frames) for request in batch)):
-            active = [i for i, request in enumerate(batch) if step < len(request.frames)]
-            streams = [batch[i].stream for i in active]
-            inputs = [np.concatenate([batch[i].stream.context, batch[i].frames[step]]) for i in active]
+        for step in range(max(len(frames) for _, frames in batch)):
+            active = [i for i, (_, frames) in enumerate(batch) if step < len(frames)]
+            streams = [batch[i][0] for i in active]
+            inputs = [np.concatenate([stream.context, batch[i][1][step]]) for i, stream in zip(active, streams, strict=True)]
             states = [torch.zeros(2, 128) if stream.state is None else stream.state for stream in streams]
             out, after = model(torch.from_numpy(np.stack(inputs)).float() / 32768.0, torch.stack(states, dim=1))
             for place, (i, stream) in enumerate(zip(active, streams, strict=True)):

@@ -1,9 +1,11 @@
 """`keywords[]` and `prompt`: from the form's fields to the model."""
 
+from collections.abc import Iterable
+
 import pytest
 from fastapi.testclient import TestClient
 
-from serve_app.api.keywords import MAX_KEYWORD_CHARS, MAX_KEYWORDS, MAX_TOTAL_CHARS, keywords
+from serve_app.api.keywords import MAX_KEYWORD_CHARS, MAX_KEYWORDS, MAX_PROMPT_CHARS, MAX_TOTAL_CHARS, _normalised, keywords
 from testing.fake_service import FakeService, assert_error, post
 
 
@@ -33,6 +35,26 @@ def test_no_keywords(client: TestClient, server: FakeService) -> None:
 )
 def test_a_prompt_counts_only_if_it_is_a_plain_list(prompt: str, phrases: tuple[str, ...]) -> None:
     assert keywords(None, prompt) == phrases
+
+
+def test_a_long_prompt_counts_as_prose() -> None:
+    prompt = "NeMo,Parakeet".ljust(MAX_PROMPT_CHARS, ",")
+    assert keywords(None, prompt) == ("NeMo", "Parakeet")
+    assert keywords(None, prompt + ",") == ()
+
+
+def test_every_phrase_is_normalised_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    handled = []
+
+    def normalised(phrases: Iterable[str]) -> tuple[str, ...]:
+        listed = list(phrases)
+        handled.append(len(listed))
+        return _normalised(listed)
+
+    monkeypatch.setattr("serve_app.api.keywords._normalised", normalised)
+    prompt = ",".join(f"{n}" for n in range(1_600))
+    assert len(keywords(None, prompt)) == MAX_KEYWORDS
+    assert sum(handled) == 1_600
 
 
 def test_too_many_or_too_long(client: TestClient) -> None:

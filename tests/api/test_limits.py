@@ -17,7 +17,7 @@ from starlette.datastructures import UploadFile
 from serve_app.api import create_api
 from serve_app.api import limits as limits_module
 from serve_app.api.limits import MAX_BODY_BYTES
-from serve_app.cluster.admission import Admission
+from serve_app.cluster.admission import Admission, Places
 from serve_app.settings import IngressSettings, LimitSettings
 from testing import media
 from testing.fake_service import NOISE, FakeService, assert_error, post
@@ -236,7 +236,7 @@ class TestUploads:
 
 
 def test_jobs_share_the_windows_in_flight_equally_with_at_least_one_each() -> None:
-    admission = Admission(max_requests=10, max_windows=8, max_streams=1)
+    admission = Admission(max_requests=10, max_windows=8, max_streams=1, waiting=Places(1, 1))
     with admission.job():
         assert admission.windows_per_job == 8
         with admission.job(), admission.job():

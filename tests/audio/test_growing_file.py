@@ -46,6 +46,16 @@ async def test_finish_wakes_a_waiting_reader_with_the_end() -> None:
         assert await asyncio.wait_for(reading, TIMEOUT_S) == b""
 
 
+async def test_abort_wakes_a_waiting_reader_and_leaves_the_remaining_bytes() -> None:
+    with GrowingFile() as file:
+        reading = in_thread(lambda: file.read(100))
+        assert not (await asyncio.wait([reading], timeout=0.05))[0]
+        file.abort()
+        assert await asyncio.wait_for(reading, TIMEOUT_S) == b""
+        await file.write(b"abc")
+        assert file.read(100) == b""
+
+
 async def test_the_remaining_bytes_come_before_the_end() -> None:
     with GrowingFile() as file:
         await file.write(b"abcde")

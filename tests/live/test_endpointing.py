@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from serve_app.live.endpointing import VAD_FRAME_SAMPLES, Endpointer, Endpointing, VadEvent
-from serve_app.live.vad import SileroModel
+from serve_app.live.vad import SileroModel, _model
 from serve_app.window import SAMPLE_RATE, Samples
 from testing.digit_strings import DigitString, to_int16
 
@@ -39,6 +39,19 @@ def test_a_threshold_of_ones_own() -> None:
         VadEvent(True, VAD_FRAME_SAMPLES, 2 * VAD_FRAME_SAMPLES),
         VadEvent(False, 3 * VAD_FRAME_SAMPLES, 4 * VAD_FRAME_SAMPLES),
     ]
+
+
+@pytest.mark.parametrize("threshold", [0.01, 0.05, 0.15])
+def test_speech_ends_at_any_threshold(threshold: float) -> None:
+    endpointer = Endpointer(Endpointing(VAD_FRAME_SAMPLES / SAMPLE_RATE, threshold))
+    assert [event.is_speech for event in endpointer.push([0.9, 0.005, 0.005])] == [True, False]
+
+
+def test_the_newest_frame_that_may_hold_speech() -> None:
+    endpointer = Endpointer(Endpointing(math.inf, threshold=0.9))
+    assert endpointer.possible_speech_until == 0
+    assert endpointer.push([0.05, 0.12, 0.05]) == []
+    assert endpointer.possible_speech_until == 2 * VAD_FRAME_SAMPLES
 
 
 def turns_of(samples: Samples, block: int = 1_600) -> list[VadEvent]:
@@ -83,6 +96,17 @@ async def test_a_failure_reaches_every_stream_and_the_next_batch_runs(spoken: Sa
             results = await asyncio.gather(*(detector.push(spoken[:1_024]) for detector in detectors), return_exceptions=True)
     assert all(isinstance(result, TypeError) for result in results)
     assert [event.is_speech for event in await model.detector(Endpointing(0.8)).push(spoken)][:2] == [True, False]
+
+
+async def test_a_model_is_loaded_before_the_first_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    _model.cache_clear()
+    model = SileroModel()
+    model.load()
+    assert _model.cache_info().currsize == 1
+    with monkeypatch.context() as broken:
+        broken.setattr("serve_app.live.vad._model", lambda: None)
+        with pytest.raises(TypeError):
+            model.load()
 
 
 async def test_a_model_whose_thread_is_gone_raises(spoken: Samples) -> None:

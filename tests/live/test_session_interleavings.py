@@ -1,5 +1,7 @@
 """Live sessions with audio, step results, VAD events and commits in any order."""
 
+from collections.abc import Sequence
+
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -33,14 +35,14 @@ class Conversation:
     def act(self, action: tuple[str, int]) -> None:
         match action:
             case ("push", samples):
-                self.session.push(silence(samples))
+                self.push(samples)
             case ("vad", ago):
                 self.out_of_a_word()
                 self.is_speech = not self.is_speech
                 position = self.session.position
                 if not self.is_speech:
                     self.ends.append(position)
-                self.session.push(silence(0), [VadEvent(self.is_speech, max(0, position - ago), position)])
+                self.push(0, [VadEvent(self.is_speech, max(0, position - ago), position)])
             case ("commit", _):
                 self.out_of_a_word()
                 self.ends.append(self.session.position)
@@ -59,11 +61,17 @@ class Conversation:
         """Push audio up to the end of a word that is being said: nothing could save one that is cut in two."""
         position = self.session.position
         end = next((w.end_sample for w in self.words if w.start_sample < position < w.end_sample), position)
-        self.session.push(silence(end - position))
+        self.push(end - position)
+
+    def push(self, samples: int, events: Sequence[VadEvent] = ()) -> None:
+        """Push audio whose words the VAD takes for speech, if only for possible speech."""
+        end = self.session.position + samples
+        heard = max((min(word.end_sample, end) for word in self.words if word.start_sample < end), default=0)
+        self.session.push(silence(samples), events, heard)
 
     def finish(self) -> None:
         end = max([self.session.position, *(word.end_sample for word in self.words)])
-        self.session.push(silence(end - self.session.position))
+        self.push(end - self.session.position)
         self.session.finish()
         while not any(isinstance(event, Done) for event in self.events):
             self.act(("step", 0))

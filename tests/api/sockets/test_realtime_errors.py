@@ -97,7 +97,7 @@ class TestErrors:
         assert len(json.dumps(session.error())) < 2_000
 
     def test_a_silent_client_is_disconnected(self, engine: ParakeetEngine) -> None:
-        server = EngineService(engine, live=LiveSettings(idle_s=0.2))
+        server = EngineService(engine, live=LiveSettings(config_s=0.2))
         with TestClient(create_api(server.service)) as client, client.websocket_connect(URL) as socket:
             session = Talk(socket)
             assert session.error()["code"] == "stream_idle"

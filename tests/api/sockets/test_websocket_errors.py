@@ -75,6 +75,7 @@ class TestErrors:
             assert failure(client, [bytes(1_025)], 1009)["code"] == "upload_too_large"
             with client.websocket_connect(PATH) as first:
                 first.send_json(RAW)
+                first.send_bytes(bytes(2))
                 wait_for(lambda: server.service.admission.streams == 1)
                 assert failure(client, [RAW, bytes(2)], 1013)["code"] == "overloaded"
 
