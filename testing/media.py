@@ -178,10 +178,12 @@ def encode(
     picture: Picture = "none",
     muxer: Mapping[str, str] = {},
     audio_start_s: float = 0.0,
+    bit_rate: int | None = None,
 ) -> bytes:
     """Encode samples with FFmpeg: float32 [samples, channels], or [samples] for the same signal in every channel.
 
-    `rate` is in Hz. The audio starts `audio_start_s` seconds after the start of the file.
+    `rate` is in Hz. The audio starts `audio_start_s` seconds after the start of the file. `bit_rate` is in bits per second; None:
+    64,000 for each channel.
     """
     channels = av.AudioLayout(layout).nb_channels
     interleaved = np.repeat(samples, channels) if samples.ndim == 1 else samples.ravel()
@@ -192,7 +194,7 @@ def encode(
             # FFmpeg declares its own Vorbis encoder experimental.
             stream = output.add_stream(codec, rate=rate, options={"strict": "experimental"} if codec == "vorbis" else {})
             assert isinstance(stream, av.AudioStream)
-            stream.layout, stream.bit_rate = layout, 64_000 * channels
+            stream.layout, stream.bit_rate = layout, bit_rate or 64_000 * channels
             frame = av.AudioFrame.from_ndarray(interleaved[None], format="flt", layout=layout)
             frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), round(audio_start_s * rate)
             for packet in [*packets, *stream.encode(frame), *stream.encode(None)]:
@@ -204,6 +206,13 @@ def at_s(packet: Packet) -> float:
     """Presentation time of a packet, seconds."""
     assert packet.pts is not None
     return float(packet.pts * packet.time_base)
+
+
+def broken(packet: Packet) -> Packet:
+    """A packet with the times of `packet` and content that no AAC decoder accepts."""
+    changed = av.Packet(b"\x5a" * packet.size)
+    changed.pts, changed.dts, changed.duration, changed.time_base = packet.pts, packet.dts, packet.duration, packet.time_base
+    return changed
 
 
 def remux(data: bytes, change: Callable[[list[Packet]], list[Packet]]) -> bytes:

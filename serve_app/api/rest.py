@@ -34,6 +34,7 @@ from serve_app.window import Keywords
 
 File_ = Annotated[UploadFile, File(description="An audio or video file of any common format.")]
 ModelName = Annotated[str | None, Form(description="Name of a model. If omitted, or `whisper-1`: the default model.")]
+Track = Annotated[int | None, Form(description="Number of the audio track, from 0. If omitted: the default track.")]
 Temperature = Annotated[float | None, Form(description="Ignored: decoding is greedy.")]
 
 TRANSCRIPTION_RESPONSES = ERROR_RESPONSES | {
@@ -72,6 +73,7 @@ def create_router(service: SpeechService) -> APIRouter:
         stream: Annotated[bool, Form(description="Send each part of the text as a server-sent event once it is final.")] = False,
         phrases: Annotated[Keywords, Depends(keywords.keywords)] = (),
         strategy: Annotated[ChunkingStrategy, Depends(chunking_strategy)] = ChunkingStrategy(),  # noqa: B008
+        track: Track = None,
         temperature: Temperature = None,
     ) -> Response:
         """Transcribe a file."""
@@ -82,7 +84,7 @@ def create_router(service: SpeechService) -> APIRouter:
             keywords=phrases,
             language=language.check(asked_languages, chosen),
         )
-        audio = AudioFile(file.file)
+        audio = AudioFile(file.file, track=track)
 
         def content(done: Done) -> str | dict[str, Any]:
             return rendering.content(options.transcript(done, audio.warnings, chosen), service.settings.subtitles, timing)
@@ -104,6 +106,7 @@ def create_router(service: SpeechService) -> APIRouter:
         model: ModelName = None,
         rendering: Annotated[Rendering, Depends(response_formats.rendering)] = Rendering(),  # noqa: B008
         phrases: Annotated[Keywords, Depends(keywords.keywords)] = (),
+        track: Track = None,
         temperature: Temperature = None,
     ) -> Response:
         """Transcribe English speech to English text. No model translates: one that supports other languages answers 400."""
@@ -111,7 +114,7 @@ def create_router(service: SpeechService) -> APIRouter:
         if chosen.languages != ("en",):
             raise RequestError(f"The model `{chosen.name}` does not translate; use /v1/audio/transcriptions.", param="model")
         as_json = replace(rendering, response_format=rendering.response_format or "json", task="translate")
-        return await transcribe(request, file, model, ["en"], as_json, phrases=phrases)
+        return await transcribe(request, file, model, ["en"], as_json, phrases=phrases, track=track)
 
     @router.get("/v1/models", tags=["models"])
     async def list_models() -> ModelList:

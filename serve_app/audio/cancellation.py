@@ -52,4 +52,5 @@ class CancellationGuard:
             return self._channel
         if mix_power >= (CANCELLED_RATIO if self._channel is None else RESTORED_RATIO) * total_power:
             return None
-        return int(np.argmax(powers)) if self._channel is None else self._channel
+        # The first of those that are about as loud as the loudest one.
+        return int(np.argmax(powers >= powers.max() / 2)) if self._channel is None else self._channel

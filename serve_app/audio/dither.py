@@ -24,7 +24,7 @@ SPECTRUM_SAMPLES = 512
 QUIET_PERCENT = 10
 """Percentile of the levels that is at most the background noise, if there is some between the words."""
 
-HIGHER_PERCENT = 30
+HIGHER_PERCENT = 25
 """Another percentile. If it is much higher than the first, there is no background noise between the words, and the quietest
 pieces belong to words. So the noise is as far below the first percentile as the second one is above it."""
 
@@ -43,9 +43,11 @@ def without_zeros(window: Window) -> Window:
     Windows without digital silence, and windows of nothing else, are returned unchanged.
     """
     is_silent = _digital_silence(window.samples)
+    if not is_silent.any():
+        return window
     audio = window.samples[~is_silent]
     pieces = audio[: len(audio) // LEVEL_SAMPLES * LEVEL_SAMPLES].reshape(-1, LEVEL_SAMPLES).astype(np.float32)
-    if not is_silent.any() or not len(pieces):
+    if not len(pieces):
         return window
     positions = (window.start_sample + np.flatnonzero(is_silent)) % len(NOISE)
     samples = window.samples.copy()
@@ -56,10 +58,10 @@ def without_zeros(window: Window) -> Window:
 def _digital_silence(samples: Samples) -> NDArray[np.bool_]:
     """Which samples are in a run of at least MIN_ZEROS zeros."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], samples == 0, [False]])))
-    starts, ends = edges[::2], edges[1::2]
+    runs = edges.reshape(-1, 2)
     is_silent = np.zeros(len(samples), np.bool_)
-    for start, end in zip(starts, ends, strict=True):
-        is_silent[start:end] = end - start >= MIN_ZEROS
+    for start, end in runs[runs[:, 1] - runs[:, 0] >= MIN_ZEROS]:
+        is_silent[start:end] = True
     return is_silent
 
 
