@@ -3,7 +3,7 @@
 import io
 import struct
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -228,6 +228,22 @@ def remux(data: bytes, change: Callable[[list[Packet]], list[Packet]]) -> bytes:
             # Muxers require decoding times that increase and are not later than the presentation times.
             packet.dts = number - 10**9 if has_new_times else packet.dts
             output.mux(packet)
+    return file.getvalue()
+
+
+def with_tracks(container: str, tracks: Sequence[NDArray[np.float32]], default: int | None) -> bytes:
+    """A file with several audio tracks, float32 [samples] at 16 kHz each. The track `default` is marked so."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as output:
+        sources = [av.open(io.BytesIO(encode(track, 16_000, "flac", "flac")), "r") for track in tracks]
+        streams = [output.add_stream_from_template(source.streams.audio[0]) for source in sources]
+        for number, stream in enumerate(streams):
+            stream.disposition = Disposition.default if number == default else Disposition(0)
+        for source, stream in zip(sources, streams, strict=True):
+            for packet in source.demux(audio=0):
+                packet.stream = stream
+                if packet.size:
+                    output.mux(packet)
     return file.getvalue()
 
 

@@ -26,7 +26,10 @@ QUIET_PERCENT = 10
 
 HIGHER_PERCENT = 25
 """Another percentile. If it is much higher than the first, there is no background noise between the words, and the quietest
-pieces belong to words. So the noise is as far below the first percentile as the second one is above it."""
+pieces belong to words. So the noise is below the first percentile, by DISTANCES times the distance between the two (in dB)."""
+
+DISTANCES = 2
+"""See HIGHER_PERCENT."""
 
 MIN_LEVEL = 1.0
 """Minimum RMS level of the noise, in steps of int16."""
@@ -73,5 +76,5 @@ def _background_noise(pieces: NDArray[np.float32]) -> NDArray[np.float32]:
     magnitudes = np.sqrt(np.square(np.abs(spectra)).mean(axis=0))
     frequencies = np.linspace(0, len(magnitudes) - 1, len(NOISE_SPECTRUM))
     noise = np.fft.irfft(NOISE_SPECTRUM * np.interp(frequencies, np.arange(len(magnitudes)), magnitudes))
-    level = max(MIN_LEVEL, quiet * quiet / higher)
+    level = max(MIN_LEVEL, quiet * (quiet / higher) ** DISTANCES)
     return (noise * (level / (np.sqrt(np.square(noise).mean()) + 1e-9))).astype(np.float32)

@@ -48,7 +48,10 @@ PROBED_FORMATS = (
     *("gsm", "latm", "loas", "matroska", "mlp", "mov", "mpc", "mpc8", "mpeg", "mpegts", "mxf", "nut", "ogg", "oma"),
     *("qcp", "rm", "sbc", "shn", "sox", "tak", "truehd", "tta", "voc", "w64", "wav", "wv"),
 )
-"""Containers that `decodes` accepts, by FFmpeg's names. MP3 is not among them: FFmpeg takes one in a thousand raw streams for it."""
+"""Containers that `decodes` accepts, by FFmpeg's names.
+
+MP3 is not among them, because FFmpeg takes one in a thousand raw streams for it.
+"""
 
 LOUD_LEVEL = 0.1
 """RMS level above which bytes are checked for being samples, as a fraction of full scale. Quiet samples are always accepted."""
@@ -109,9 +112,7 @@ def needs_whole_file(head: bytes) -> bool:
 
 
 def _is_transport_stream(head: bytes) -> bool:
-    return any(
-        head[place::length][:TRANSPORT_SYNC_BYTES] == b"G" * TRANSPORT_SYNC_BYTES for length, place in TRANSPORT_PACKETS
-    )
+    return any(head[place::length][:TRANSPORT_SYNC_BYTES] == b"G" * TRANSPORT_SYNC_BYTES for length, place in TRANSPORT_PACKETS)
 
 
 def _is_frame_sequence(head: bytes) -> bool | None:

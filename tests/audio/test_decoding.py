@@ -90,9 +90,7 @@ def test_more_than_a_thousand_damaged_packets_in_a_row_do_not_end_the_file(conta
     def damage(all_packets: list[media.Packet]) -> list[media.Packet]:
         nonlocal packets
         packets = len(all_packets)
-        return [
-            media.broken(packet) if 100 <= number < packets - 100 else packet for number, packet in enumerate(all_packets)
-        ]
+        return [media.broken(packet) if 100 <= number < packets - 100 else packet for number, packet in enumerate(all_packets)]
 
     data = media.remux(media.encode(media.chirp(30.0, 48_000), 48_000, container, "aac"), damage)
     audio = AudioFile(io.BytesIO(data))

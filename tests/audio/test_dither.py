@@ -62,7 +62,12 @@ def test_audio_before_the_window_makes_no_difference() -> None:
 
 @pytest.mark.parametrize(
     "samples",
-    [background(1.0), zeros(1.0), zeros(0.0), np.concatenate([background(1.0), np.zeros(MIN_ZEROS - 1, np.int16), background(1.0)])],
+    [
+        background(1.0),
+        zeros(1.0),
+        zeros(0.0),
+        np.concatenate([background(1.0), np.zeros(MIN_ZEROS - 1, np.int16), background(1.0)]),
+    ],
     ids=["no zeros", "only zeros", "empty", "a short run"],
 )
 def test_a_window_without_digital_silence_beside_audio_is_unchanged(samples: Samples) -> None:

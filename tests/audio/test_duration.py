@@ -56,7 +56,9 @@ def test_an_mp3_file_of_a_varying_bit_rate_without_a_header() -> None:
     assert audio.announced_s == pytest.approx(decoded_s, rel=0.05)
 
 
-@pytest.mark.parametrize(("tag", "silent_type", "frame_bytes", "speech_type"), [(b"#!AMR\n", 8, 32, 7), (b"#!AMR-WB\n", 9, 61, 8)])
+@pytest.mark.parametrize(
+    ("tag", "silent_type", "frame_bytes", "speech_type"), [(b"#!AMR\n", 8, 32, 7), (b"#!AMR-WB\n", 9, 61, 8)]
+)
 def test_amr_with_discontinuous_transmission(tag: bytes, silent_type: int, frame_bytes: int, speech_type: int) -> None:
     """Two seconds of speech, ten of silence with a comfort-noise frame in every eight, two of speech."""
     rng = np.random.default_rng(0)
