@@ -77,4 +77,5 @@ def _background_noise(pieces: NDArray[np.float32]) -> NDArray[np.float32]:
     frequencies = np.linspace(0, len(magnitudes) - 1, len(NOISE_SPECTRUM))
     noise = np.fft.irfft(NOISE_SPECTRUM * np.interp(frequencies, np.arange(len(magnitudes)), magnitudes))
     level = max(MIN_LEVEL, quiet * (quiet / higher) ** DISTANCES)
-    return (noise * (level / (np.sqrt(np.square(noise).mean()) + 1e-9))).astype(np.float32)
+    scaled: NDArray[np.float32] = (noise * (level / (np.sqrt(np.square(noise).mean()) + 1e-9))).astype(np.float32)
+    return scaled

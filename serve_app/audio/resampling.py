@@ -106,7 +106,8 @@ def _guarded(frame: AudioFrame, guard: CancellationGuard) -> AudioFrame:
     if checked is block:
         return frame
     array = checked if frame.format.is_planar else checked.T.reshape(1, -1)
-    changed = AudioFrame.from_ndarray(np.ascontiguousarray(array), format=frame.format.name, layout=frame.layout.name)
+    contiguous = cast(NDArray[np.float32], np.ascontiguousarray(array))
+    changed = AudioFrame.from_ndarray(contiguous, format=frame.format.name, layout=frame.layout.name)
     changed.sample_rate = frame.sample_rate
     return changed
 
