@@ -31,8 +31,11 @@ pieces belong to words. So the noise is below the first percentile, by DISTANCES
 DISTANCES = 2
 """See HIGHER_PERCENT."""
 
-MIN_LEVEL, MAX_LEVEL = 1.0, 580.0
-"""Limits of the RMS level of the noise, in steps of int16: one bit, and -35 dBFS, which is louder than usual background noise."""
+MIN_LEVEL = 1.0
+"""Minimum RMS level of the noise, in steps of int16."""
+
+MAX_LEVEL = 580.0
+"""RMS level (-35 dBFS) above which the quietest pieces are no background noise, but the middle of a word: MIN_LEVEL is used."""
 
 NOISE: NDArray[np.float32] = np.random.RandomState(0).standard_normal(1 << 16).astype(np.float32)
 """White noise with an RMS level of 1, by the sample's position modulo its length (4 s). NumPy keeps this generator unchanged."""
@@ -76,6 +79,8 @@ def _background_noise(pieces: NDArray[np.float32]) -> NDArray[np.float32]:
     magnitudes = np.sqrt(np.square(np.abs(spectra)).mean(axis=0))
     frequencies = np.linspace(0, len(magnitudes) - 1, len(NOISE_SPECTRUM))
     noise = np.fft.irfft(NOISE_SPECTRUM * np.interp(frequencies, np.arange(len(magnitudes)), magnitudes))
-    level = min(max(MIN_LEVEL, quiet * (quiet / higher) ** DISTANCES), MAX_LEVEL)
+    level = max(MIN_LEVEL, quiet * (quiet / higher) ** DISTANCES)
+    if level > MAX_LEVEL:
+        level = MIN_LEVEL
     scaled: NDArray[np.float32] = (noise * (level / (np.sqrt(np.square(noise).mean()) + 1e-9))).astype(np.float32)
     return scaled

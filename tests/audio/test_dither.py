@@ -45,6 +45,11 @@ def test_without_background_noise_between_the_words_the_noise_is_far_below_them(
     assert level(filled(*words)[round(0.3 * SAMPLE_RATE) : round(0.5 * SAMPLE_RATE)]) < 200
 
 
+def test_the_middle_of_a_word_is_no_background_noise() -> None:
+    """A live window may begin within a word."""
+    assert np.abs(filled(background(0.3, 3000.0), zeros(1.0))[round(0.3 * SAMPLE_RATE) :]).max() <= 5
+
+
 def test_the_noise_depends_on_the_position_in_the_recording_alone() -> None:
     whole = filled(background(1.0), zeros(3.0), start=1280)
     assert np.array_equal(whole, filled(background(1.0), zeros(3.0), start=1280))
