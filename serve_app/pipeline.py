@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
+from serve_app.audio.dither import without_zeros
 from serve_app.chunking import Merger, Planner
 from serve_app.events import Done, Event, LiveEvent, Progress, SegmentFinal
 from serve_app.live.endpointing import VoiceActivityDetector
@@ -65,7 +66,7 @@ async def transcribe(
                     is_planned = True
                 else:
                     planned, samples = planned + 1, window.end_sample
-                    running.append((window, asyncio.ensure_future(recognise_and_repair(window))))
+                    running.append((window, asyncio.ensure_future(recognise_and_repair(without_zeros(window)))))
             while running and running[0][1].done():
                 window, tokens = running[0][0], running.popleft()[1].result()
                 done += 1
@@ -101,7 +102,7 @@ async def transcribe_live(
     try:
         while True:
             if (window := session.next_window()) is not None:
-                step = asyncio.ensure_future(recognise(window))
+                step = asyncio.ensure_future(recognise(without_zeros(window)))
             for event in session.take_events():
                 yield event
             can_read = not session.is_finished and not session.is_ending and session.backlog < max_backlog

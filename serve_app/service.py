@@ -102,12 +102,8 @@ class SpeechService:
         windows = options.windows or self.settings.windows_for(model)
 
         async def recognise(window: Window) -> list[Token]:
-            # Silence needs no model. The first window is sent all the same: it finds out whether the model is available, and
-            # waits until it is loaded.
-            if window.index > 0 and not window.samples.any():
-                return []
             lane = Lane.INTERACTIVE if window.index == 0 or window.is_retry else Lane.BULK
-            return await recogniser.recognise(window, lane, job)
+            return await _recognise(recogniser, window, lane, job)
 
         def max_in_flight() -> int:
             return min(recogniser.target_windows_in_flight(windows.window_s), self.admission.windows_per_job)
@@ -151,7 +147,7 @@ class SpeechService:
         endpointing = endpointing or Endpointing(live.endpoint_s)
         flow = transcribe_live(
             audio,
-            lambda window: recogniser.recognise(window, Lane.LIVE, job),
+            lambda window: _recognise(recogniser, window, Lane.LIVE, job),
             self._new_detector(endpointing),
             LiveSession(live.windows.scaled(right_context_scale), pauses_end=math.isfinite(endpointing.silence_s)),
             max_backlog=round(live.max_backlog_s * SAMPLE_RATE),
@@ -159,6 +155,16 @@ class SpeechService:
         async with aclosing(flow):
             async for event in flow:
                 yield event
+
+
+async def _recognise(recogniser: Recogniser, window: Window, lane: Lane, job: Job) -> list[Token]:
+    """Tokens of one window. Silence needs no model.
+
+    The first window is sent all the same: it finds out whether the model is available, and waits until it is loaded.
+    """
+    if window.index > 0 and not window.samples.any():
+        return []
+    return await recogniser.recognise(window, lane, job)
 
 
 async def _limited(blocks: AsyncGenerator[Samples, None], max_audio_s: float) -> AsyncGenerator[Samples, None]:

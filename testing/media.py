@@ -3,7 +3,7 @@
 import io
 import struct
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -178,10 +178,12 @@ def encode(
     picture: Picture = "none",
     muxer: Mapping[str, str] = {},
     audio_start_s: float = 0.0,
+    bit_rate: int | None = None,
 ) -> bytes:
     """Encode samples with FFmpeg: float32 [samples, channels], or [samples] for the same signal in every channel.
 
-    `rate` is in Hz. The audio starts `audio_start_s` seconds after the start of the file.
+    `rate` is in Hz. The audio starts `audio_start_s` seconds after the start of the file. `bit_rate` is in bits per second; None:
+    64,000 for each channel.
     """
     channels = av.AudioLayout(layout).nb_channels
     interleaved = np.repeat(samples, channels) if samples.ndim == 1 else samples.ravel()
@@ -192,7 +194,7 @@ def encode(
             # FFmpeg declares its own Vorbis encoder experimental.
             stream = output.add_stream(codec, rate=rate, options={"strict": "experimental"} if codec == "vorbis" else {})
             assert isinstance(stream, av.AudioStream)
-            stream.layout, stream.bit_rate = layout, 64_000 * channels
+            stream.layout, stream.bit_rate = layout, bit_rate or 64_000 * channels
             frame = av.AudioFrame.from_ndarray(interleaved[None], format="flt", layout=layout)
             frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), round(audio_start_s * rate)
             for packet in [*packets, *stream.encode(frame), *stream.encode(None)]:
@@ -204,6 +206,13 @@ def at_s(packet: Packet) -> float:
     """Presentation time of a packet, seconds."""
     assert packet.pts is not None
     return float(packet.pts * packet.time_base)
+
+
+def broken(packet: Packet) -> Packet:
+    """A packet with the times of `packet` and content that no AAC decoder accepts."""
+    changed = av.Packet(b"\x5a" * packet.size)
+    changed.pts, changed.dts, changed.duration, changed.time_base = packet.pts, packet.dts, packet.duration, packet.time_base
+    return changed
 
 
 def remux(data: bytes, change: Callable[[list[Packet]], list[Packet]]) -> bytes:
@@ -219,6 +228,22 @@ def remux(data: bytes, change: Callable[[list[Packet]], list[Packet]]) -> bytes:
             # Muxers require decoding times that increase and are not later than the presentation times.
             packet.dts = number - 10**9 if has_new_times else packet.dts
             output.mux(packet)
+    return file.getvalue()
+
+
+def with_tracks(container: str, tracks: Sequence[NDArray[np.float32]], default: int | None) -> bytes:
+    """A file with several audio tracks, float32 [samples] at 16 kHz each. The track `default` is marked so."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as output:
+        sources = [av.open(io.BytesIO(encode(track, 16_000, "flac", "flac")), "r") for track in tracks]
+        streams = [output.add_stream_from_template(source.streams.audio[0]) for source in sources]
+        for number, stream in enumerate(streams):
+            stream.disposition = Disposition.default if number == default else Disposition(0)
+        for source, stream in zip(sources, streams, strict=True):
+            for packet in source.demux(audio=0):
+                packet.stream = stream
+                if packet.size:
+                    output.mux(packet)
     return file.getvalue()
 
 

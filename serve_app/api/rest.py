@@ -46,6 +46,7 @@ File_ = Annotated[UploadFile, File(description="An audio or video file of any co
 ModelName = Annotated[
     str | None, Form(description="Name or alias of a model, such as `whisper-1`. If omitted: the default model.")
 ]
+Track = Annotated[int | None, Form(description="Number of the audio track, from 0. If omitted: the default track.")]
 Temperature = Annotated[float | None, Form(description="Ignored: decoding is greedy.")]
 
 BUNDLED_DESCRIPTION = "spoken English digits only, to try the server"
@@ -87,6 +88,7 @@ def create_router(service: SpeechService, keys: Keys) -> APIRouter:
         stream: Annotated[bool, Form(description="Send each part of the text as a server-sent event once it is final.")] = False,
         phrases: Annotated[Keywords, Depends(keywords.keywords)] = (),
         strategy: Annotated[ChunkingStrategy, Depends(chunking_strategy)] = ChunkingStrategy(),  # noqa: B008
+        track: Track = None,
         temperature: Temperature = None,
     ) -> Response:
         """Transcribe a file."""
@@ -97,7 +99,7 @@ def create_router(service: SpeechService, keys: Keys) -> APIRouter:
             keywords=phrases,
             language=language.check(asked_languages, chosen),
         )
-        audio = AudioFile(file.file)
+        audio = AudioFile(file.file, track=track)
 
         def content(done: Done) -> str | dict[str, Any]:
             return rendering.content(options.transcript(done, audio.warnings, chosen), service.settings.subtitles, timing)
@@ -119,6 +121,7 @@ def create_router(service: SpeechService, keys: Keys) -> APIRouter:
         model: ModelName = None,
         rendering: Annotated[Rendering, Depends(response_formats.rendering)] = Rendering(),  # noqa: B008
         phrases: Annotated[Keywords, Depends(keywords.keywords)] = (),
+        track: Track = None,
         temperature: Temperature = None,
     ) -> Response:
         """Transcribe English speech to English text. No model translates: one that supports other languages answers 400."""
@@ -126,7 +129,7 @@ def create_router(service: SpeechService, keys: Keys) -> APIRouter:
         if chosen.languages != ("en",):
             raise RequestError(f"The model `{chosen.name}` does not translate; use /v1/audio/transcriptions.", param="model")
         as_json = replace(rendering, response_format=rendering.response_format or "json", task="translate")
-        return await transcribe(request, file, model, ["en"], as_json, phrases=phrases)
+        return await transcribe(request, file, model, ["en"], as_json, phrases=phrases, track=track)
 
     @router.get("/v1/models", tags=["models"])
     async def list_models() -> ModelList:

@@ -19,7 +19,7 @@ from serve_app.api.websocket_connection import MAX_MESSAGE_CHARS, Connection
 from serve_app.audio.decoding import AudioFile
 from serve_app.audio.growing_file import GrowingFile
 from serve_app.audio.pcm import Encoding, PcmDecoder, PcmFormat
-from serve_app.audio.probing import is_media, needs_whole_file
+from serve_app.audio.probing import decodes, is_media, may_be_samples, needs_whole_file
 from serve_app.errors import AudioError, RequestError, ShuttingDown, SpeechError, UploadTooLarge
 from serve_app.events import Done, Event, Hypothesis, LiveEvent, SegmentFinal
 from serve_app.live.endpointing import Endpointing
@@ -46,6 +46,8 @@ class StreamConfig(BaseModel):
     bytes_per_sample: int = Field(2, description="Raw samples: 2 (16-bit integers) or 4 (floats).")
     format: Literal["binary", "base64"] = Field("binary", description="Form of the audio: binary messages, or base64 as text.")
     encoding: Encoding | None = Field(None, description="The audio is raw samples in this encoding, never a media file.")
+    media: bool = Field(False, description="The audio is a media file, never raw samples.")
+    track: int | None = Field(None, description="Files: number of the audio track, from 0. If omitted: the default track.")
     model: str | None = Field(None, description="Name of a model. If omitted: the default model.")
     language: str | None = Field(None, description="Language of the speech. The model must support it.")
     keywords: list[str] = Field([], description="Phrases that are likely to occur.")
@@ -118,7 +120,7 @@ class _Stream:
                         self._service.admission.check_open()
                     raise AudioError("No audio data received by server.")
                 self._connection.begin_stream()
-                if self._config.encoding is None and is_media(head):
+                if await self._is_file(head):
                     await self._transcribe_file(head, chunks, model, options)
                 else:
                     await self._transcribe_live(head, chunks, model, options)
@@ -148,13 +150,23 @@ class _Stream:
             raise RequestError("A message is not valid base64.") from None
 
     async def _head(self, chunks: AsyncGenerator[bytes, None]) -> bytes:
-        """The first bytes of the audio: enough to recognise a media file, unless the configuration rules one out."""
-        head = b""
+        """The first bytes of the audio: enough to recognise a media file, unless the configuration says what it is."""
+        head, is_declared = b"", self._config.encoding is not None
         async for chunk in chunks:
             head += chunk
-            if head and (self._config.encoding is not None or is_media(head) is not None):
+            if head and (is_declared or is_media(head) is not None):
                 break
         return head
+
+    async def _is_file(self, head: bytes) -> bool:
+        """Whether the audio is a media file. Raises AudioError if it is neither that nor, as it seems, raw samples."""
+        if self._config.encoding is not None:
+            return False
+        if self._config.media or is_media(head) or await asyncio.to_thread(decodes, head):
+            return True
+        if self._config.bytes_per_sample == 2 and not may_be_samples(head):
+            raise AudioError("The audio is neither a media file nor raw samples.")
+        return False
 
     async def _transcribe_file(
         self, head: bytes, chunks: AsyncGenerator[bytes, None], model: ModelSettings, options: JobOptions
@@ -193,7 +205,8 @@ class _Stream:
             await file.completed.wait()
             if not self._has_ended:
                 raise ShuttingDown("The server is shutting down, and the upload was not complete.")
-        audio = AudioFile(file.whole if needs_whole else cast(BinaryIO, file), thread, on_abandoned=file.abort)
+        source = file.whole if needs_whole else cast(BinaryIO, file)
+        audio = AudioFile(source, thread, track=self._config.track, on_abandoned=file.abort)
         async with aclosing(self._service.transcribe_events(audio, model, options)) as events:
             async for event in events:
                 await self._send_event(event, audio.warnings, model, options)

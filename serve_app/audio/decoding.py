@@ -10,7 +10,7 @@ Gaps occur where audio starts after the video, where packets were lost, and wher
 import asyncio
 import itertools
 import os
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Iterator
 from concurrent.futures import Executor
 from typing import BinaryIO, cast
 
@@ -18,10 +18,11 @@ import av
 import numpy as np
 from av.audio.frame import AudioFrame
 from av.packet import Packet
-from av.stream import Discard
 from numpy.typing import NDArray
 
+from serve_app.audio.duration import Duration
 from serve_app.audio.resampling import Resampler
+from serve_app.audio.tracks import select_track
 from serve_app.errors import AudioError
 from serve_app.window import SAMPLE_RATE, Samples
 
@@ -44,8 +45,8 @@ OPEN_OPTIONS = {"protocol_whitelist": "none", "max_pixels": "1"}
 must not decode a picture to probe a video, because a file of a few kilobytes can require hundreds of megabytes for it.
 """
 
-AMR_FIRST_SILENT_TYPE = 8
-"""Smallest AMR frame type that means silence (discontinuous transmission).
+AMR_FIRST_SILENT_TYPES = {"amrnb": 8, "amrwb": 9}
+"""Smallest frame type that means silence (discontinuous transmission), by the decoder's name.
 
 FFmpeg reports such frames as damage. They are skipped, and the time stamps then show a gap.
 """
@@ -62,8 +63,8 @@ Many jumps add up to a gap. A clock that drifts slowly makes no jumps, so its dr
 MAX_GAP_S = 3600.0
 """Maximum length of a gap, seconds. A longer one comes from a clock that was changed or a broken time stamp, and is ignored."""
 
-MAX_DAMAGED_IN_A_ROW = 1000
-"""Number of consecutive errors after which decoding stops, because a demuxer may report the same damage endlessly."""
+MAX_DEMUXER_ERRORS_IN_A_ROW = 1000
+"""Number of errors between two packets after which a file ends, because a demuxer may report the same damage endlessly."""
 
 
 class AudioFile:
@@ -73,34 +74,60 @@ class AudioFile:
     `stream` is closed early, `on_abandoned` is called, and must make a `read` of the source return that waits for bytes.
     """
 
-    def __init__(self, source: BinaryIO, thread: Executor | None = None, on_abandoned: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        source: BinaryIO,
+        thread: Executor | None = None,
+        *,
+        track: int | None = None,
+        formats: Collection[str] = (),
+        on_abandoned: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`track`: number of the audio stream, from 0; None: the default one. `formats`: allowed containers; empty: all."""
         self._source = source
         self._thread = thread
+        self._track = track
         self._on_abandoned = on_abandoned
-        self.announced_s: float | None = None
-        """Duration that the file states, seconds. None before the first block, or if the file states none."""
-        self._is_damaged = False
-        self._damaged_in_a_row = 0
+        self._options = OPEN_OPTIONS | ({"format_whitelist": ",".join(formats)} if formats else {})
+        self._duration: Duration | None = None
+        self._size_bytes: int | None = None
+        self._read_bytes = self._decoded_samples = 0
+        self._is_damaged = self._is_short = False
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        return ("Parts of the file could not be decoded and were skipped.",) if self._is_damaged else ()
+        damaged = "Parts of the file could not be decoded and were skipped."
+        short = "The file ends before the duration that it states."
+        return (damaged,) * self._is_damaged + (short,) * self._is_short
+
+    @property
+    def announced_s(self) -> float | None:
+        """Duration of the audio, seconds: as the file states it, else estimated from the part that is decoded.
+
+        None before the first block, and if the file states none while it is still being sent.
+        """
+        stated_s = self._duration.announced_s if self._duration is not None else None
+        if stated_s is not None or not (self._size_bytes and self._read_bytes and self._decoded_samples):
+            return stated_s
+        return self._decoded_samples / SAMPLE_RATE * self._size_bytes / self._read_bytes
 
     def blocks(self) -> Generator[Samples, None, None]:
-        """Decode the first audio stream that has a decoder. Each block is int16 [samples]. Raises AudioError if there is none."""
-        if self._source.seekable() and _is_empty(self._source):
+        """Decode the audio stream `track`. Each block is int16 [samples]. Raises AudioError if there is none."""
+        self._size_bytes = _size_bytes(self._source) if self._source.seekable() else None
+        if self._size_bytes == 0:
             raise AudioError("The file is empty.")
         held: list[Samples] = []
-        held_samples = total_samples = 0
+        held_samples = 0
         for piece in self._pieces():
             held.append(piece)
             held_samples += len(piece)
-            total_samples += len(piece)
+            self._decoded_samples += len(piece)
             if held_samples >= BLOCK_SAMPLES:
                 yield np.concatenate(held)
                 held, held_samples = [], 0
-        if total_samples == 0:
+        if self._decoded_samples == 0:
             raise AudioError("The file holds no audio samples.")
+        self._is_short = self._duration is not None and self._duration.is_short(self._decoded_samples / SAMPLE_RATE)
         if held:
             yield np.concatenate(held)
 
@@ -124,12 +151,12 @@ class AudioFile:
 
     def _pieces(self) -> Iterator[Samples]:
         try:
-            container = av.open(self._source, mode="r", metadata_errors="ignore", options=OPEN_OPTIONS)
+            container = av.open(self._source, mode="r", metadata_errors="ignore", options=self._options)
         except (av.FFmpegError, ValueError) as error:
             raise AudioError("The file is not an audio or video file, or it is damaged from the start.") from error
         with container:
-            stream = _audio_stream(container)
-            self.announced_s = container.duration / av.time_base if container.duration else None
+            stream = select_track(container, self._track)
+            self._duration = Duration(container, stream)
             start_s = None if container.start_time is None else container.start_time / av.time_base
             resample, is_first = Resampler(), True
             for silence_s, frame in _with_gaps(self._frames(container, stream), start_s):
@@ -151,16 +178,16 @@ class AudioFile:
         # Each thread would hold a frame, and a forged frame can have hundreds of megabytes. One thread is fast enough.
         decoder.thread_count = 1
         has_float_samples = decoder.name.startswith(("pcm_f32", "pcm_f64"))
+        first_silent_type = AMR_FIRST_SILENT_TYPES.get(decoder.name)
         for packet in itertools.chain(self._packets(container, stream), [None]):
-            if decoder.name == "amrnb" and packet is not None and bytes(packet)[0] >> 3 & 15 >= AMR_FIRST_SILENT_TYPE:
+            if packet is not None and first_silent_type is not None and bytes(packet)[0] >> 3 & 15 >= first_silent_type:
                 continue
             try:
                 frames = decoder.decode(packet)
             except av.FFmpegError:
-                self._note_damage()
+                self._is_damaged = True
                 continue
             for frame in frames:
-                self._damaged_in_a_row = 0
                 has_sane_rate = MIN_RATE_HZ <= frame.sample_rate <= MAX_RATE_HZ
                 if has_sane_rate and frame.samples <= MAX_FRAME_S * frame.sample_rate:
                     finite = _without_nan(frame) if has_float_samples else frame
@@ -170,42 +197,26 @@ class AudioFile:
                     found = f"a frame of {frame.samples} samples at {frame.sample_rate} Hz"
                     raise AudioError(f"The file is not valid audio: it has {found}.")
                 else:
-                    self._note_damage()
+                    self._is_damaged = True
                 is_first = False
 
     def _packets(self, container: av.container.InputContainer, stream: av.AudioStream) -> "Iterator[Packet[av.AudioStream]]":
-        packets = container.demux(stream)
-        while self._damaged_in_a_row < MAX_DAMAGED_IN_A_ROW:
+        packets, errors_in_a_row = container.demux(stream), 0
+        while errors_in_a_row < MAX_DEMUXER_ERRORS_IN_A_ROW:
             try:
                 packet = next(packets)
             except (StopIteration, IndexError):
                 # PyAV raises IndexError at the end of a file in which a stream appeared after the header.
                 return
             except av.FFmpegError:
-                self._note_damage()
-                packets = container.demux(stream)
+                self._is_damaged = True
+                packets, errors_in_a_row = container.demux(stream), errors_in_a_row + 1
             else:
+                errors_in_a_row = 0
+                self._read_bytes = max(self._read_bytes, (packet.pos or 0) + packet.size)
                 # An empty packet would end the stream for the decoder.
                 if packet.size > 0:
                     yield packet
-
-    def _note_damage(self) -> None:
-        self._is_damaged = True
-        self._damaged_in_a_row += 1
-
-
-def _audio_stream(container: av.container.InputContainer) -> av.AudioStream:
-    """The first audio stream that has a decoder; the demuxer discards all other streams."""
-    if not container.streams.audio:
-        raise AudioError("The file has no audio: it holds no audio stream.")
-    # Despite its type, codec_context is None if FFmpeg has no decoder.
-    chosen = next((stream for stream in container.streams.audio if stream.codec_context is not None), None)
-    if chosen is None:
-        raise AudioError("The audio of the file is in a codec that cannot be decoded.")
-    for stream in container.streams:
-        if stream is not chosen:
-            stream.discard = Discard.all
-    return chosen
 
 
 def _with_gaps(frames: Iterable[AudioFrame], start_s: float | None) -> Iterator[tuple[float, AudioFrame]]:
@@ -250,8 +261,8 @@ def _without_nan(frame: AudioFrame) -> AudioFrame:
     return clean
 
 
-def _is_empty(source: BinaryIO) -> bool:
+def _size_bytes(source: BinaryIO) -> int:
     position = source.tell()
-    size = source.seek(0, os.SEEK_END)
+    size_bytes = source.seek(0, os.SEEK_END)
     source.seek(position)
-    return size == 0
+    return size_bytes

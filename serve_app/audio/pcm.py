@@ -10,6 +10,7 @@ import soxr
 from av.audio.codeccontext import AudioCodecContext
 from numpy.typing import NDArray
 
+from serve_app.audio.cancellation import BLOCK_S, CancellationGuard
 from serve_app.errors import AudioError
 from serve_app.window import SAMPLE_RATE, Samples
 
@@ -62,6 +63,11 @@ class PcmDecoder:
         self._rest = b""
         codec = CODECS.get(audio_format.encoding)
         self._table = None if codec is None else _table(codec)
+        self._unit_bytes, self._guard = audio_format.frame_bytes, None
+        if (channels := audio_format.channels) > 1:
+            # Channels are compared in blocks, which must not depend on how the bytes are split.
+            self._unit_bytes *= round(BLOCK_S * audio_format.sample_rate)
+            self._guard = CancellationGuard(np.full(channels, 1 / channels, np.float32), audio_format.sample_rate)
         is_same_rate = audio_format.sample_rate == SAMPLE_RATE
         self._resampler = None if is_same_rate else soxr.ResampleStream(audio_format.sample_rate, SAMPLE_RATE, 1, "float32")
 
@@ -75,25 +81,34 @@ class PcmDecoder:
             yield self.push(data[start : start + max_bytes])
 
     def push(self, data: bytes) -> Samples:
-        """The samples that `data` completes, int16 [samples]. While a resampler starts, these are few or none."""
+        """The samples that `data` completes, int16 [samples].
+
+        While a resampler starts, these are few or none; samples of several channels are held until BLOCK_S is complete.
+        """
         data = self._rest + data
-        whole = len(data) // self._format.frame_bytes * self._format.frame_bytes
+        whole = len(data) // self._unit_bytes * self._unit_bytes
         self._rest = data[whole:]
         return self._converted(self._mono(data[:whole]), is_last=False)
 
     def finish(self) -> Samples:
         """The remaining samples, int16 [samples]. An incomplete sample at the end is dropped. Call it once."""
-        return self._converted(np.zeros(0, np.float32), is_last=True)
+        whole = len(self._rest) // self._format.frame_bytes * self._format.frame_bytes
+        return self._converted(self._mono(self._rest[:whole]), is_last=True)
 
     def _mono(self, data: bytes) -> NDArray[np.float32]:
-        """The mean of all channels, float32 [samples] between -1 and 1."""
+        """The mean of all channels, or one channel where they cancel out, float32 [samples] between -1 and 1."""
         if self._table is not None:
             samples = self._table[np.frombuffer(data, np.uint8)]
         elif self._format.encoding == "pcm_f32le":
             samples = np.nan_to_num(np.frombuffer(data, "<f4"), nan=0.0, posinf=0.0, neginf=0.0)
         else:
             samples = np.frombuffer(data, "<i2").astype(np.float32) / 32768.0
-        mono: NDArray[np.float32] = samples.reshape(-1, self._format.channels).mean(axis=1, dtype=np.float32)
+        interleaved = samples.reshape(-1, self._format.channels)
+        if self._guard is not None:
+            size = self._unit_bytes // self._format.frame_bytes
+            blocks = [interleaved[start : start + size] for start in range(0, len(interleaved), size)]
+            interleaved = np.concatenate([interleaved[:0], *(self._guard(block.T).T for block in blocks)])
+        mono: NDArray[np.float32] = interleaved.mean(axis=1, dtype=np.float32)
         return mono
 
     def _converted(self, samples: NDArray[np.float32], *, is_last: bool) -> Samples:

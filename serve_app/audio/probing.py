@@ -1,5 +1,12 @@
 """Recognise media files by their first bytes, to distinguish them from raw samples."""
 
+import io
+
+import numpy as np
+
+from serve_app.audio.decoding import AudioFile
+from serve_app.errors import AudioError
+
 MAGIC = (
     b"fLaC",
     b"OggS",
@@ -11,20 +18,46 @@ MAGIC = (
     b".snd",
     b"\x30\x26\xb2\x75\x8e\x66\xcf\x11",  # ASF, WMA
     b"wvpk",
+    b"TTA1",
+    b"MAC ",  # Monkey's Audio
+    b"Creative Voice File\x1a",
+    b"riff\x2e\x91\xcf\x11",  # W64
     b"MThd",
     b"FLV\x01",
     b"\x00\x00\x01\xba",  # MPEG program stream
 )
-"""The bytes with which media files begin (magic numbers); `is_media` checks for MP4, RIFF, MPEG audio and ADTS itself."""
+"""The bytes with which media files begin (magic numbers)."""
 
-MAX_MAGIC_BYTES = 8
-"""Maximum length of a magic number, bytes."""
+MP4_ATOMS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
+"""Types of the first atom of MP4 and QuickTime files, at byte 4. Old QuickTime files have no `ftyp`."""
+
+TRANSPORT_PACKETS = ((188, 0), (192, 4))
+"""Length of a packet of an MPEG transport stream and place of its sync byte, bytes: plain, and with a time code (M2TS)."""
+
+TRANSPORT_SYNC_BYTES = 5
+"""Number of sync bytes by which a transport stream is recognised."""
 
 MAX_FRAME_HEADER_BYTES = 7
 """Maximum length of an MPEG or ADTS frame header, bytes."""
 
 SNIFFED_BYTES = 4096
-"""Number of bytes from which `is_media` always decides."""
+"""Number of bytes from which it is decided whether a stream is a media file."""
+
+PROBED_FORMATS = (
+    *("aac", "ac3", "aiff", "amr", "amrnb", "amrwb", "asf", "au", "avi", "caf", "dsf", "dts", "dtshd", "eac3", "flac", "flv"),
+    *("gsm", "latm", "loas", "matroska", "mlp", "mov", "mpc", "mpc8", "mpeg", "mpegts", "mxf", "nut", "ogg", "oma"),
+    *("qcp", "rm", "sbc", "shn", "sox", "tak", "truehd", "tta", "voc", "w64", "wav", "wv"),
+)
+"""Containers that `decodes` accepts, by FFmpeg's names.
+
+MP3 is not among them, because FFmpeg takes one in a thousand raw streams for it.
+"""
+
+LOUD_LEVEL = 0.1
+"""RMS level above which bytes are checked for being samples, as a fraction of full scale. Quiet samples are always accepted."""
+
+MIN_SAMPLE_CORRELATION = 0.3
+"""Minimum correlation of neighbouring samples of loud audio. In compressed and encrypted data it is near 0."""
 
 MPEG_BITRATES = (
     (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),  # version 1, layer 1
@@ -40,16 +73,46 @@ MPEG_RATES_HZ = (44_100, 48_000, 32_000)
 
 
 def is_media(head: bytes) -> bool | None:
-    """Whether `head`, the first bytes of a stream, begins a media file. None if more bytes are needed, at most SNIFFED_BYTES."""
-    if head.startswith((*MAGIC, b"RIFF", b"RF64")) or head[4:8] == b"ftyp":
+    """Whether `head`, the first bytes of a stream, begins a media file, by magic numbers and frame headers alone.
+
+    None if more bytes are needed, at most SNIFFED_BYTES. Where it is False, `decodes` may still find a media file.
+    """
+    if head.startswith((*MAGIC, b"RIFF", b"RF64")) or needs_whole_file(head) or _is_transport_stream(head):
         return True
-    found = _is_frame_sequence(head) if head[:1] == b"\xff" else None if len(head) < MAX_MAGIC_BYTES else False
-    return bool(found) if len(head) >= SNIFFED_BYTES else found
+    if head[:1] == b"\xff" and _is_frame_sequence(head):
+        return True
+    return False if len(head) >= SNIFFED_BYTES else None
+
+
+def decodes(head: bytes) -> bool:
+    """Whether FFmpeg recognises a media file in `head`, its first SNIFFED_BYTES or more, and decodes audio from it.
+
+    It takes milliseconds, so do not call it on the event loop.
+    """
+    try:
+        return next(AudioFile(io.BytesIO(head), formats=PROBED_FORMATS).blocks(), None) is not None
+    except AudioError:
+        return False
+
+
+def may_be_samples(head: bytes) -> bool:
+    """Whether `head` may be 16-bit samples. False for loud data with an offset, such as text, or without any correlation."""
+    samples = np.frombuffer(head[: len(head) // 2 * 2], "<i2").astype(np.float32) / 32768
+    if len(samples) < 2 or np.sqrt(np.square(samples).mean()) < LOUD_LEVEL:
+        return True
+    deviations = samples - samples.mean()
+    power = np.square(deviations).mean()
+    correlation = (deviations[1:] * deviations[:-1]).mean() / (power + 1e-9)
+    return bool(power > np.square(samples.mean()) and correlation >= MIN_SAMPLE_CORRELATION)
 
 
 def needs_whole_file(head: bytes) -> bool:
     """Whether the file can be decoded only once it is complete: an MP4 file may have its index after the audio."""
-    return head[4:8] == b"ftyp"
+    return head[4:8] in MP4_ATOMS
+
+
+def _is_transport_stream(head: bytes) -> bool:
+    return any(head[place::length][:TRANSPORT_SYNC_BYTES] == b"G" * TRANSPORT_SYNC_BYTES for length, place in TRANSPORT_PACKETS)
 
 
 def _is_frame_sequence(head: bytes) -> bool | None:

@@ -39,6 +39,7 @@ def main() -> None:
     show_default=True,
     help="Format of the transcripts.",
 )
+@click.option("--track", type=click.IntRange(min=0), help="Number of the audio track, from 0. Without it: the default track.")
 @click.option("--words", is_flag=True, help="With --format verbose_json: the time of every word.")
 @click.option(
     "--output-dir",
@@ -56,6 +57,7 @@ def transcribe(
     model: str | None,
     language: str | None,
     response_format: str,
+    track: int | None,
     words: bool,
     keywords: tuple[str, ...],
     output_dir: Path | None,
@@ -80,6 +82,7 @@ def transcribe(
         "response_format": response_format,
         "model": model,
         "language": language,
+        "track": None if track is None else str(track),
         "timestamp_granularities[]": ["word", "segment"] if words else [],
         "keywords[]": list(keywords),
     }

@@ -4,10 +4,18 @@ import time
 import zlib
 from collections.abc import Sequence
 
+import numpy as np
+
 from serve_app.engine.protocol import EngineInfo
 from serve_app.settings import SimulationSettings
 from serve_app.transcript import Token
 from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE, Keywords, Samples
+
+PIECE_SAMPLES = 40
+"""Length of the pieces of a frame that are examined for silence, samples."""
+
+MIN_LEVEL = 600.0
+"""RMS level of a piece up to which it is silence: above the noise that `audio.dither` adds."""
 
 
 class SimulatedEngine:
@@ -20,7 +28,7 @@ class SimulatedEngine:
         time.sleep(costs.load_s)
 
     def transcribe(self, windows: Sequence[Samples], keywords: Sequence[Keywords] = ()) -> list[list[Token]]:
-        """See Engine.transcribe. About one non-silent frame in six becomes a word, which is the checksum of the frame."""
+        """See Engine.transcribe. About one frame in six without silence becomes a word, which is the checksum of the frame."""
         padded_s = max(len(w) for w in windows) * len(windows) / SAMPLE_RATE
         time.sleep(self._costs.step_s + self._costs.seconds_per_audio_s * padded_s)
         return [self._words(window) for window in windows]
@@ -31,6 +39,8 @@ class SimulatedEngine:
         for start in range(0, len(window) - FRAME_SAMPLES + 1, FRAME_SAMPLES):
             frame = window[start : start + FRAME_SAMPLES]
             checksum = zlib.crc32(frame.tobytes())
-            if frame.any() and checksum % 6 == 0:
+            # In the place of digital silence there is noise, at a level that depends on the window.
+            quietest = np.square(frame.reshape(-1, PIECE_SAMPLES).astype(np.float32)).mean(axis=1).min()
+            if quietest > MIN_LEVEL**2 and checksum % 6 == 0:
                 tokens.append(Token(f"▁w{checksum % 9973}", checksum % 9973, start, start + FRAME_SAMPLES, 1.0))
         return tokens

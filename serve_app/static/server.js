@@ -189,7 +189,7 @@ function closeError(code) {
 function overWebSocket(file, options, watch, signal) {
   return new Promise((resolve, reject) => {
     const { model, language, keywords, track } = options;
-    const socket = openSocket({ model, language, keywords, track });
+    const socket = openSocket({ media: true, model, language, keywords, track });
     socket.addEventListener("open", () => send(socket, file, watch, signal).catch((error) => {
       reject(new ServerError(`The file cannot be read: ${error.message}`, "file"));
       socket.close();

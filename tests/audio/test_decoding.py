@@ -82,6 +82,26 @@ def test_many_damaged_packets_do_not_stop_decoding() -> None:
     assert sum(map(len, audio.blocks())) > 25 * SAMPLE_RATE
 
 
+@pytest.mark.parametrize("container", ["mp4", "matroska"])
+def test_more_than_a_thousand_damaged_packets_in_a_row_do_not_end_the_file(container: str) -> None:
+    """Only errors of the demuxer can end a file."""
+    packets = 0
+
+    def damage(all_packets: list[media.Packet]) -> list[media.Packet]:
+        nonlocal packets
+        packets = len(all_packets)
+        return [media.broken(packet) if 100 <= number < packets - 100 else packet for number, packet in enumerate(all_packets)]
+
+    data = media.remux(media.encode(media.chirp(30.0, 48_000), 48_000, container, "aac"), damage)
+    audio = AudioFile(io.BytesIO(data))
+    samples = np.concatenate(list(audio.blocks()))
+    assert packets > 1_300
+    assert len(samples) == pytest.approx(30 * SAMPLE_RATE, rel=0.01)
+    assert audio.warnings == ("Parts of the file could not be decoded and were skipped.",)
+    assert samples[-SAMPLE_RATE:].any()
+    assert not samples[10 * SAMPLE_RATE : 20 * SAMPLE_RATE].any()
+
+
 def test_a_truncated_file_is_decoded_to_its_end() -> None:
     data = media.wav(media.tone(10))
     assert 4 * SAMPLE_RATE < len(decode(data[: len(data) // 2])) < 6 * SAMPLE_RATE

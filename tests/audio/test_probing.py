@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from serve_app.audio.probing import SNIFFED_BYTES, is_media, needs_whole_file
+from serve_app.audio.probing import SNIFFED_BYTES, decodes, is_media, may_be_samples, needs_whole_file
+from serve_app.window import Samples
 from testing import media
 
 FORMATS = {
@@ -43,11 +44,71 @@ def test_raw_samples_are_not_media(seed: int) -> None:
     assert not any(is_media(samples[start : start + 4096]) for start in range(0, len(samples) - 4096, 2))
 
 
+@pytest.mark.parametrize("name", [name for name in media.FORMATS if not name.startswith("mp3")])
+def test_every_format_is_recognised(name: str) -> None:
+    head = media.make(name, media.tone(3))[:SNIFFED_BYTES]
+    assert is_media(head) or decodes(head)
+
+
+@pytest.mark.parametrize(
+    ("container", "codec", "rate", "muxer"),
+    [
+        ("mpegts", "aac", 48_000, {}),
+        ("mpegts", "ac3", 48_000, {"mpegts_m2ts_mode": "1"}),
+        ("w64", "pcm_s16le", 8_000, {}),
+        ("voc", "pcm_s16le", 8_000, {}),
+        ("ac3", "ac3", 48_000, {}),
+        ("eac3", "eac3", 48_000, {}),
+    ],
+    ids=["ts", "m2ts", "w64", "voc", "ac3", "eac3"],
+)
+def test_formats_without_a_well_known_magic_number(container: str, codec: str, rate: int, muxer: dict[str, str]) -> None:
+    head = media.encode(media.tone(2, rate), rate, container, codec, muxer=muxer)[:SNIFFED_BYTES]
+    assert is_media(head) or decodes(head)
+
+
+def test_gsm() -> None:
+    """A GSM file is a sequence of frames that begin with the same half byte."""
+    rng = np.random.default_rng(0)
+    assert decodes(b"".join(bytes([0xD0 | int(rng.integers(16))]) + rng.bytes(32) for _ in range(200)))
+
+
+def test_quicktime_without_ftyp() -> None:
+    data = media.make("mov", media.tone(2))
+    head = data[data.index(b"ftyp") - 4 + int.from_bytes(data[:4], "big") :]
+    assert head[4:8] == b"wide"
+    assert is_media(head)
+    assert needs_whole_file(head)
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_random_bytes_are_neither_media_nor_samples(seed: int) -> None:
+    head = np.random.default_rng(seed).bytes(SNIFFED_BYTES)
+    assert not is_media(head)
+    assert not decodes(head)
+    assert not may_be_samples(head)
+
+
+@pytest.mark.parametrize("head", [b"This is a letter.\n" * 200, b'{"a": [1, 2, 3]}' * 200])
+def test_text_is_neither_media_nor_samples(head: bytes) -> None:
+    assert not decodes(head)
+    assert not may_be_samples(head)
+
+
+def test_speech_silence_and_noise_may_be_samples(speech: Samples) -> None:
+    noise = np.random.default_rng(0).normal(0, 2_000, SNIFFED_BYTES).astype("<i2")
+    for samples in (noise, np.zeros(SNIFFED_BYTES, "<i2"), *np.array_split(speech, 50)):
+        head = samples[: SNIFFED_BYTES // 2].tobytes()
+        assert may_be_samples(head)
+        assert not is_media(head)
+        assert not decodes(head)
+
+
 @pytest.mark.parametrize("head", [b"", b"\xff", b"\xff\xfb", b"ftyp", b"fLa"])
 def test_more_bytes_are_needed(head: bytes) -> None:
     assert is_media(head) is None
 
 
-@pytest.mark.parametrize("head", [bytes(8), b"\xff" * 64, b"\xff\xfb" + bytes(SNIFFED_BYTES)])
+@pytest.mark.parametrize("head", [bytes(SNIFFED_BYTES), b"\xff" * SNIFFED_BYTES, b"\xff\xfb" + bytes(SNIFFED_BYTES)])
 def test_bytes_that_are_not_media(head: bytes) -> None:
     assert is_media(head) is False

@@ -135,10 +135,10 @@ def test_every_format_is_the_same_as_without_streaming(api: str, response_format
 
 
 def test_options_are_sent_as_form_fields(api: str, fake: FakeServer) -> None:
-    options = ["--model", "m", "--language", "de", "--keyword", "Zürich", "--keyword", "Ray Serve"]
+    options = ["--model", "m", "--language", "de", "--track", "0", "--keyword", "Zürich", "--keyword", "Ray Serve"]
     assert run("http://ignored", *files("a.wav"), *options, "--url", fake.url).exit_code == 0
     streamed = {"stream": ["true"], "include[]": ["progress"], "response_format": ["text"]}
-    assert fake.form == {"model": ["m"], "language": ["de"], "keywords[]": ["Zürich", "Ray Serve"], **streamed}
+    assert fake.form == {"model": ["m"], "language": ["de"], "track": ["0"], "keywords[]": ["Zürich", "Ray Serve"], **streamed}
     assert json.loads(run(api, "a.wav", "--format", "verbose_json", "--words").stdout)["words"]
 
 

@@ -1,0 +1,83 @@
+"""The duration that a file states: announced, and compared with what was decoded."""
+
+import io
+
+import numpy as np
+import pytest
+
+from serve_app.audio.decoding import AudioFile
+from serve_app.window import SAMPLE_RATE
+from testing import media
+
+SHORT = "The file ends before the duration that it states."
+
+STATING = ["mp3", "mp3 with a cover", "mp4, header first", "mkv", "mkv, flac", "webm", "flac", "aiff", "flv", "tta", "au"]
+"""Formats whose header states the duration."""
+
+NO_DURATION = ["mp3 without a header", "mp2", "aac", "amr", "ac3", "opus", "mpeg-ts", "w64", "rf64"]
+"""Formats that state none, or one that says nothing about missing audio."""
+
+
+def decoded(data: bytes) -> tuple[AudioFile, float]:
+    """The file, all of whose blocks are read, and its decoded duration, seconds."""
+    audio = AudioFile(io.BytesIO(data))
+    return audio, sum(map(len, audio.blocks())) / SAMPLE_RATE
+
+
+@pytest.mark.parametrize("name", STATING)
+def test_a_file_that_ends_early_has_a_warning(name: str) -> None:
+    data = media.make(name, media.chirp(6.0))
+    audio, decoded_s = decoded(data[: len(data) // 2])
+    assert SHORT in audio.warnings
+    assert 2.0 < decoded_s < 4.0
+
+
+@pytest.mark.parametrize("name", NO_DURATION)
+def test_a_file_that_states_no_duration_has_no_such_warning(name: str) -> None:
+    data = media.make(name, media.chirp(6.0))
+    assert SHORT not in decoded(data[: len(data) // 2])[0].warnings
+
+
+@pytest.mark.parametrize("name", media.FORMATS)
+def test_a_complete_file_has_no_warning_and_announces_its_duration(name: str) -> None:
+    audio, decoded_s = decoded(media.make(name, media.chirp(3.0)))
+    assert audio.warnings == ()
+    assert audio.announced_s == pytest.approx(decoded_s, abs=0.2)
+
+
+def test_an_mp3_file_of_a_varying_bit_rate_without_a_header() -> None:
+    """FFmpeg guesses the duration from the bit rate of the first frames."""
+    low, high = (
+        media.encode(media.tone(20.0, 44_100), 44_100, "mp3", "libmp3lame", muxer={"write_xing": "0"}, bit_rate=bit_rate)
+        for bit_rate in (32_000, 256_000)
+    )
+    audio, decoded_s = decoded(low + high)
+    assert SHORT not in audio.warnings
+    assert audio.announced_s == pytest.approx(decoded_s, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("tag", "silent_type", "frame_bytes", "speech_type"), [(b"#!AMR\n", 8, 32, 7), (b"#!AMR-WB\n", 9, 61, 8)]
+)
+def test_amr_with_discontinuous_transmission(tag: bytes, silent_type: int, frame_bytes: int, speech_type: int) -> None:
+    """Two seconds of speech, ten of silence with a comfort-noise frame in every eight, two of speech."""
+    rng = np.random.default_rng(0)
+
+    def speech() -> bytes:
+        return b"".join(bytes([speech_type << 3 | 4]) + rng.bytes(frame_bytes - 1) for _ in range(100))
+
+    silence = (bytes([silent_type << 3 | 4]) + bytes(5) + bytes([15 << 3 | 4]) * 7) * 62
+    audio, decoded_s = decoded(tag + speech() + silence + speech())
+    assert audio.warnings == ()
+    assert decoded_s == pytest.approx(4 + 62 * 8 * 0.02, abs=0.1)
+    assert audio.announced_s == pytest.approx(decoded_s, rel=0.05)
+
+
+def test_a_wav_file_written_to_a_pipe() -> None:
+    class Pipe(io.BytesIO):
+        def seekable(self) -> bool:
+            return False
+
+    audio = AudioFile(Pipe(media.wav_header(SAMPLE_RATE, data_bytes=0x7FFFFFFF) + bytes(64_000)))
+    assert sum(map(len, audio.blocks())) == 2 * SAMPLE_RATE
+    assert audio.warnings == ()
