@@ -19,7 +19,7 @@ class StopWhenGone:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        is_received = asyncio.Event()
+        is_received, is_answered = asyncio.Event(), False
 
         async def receive_body() -> Message:
             if is_received.is_set():
@@ -30,15 +30,23 @@ class StopWhenGone:
                 is_received.set()
             return message
 
+        async def send_answer(message: Message) -> None:
+            nonlocal is_answered
+            is_answered = message["type"] == "http.response.body" and not message.get("more_body", False)
+            await send(message)
+
         async def disconnected() -> None:
             await is_received.wait()
             while (await receive())["type"] != "http.disconnect":
                 pass
 
-        work = asyncio.ensure_future(self._app(scope, receive_body, send))
+        work = asyncio.ensure_future(self._app(scope, receive_body, send_answer))
         gone = asyncio.ensure_future(disconnected())
         try:
             await asyncio.wait([work, gone], return_when=asyncio.FIRST_COMPLETED)
+            if is_answered:
+                # The end of a response is a disconnect too. What the application still does is its clean-up.
+                await asyncio.wait([work])
         finally:
             gone.cancel()
             if not work.done():

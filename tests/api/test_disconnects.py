@@ -8,9 +8,10 @@ import httpx2
 import numpy as np
 import psutil
 import pytest
-from starlette.types import Message
+from starlette.types import Message, Receive, Scope, Send
 
 from serve_app.api import create_api
+from serve_app.api.disconnects import StopWhenGone
 from serve_app.settings import LimitSettings
 from serve_app.window import SAMPLE_RATE
 from testing import media
@@ -110,6 +111,35 @@ async def test_a_second_cancellation_does_not_interrupt_the_clean_up(server: Fak
             client.work.cancel()
         with pytest.raises(asyncio.CancelledError):
             await client.work
+
+
+async def test_the_clean_up_after_an_answer_is_not_interrupted() -> None:
+    """As a server does, `receive` tells of a disconnect once the response is complete."""
+    is_complete, is_clean = asyncio.Event(), False
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal is_clean
+        await receive()
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body", "body": b""})
+        for _ in range(10):
+            await asyncio.sleep(0)
+        is_clean = True
+
+    requests = iter([{"type": "http.request", "body": b""}])
+
+    async def receive() -> Message:
+        for message in requests:
+            return message
+        await is_complete.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            is_complete.set()
+
+    await StopWhenGone(app)({"type": "http", "method": "POST"}, receive, send)
+    assert is_clean
 
 
 async def test_a_client_that_stays_gets_its_answer(server: FakeService) -> None:
