@@ -44,11 +44,12 @@ class StopWhenGone:
         gone = asyncio.ensure_future(disconnected())
         try:
             await asyncio.wait([work, gone], return_when=asyncio.FIRST_COMPLETED)
+            if is_answered:
+                # The end of a response is a disconnect too. What the application still does is its clean-up.
+                await asyncio.wait([work])
         finally:
             gone.cancel()
             if not work.done():
-                # Behind the response only the clean-up is left.
-                if not is_answered:
-                    work.cancel()
+                work.cancel()
                 await asyncio.wait([work])
         work.result()

@@ -113,32 +113,38 @@ async def test_a_second_cancellation_does_not_interrupt_the_clean_up(server: Fak
             await client.work
 
 
+async def test_the_clean_up_after_an_answer_is_not_interrupted() -> None:
+    """As a server does, `receive` tells of a disconnect once the response is complete."""
+    is_complete, is_clean = asyncio.Event(), False
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal is_clean
+        await receive()
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body", "body": b""})
+        for _ in range(10):
+            await asyncio.sleep(0)
+        is_clean = True
+
+    requests = iter([{"type": "http.request", "body": b""}])
+
+    async def receive() -> Message:
+        for message in requests:
+            return message
+        await is_complete.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            is_complete.set()
+
+    await StopWhenGone(app)({"type": "http", "method": "POST"}, receive, send)
+    assert is_clean
+
+
 async def test_a_client_that_stays_gets_its_answer(server: FakeService) -> None:
     async with cleaned_up(server):
         server.hold.set()
         client = Client(server, response_format="text")
         await client.work
         assert client.sent[0]["status"] == 200
-
-
-async def test_the_clean_up_behind_a_response_is_not_interrupted() -> None:
-    is_clean = False
-
-    async def app(_scope: Scope, receive: Receive, send: Send) -> None:
-        nonlocal is_clean
-        await receive()
-        await send({"type": "http.response.start", "status": 200})
-        await send({"type": "http.response.body", "body": b"done"})
-        await asyncio.sleep(0.01)
-        is_clean = True
-
-    messages: list[Message] = [{"type": "http.request"}]
-
-    async def receive() -> Message:
-        return messages.pop() if messages else {"type": "http.disconnect"}
-
-    async def send(_message: Message) -> None:
-        return
-
-    await StopWhenGone(app)({"type": "http", "method": "POST"}, receive, send)
-    assert is_clean

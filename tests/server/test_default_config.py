@@ -78,8 +78,6 @@ def test_an_unavailable_model_is_503_with_the_reason(server: Server, strings: li
         assert HUB_MODEL in error["message"]
         assert "could not be loaded" in error["message"]
         assert f"127.0.0.1:{hub_port}" not in error["message"]
-    assert "ModelUnavailable: " in server.log
-    assert "Traceback" not in server.log
     assert f"127.0.0.1:{hub_port}" in server.wait_for_state(HUB_MODEL, "failed")["detail"]
 
 
