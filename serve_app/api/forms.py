@@ -21,6 +21,9 @@ LIST_FIELDS = ("include", "keywords", "languages", "timestamp_granularities")
 LIST_FIELD_SPELLING = re.compile(rf"({'|'.join(LIST_FIELDS)})(\[\d*\])?")
 """`keywords[]`, `keywords` and `keywords[0]` are the same field."""
 
+MAX_FIELD_BYTES = 256 << 10
+"""Maximum size of all fields of a form, bytes. They are held in memory until the response."""
+
 
 class FormRoute(APIRoute):
     """A route that reads its form as a FormRequest."""
@@ -54,9 +57,17 @@ class FormRequest(Request):
 
 
 class _Parser(MultiPartParser):
-    """Starlette's parser, which writes files to disk."""
+    """Starlette's parser, which writes files to disk, with a limit of all fields together."""
 
     _is_complete = False
+    _field_bytes = 0
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._current_part.file is None:
+            self._field_bytes += end - start
+            if self._field_bytes > MAX_FIELD_BYTES:
+                raise MultiPartException(f"The fields of a form may have at most {MAX_FIELD_BYTES >> 10} KB in all.")
+        super().on_part_data(data, start, end)
 
     def on_headers_finished(self) -> None:
         # RFC 7578 makes the filename optional, but Starlette recognises files by it.

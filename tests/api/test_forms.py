@@ -91,3 +91,8 @@ def test_a_form_that_ends_early_is_refused_wherever_it_is_cut(client: TestClient
         answer = send(client, body[:end])
         assert answer.status_code == 400
         assert re.search("boundary|required", answer.json()["error"]["message"]), end
+
+
+def test_the_fields_are_limited_in_all(client: TestClient) -> None:
+    answer = send(client, FILE + part('name="keywords[]"', b"a" * 60_000) * 5 + END)
+    assert "256 KB" in assert_error(answer, 400, "invalid_request")

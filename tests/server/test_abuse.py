@@ -13,6 +13,7 @@ import httpx2
 import pytest
 
 from serve_app.api.exports import MAX_SEGMENT_WORDS, PATH
+from serve_app.api.forms import MAX_FIELD_BYTES
 from testing import media
 from testing.open_requests import FORM, FORM_HEAD
 from testing.paths import ROOT
@@ -76,12 +77,15 @@ def chunk(data: bytes) -> bytes:
 WORD = {"word": "a", "start": 0, "end": 0, "probability": 1}
 WITH_WORDS = {"start": 0, "end": 0, "text": "a", "words": [WORD] * MAX_SEGMENT_WORDS}
 AT_ONE_INSTANT = {"start": 0, "end": 0, "text": "a " * 20_000}
+FIELD = b'--x\r\nContent-Disposition: form-data; name="keywords[]"\r\n\r\n'
+LARGE_FIELDS = (FIELD + bytes(60_000) + b"\r\n") * (MAX_FIELD_BYTES // 65_000)
 ABUSES: dict[str, Send] = {
     "exports of words at one instant": exporting([AT_ONE_INSTANT]),
     "the same, from clients that leave": exporting([AT_ONE_INSTANT], leaves_after_s=1),
     "exports with the most words": exporting([WITH_WORDS] * 9),
     "silent uploads": uploading(b"", b"", 1.0),
     "uploads of one byte a second": uploading(FORM_HEAD, b"x", 1.0),
+    "the same, with the largest fields": uploading(LARGE_FIELDS + FORM_HEAD, b"x", 1.0),
 }
 
 
