@@ -23,6 +23,10 @@ class Duration:
         name = container.format.name.split(",")[0]
         of_file = container.duration / av.time_base if container.duration else None
         of_stream = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else _tagged_s(stream)
+        if name == "matroska" and container.start_time:
+            # It states the time of the end. What comes before the first time stamp of the file is not played.
+            start_s = container.start_time / av.time_base
+            of_file, of_stream = (None if end_s is None else max(0.0, end_s - start_s) for end_s in (of_file, of_stream))
         # FFmpeg guesses the duration of an MP3 file without a header, and only a header states the delay of the encoder.
         has_header = name in IN_HEADER or (name == "mp3" and bool(stream.start_time))
         is_alone = len(container.streams) == 1

@@ -45,6 +45,15 @@ def test_a_complete_file_has_no_warning_and_announces_its_duration(name: str) ->
     assert audio.announced_s == pytest.approx(decoded_s, abs=0.2)
 
 
+@pytest.mark.parametrize(("container", "codec"), [("matroska", "flac"), ("webm", "libopus"), ("mp4", "aac")])
+@pytest.mark.parametrize("start_s", [3.0, 3600.0])
+def test_the_time_before_the_first_time_stamp_is_not_missing(container: str, codec: str, start_s: float) -> None:
+    audio, decoded_s = decoded(media.encode(media.chirp(6.0, 48_000), 48_000, container, codec, audio_start_s=start_s))
+    assert audio.warnings == ()
+    assert decoded_s == pytest.approx(6.0, abs=0.1)
+    assert audio.announced_s == pytest.approx(6.0, abs=0.1)
+
+
 def test_an_mp3_file_of_a_varying_bit_rate_without_a_header() -> None:
     """FFmpeg guesses the duration from the bit rate of the first frames."""
     low, high = (

@@ -163,7 +163,7 @@ CALLS: list[tuple[type[openai.APIStatusError], int, dict[str, Any]]] = [
     (openai.BadRequestError, 400, {"language": "fr"}),
     (openai.BadRequestError, 400, {"response_format": "diarized_json"}),
     (openai.BadRequestError, 400, {"response_format": "yaml"}),
-    (openai.NotFoundError, 404, {"model": "gpt-4o-transcribe"}),
+    (openai.NotFoundError, 404, {"model": "whisper-9"}),
     (openai.APIStatusError, 413, {"file": ("x.wav", bytes(MAX_UPLOAD_BYTES + 1))}),
 ]
 
