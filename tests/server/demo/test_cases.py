@@ -29,7 +29,7 @@ GAP_S = 1.05 * DAMAGED_PACKETS * AAC_FRAME / SAMPLE_RATE
 
 @pytest.fixture(scope="module")
 def string(strings: list[DigitString]) -> DigitString:
-    return strings[7]
+    return strings[6]
 
 
 def silence(seconds: float) -> Floats:
