@@ -30,7 +30,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 .DEFAULT_GOAL := help
 # Two goals that install at the same time would write into one .venv.
 .NOTPARALLEL:
-.PHONY: help demo serve test soak check lint types unit format evaluate screenshots train constraints clean
+.PHONY: help demo serve test soak clients check lint types unit format evaluate screenshots train constraints clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,10 +43,18 @@ serve: $(RUNTIME) ## Serve the Parakeet models (configs/serve_config.yaml)
 
 # On every core; tests/conftest.py says how. STATUS_FILE: see .ci/run.
 test: $(DEV) ## Run the whole test suite; PYTEST_ARGS="-k words" narrows it
-	@$(PARALLEL_PYTEST) -m "not long" $(PYTEST_ARGS)$(if $(STATUS_FILE),; echo $$? >'$(STATUS_FILE)')
+	@$(PARALLEL_PYTEST) -m "not long and not clients" $(PYTEST_ARGS)$(if $(STATUS_FILE),; echo $$? >'$(STATUS_FILE)')
 
 soak: recordings $(DEV) ## Run the long tests: hours of speech from FSDD_RECORDINGS, files of gigabytes
 	@$(PYTEST) -m long $(PYTEST_ARGS)
+
+# On Linux, with curl, Node and a JDK. The clients get an environment of their own: some of them need other versions of packages.
+CLIENTS := build/clients
+clients: $(DEV) ## Try clients of other projects on a server: OpenAI's, livekit, pipecat, AI SDK, Java (installs them into build/clients)
+	$(PYTHON) -m venv $(CLIENTS)/venv
+	$(CLIENTS)/venv/bin/pip install --quiet --disable-pip-version-check 'openai-agents[voice]' 'livekit-agents[openai,silero]' 'pipecat-ai[openai]'
+	npm install --silent --no-audit --no-fund --prefix $(CLIENTS) openai ai @ai-sdk/openai
+	@$(PYTEST) -m clients $(PYTEST_ARGS)
 
 check: lint types unit ## Quick loop: linters, types, unit tests
 

@@ -22,7 +22,7 @@ TELEPHONE_RATE = 8_000
 SILENCE_S = {"low": 2.0, "medium": 1.0, "auto": 1.0, "high": 0.5}
 """Silence that ends an utterance, seconds, by the `eagerness` of `semantic_vad`."""
 
-MODELS_WITHOUT_VAD = frozenset({"gpt-realtime-whisper"})
+MODELS_WITHOUT_VAD = frozenset({"gpt-realtime-whisper", "gpt-live-transcribe"})
 """Names of OpenAI's models for which turn detection is always off there, so that their clients do not switch it off."""
 
 RIGHT_CONTEXT_SCALE = {"minimal": 0.25, "low": 0.5, "medium": 1.0, "high": 2.0, "xhigh": 4.0}
