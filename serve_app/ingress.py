@@ -64,7 +64,7 @@ class Ingress:
         """Report this process, and return the replicas that the registry knows, by model name; the last known ones while it does
         not reply."""
         admission = self._service.admission
-        is_drained = admission.is_closed and admission.requests == admission.streams == 0
+        is_drained = admission.is_closed and admission.requests == admission.streams.taken == 0
         reply = self._status_registry.report_ingress.remote(self._replica_id, is_drained=is_drained)
         try:
             status: ClusterStatus = await asyncio.wait_for(reply, REPLY_TIMEOUT_S)

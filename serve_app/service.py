@@ -66,8 +66,12 @@ class SpeechService:
     ) -> None:
         self.settings = settings
         limits, live = settings.limits, settings.live
-        waiting = Places(live.max_waiting, live.max_waiting_per_address)
-        self.admission = Admission(limits.max_requests, limits.max_windows_in_flight, live.max_streams, waiting)
+        self.admission = Admission(
+            limits.max_requests,
+            limits.max_windows_in_flight,
+            streams=Places(live.max_streams, live.max_streams_per_address, "streams"),
+            waiting=Places(live.max_waiting, live.max_waiting_per_address),
+        )
         self._new_detector = new_detector
         self._recognisers = recognisers
         self._statuses = statuses

@@ -141,6 +141,7 @@ class LiveSettings(_Group):
         60.0, ge=10, description="Maximum audio not decoded yet, seconds; with more, the server stops reading."
     )
     max_streams: int = Field(256, ge=1, description="Maximum open streams with audio per ingress replica; more are refused.")
+    max_streams_per_address: int = Field(128, ge=1, description="The same, for one client address.")
     max_waiting: int = Field(512, ge=1, description="Maximum connections without audio per ingress replica; more are refused.")
     max_waiting_per_address: int = Field(64, ge=1, description="The same for one client address.")
     max_session_s: float = Field(14_400.0, gt=0, description="Maximum duration of a stream, seconds.")

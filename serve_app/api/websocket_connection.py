@@ -82,7 +82,8 @@ class Connection:
 
     def __init__(self, websocket: WebSocket, settings: Settings, admission: Admission) -> None:
         self._websocket = websocket
-        self._ingress = settings.ingress
+        self._cors_origins = settings.ingress.cors_origins
+        self._address = client_address(websocket.scope, settings.ingress.trusted_proxies)
         self._limits = settings.live
         self._admission = admission
         self._place = ExitStack()
@@ -115,7 +116,7 @@ class Connection:
     def begin_stream(self) -> None:
         """Count the connection as a stream from now on, as its first audio has come. Raises Overloaded or ShuttingDown."""
         if not self._is_stream:
-            self._hold(self._admission.stream())
+            self._hold(self._admission.stream(self._address))
             self._is_stream = True
 
     def _hold(self, place: AbstractContextManager[None]) -> None:
@@ -167,13 +168,12 @@ class Connection:
 
         The page of a foreign origin gets 403 instead.
         """
-        if not may_connect(self._websocket.headers, self._ingress.cors_origins):
+        if not may_connect(self._websocket.headers, self._cors_origins):
             await self._websocket.close()
             return
         await self._websocket.accept(subprotocol)
         try:
-            address = client_address(self._websocket.scope, self._ingress.trusted_proxies)
-            self._hold(self._admission.waiting.take(address))
+            self._hold(self._admission.waiting.take(self._address))
             await handle()
             if self._admission.is_closed:
                 await self._close(SERVICE_RESTART, "The server is shutting down.")

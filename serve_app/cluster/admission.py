@@ -43,15 +43,14 @@ class Places:
 class Admission:
     """Counters. Belongs to one event loop."""
 
-    def __init__(self, max_requests: int, max_windows: int, max_streams: int, waiting: Places) -> None:
+    def __init__(self, max_requests: int, max_windows: int, streams: Places, waiting: Places) -> None:
         self._requests_at_work = asyncio.Semaphore(max_requests)
-        self._max_streams = max_streams
         self._max_windows = max_windows
         self._jobs = 0
         self.is_closed = False
         self.requests = 0
         """In progress, those that are still being uploaded included."""
-        self.streams = 0
+        self.streams = streams
         """Open streams that have sent audio."""
         self.waiting = waiting
         """Connections that have not sent audio yet."""
@@ -85,16 +84,11 @@ class Admission:
                 self._requests_at_work.release()
 
     @contextmanager
-    def stream(self) -> Iterator[None]:
-        """Count a stream while the block runs, from its first audio on. Raises Overloaded at the limit, or ShuttingDown."""
+    def stream(self, address: str) -> Iterator[None]:
+        """Count a stream while the block runs, from its first audio on. Raises Overloaded at a limit, or ShuttingDown."""
         self.check_open()
-        if self.streams >= self._max_streams:
-            raise Overloaded("The server has as many streams open as it accepts; try again later.")
-        self.streams += 1
-        try:
+        with self.streams.take(address):
             yield
-        finally:
-            self.streams -= 1
 
     def check_open(self) -> None:
         """Raises ShuttingDown once closed."""

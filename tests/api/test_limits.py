@@ -236,7 +236,7 @@ class TestUploads:
 
 
 def test_jobs_share_the_windows_in_flight_equally_with_at_least_one_each() -> None:
-    admission = Admission(max_requests=10, max_windows=8, max_streams=1, waiting=Places(1, 1))
+    admission = Admission(max_requests=10, max_windows=8, streams=Places(1, 1), waiting=Places(1, 1))
     with admission.job():
         assert admission.windows_per_job == 8
         with admission.job(), admission.job():

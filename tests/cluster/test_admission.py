@@ -29,7 +29,7 @@ def test_places_are_limited_in_all_and_by_address() -> None:
 
 
 async def test_a_complete_upload_waits_for_a_place_and_new_requests_are_refused_meanwhile() -> None:
-    admission = Admission(max_requests=1, max_windows=1, max_streams=1, waiting=Places(1, 1))
+    admission = Admission(max_requests=1, max_windows=1, streams=Places(1, 1), waiting=Places(1, 1))
     with ExitStack() as first, admission.request() as second_begins:
         first_begins = first.enter_context(admission.request())
         await first_begins()
@@ -48,7 +48,7 @@ async def test_a_complete_upload_waits_for_a_place_and_new_requests_are_refused_
 
 
 async def test_a_request_that_is_given_up_while_it_waits_leaves_no_trace() -> None:
-    admission = Admission(max_requests=1, max_windows=1, max_streams=1, waiting=Places(1, 1))
+    admission = Admission(max_requests=1, max_windows=1, streams=Places(1, 1), waiting=Places(1, 1))
     with ExitStack() as first:
         first_begins = first.enter_context(admission.request())
         with admission.request() as second_begins:

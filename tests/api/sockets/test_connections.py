@@ -43,7 +43,7 @@ class TestPlaces:
     def test_connections_without_audio_are_limited_per_address(self, client: TestClient, server: FakeService, path: str) -> None:
         with client.websocket_connect(path), client.websocket_connect(path):
             wait_for(lambda: server.service.admission.waiting.taken == 2)
-            assert server.service.admission.streams == 0
+            assert server.service.admission.streams.taken == 0
             with client.websocket_connect(path) as third:
                 assert_refused(third)
         wait_for(lambda: server.service.admission.waiting.taken == 0)
@@ -60,17 +60,30 @@ class TestPlaces:
         with client.websocket_connect(PATH) as first, client.websocket_connect(URL) as second:
             first.send_json(RAW)
             first.send_bytes(bytes(2))
-            wait_for(lambda: (admission.waiting.taken, admission.streams) == (1, 1))
+            wait_for(lambda: (admission.waiting.taken, admission.streams.taken) == (1, 1))
             Talk(second)
             second.send_json(APPEND)
             assert_refused(second)
             first.send_text("END")
             assert until_end(first)[-1]["type"] == "final_transcription"
-        wait_for(lambda: (admission.waiting.taken, admission.streams) == (0, 0))
+        wait_for(lambda: (admission.waiting.taken, admission.streams.taken) == (0, 0))
         with client.websocket_connect(URL) as third:
             Talk(third)
             third.send_json(APPEND)
-            wait_for(lambda: admission.streams == 1)
+            wait_for(lambda: admission.streams.taken == 1)
+
+    def test_streams_are_limited_per_address(self) -> None:
+        server = FakeService(live=LiveSettings(max_streams=3, max_streams_per_address=1))
+        with (
+            TestClient(create_api(server.service)) as client,
+            client.websocket_connect(PATH) as first,
+            client.websocket_connect(PATH) as second,
+        ):
+            for socket in (first, second):
+                socket.send_json(RAW)
+                socket.send_bytes(bytes(2))
+                wait_for(lambda: server.service.admission.streams.taken == 1)
+            assert_refused(second)
 
     def test_a_configuration_that_is_too_long(self, client: TestClient) -> None:
         error = failure(client, ['{"model": "' + "x" * 70_000 + '"}'], 1007)

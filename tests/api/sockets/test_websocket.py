@@ -133,7 +133,7 @@ class TestFiles:
         with TestClient(create_api(server.service)) as client, client.websocket_connect(PATH) as socket:
             socket.send_bytes(media.wav(speech)[:100_000])
             assert until_end(socket)[-1]["code"] == "stream_idle"
-        wait_for(lambda: server.service.admission.streams == 0)
+        wait_for(lambda: server.service.admission.streams.taken == 0)
 
     def test_bytes_after_the_end_of_the_file_are_ignored(self, client: TestClient, speech: Samples, text: str) -> None:
         """The header of the file gives its length."""

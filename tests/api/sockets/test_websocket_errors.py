@@ -49,7 +49,7 @@ class TestErrors:
         self, client: TestClient, server: EngineService, frames: list[Any], code: int, param: str | None
     ) -> None:
         assert failure(client, frames, code)["param"] == param
-        wait_for(lambda: server.service.admission.streams == 0)
+        wait_for(lambda: server.service.admission.streams.taken == 0)
 
     @pytest.mark.parametrize(
         ("error", "code", "message"),
@@ -64,7 +64,7 @@ class TestErrors:
     ) -> None:
         server.failure = error
         assert failure(client, [RAW, speech.tobytes(), "END"], code)["error"] == message
-        wait_for(lambda: server.service.admission.streams == 0)
+        wait_for(lambda: server.service.admission.streams.taken == 0)
 
     def test_limits(self, engine: ParakeetEngine) -> None:
         live = LiveSettings(idle_s=0.2, config_s=0.2, max_frame_bytes=1_024, max_streams=1)
@@ -76,7 +76,7 @@ class TestErrors:
             with client.websocket_connect(PATH) as first:
                 first.send_json(RAW)
                 first.send_bytes(bytes(2))
-                wait_for(lambda: server.service.admission.streams == 1)
+                wait_for(lambda: server.service.admission.streams.taken == 1)
                 assert failure(client, [RAW, bytes(2)], 1013)["code"] == "overloaded"
 
     def test_the_maximum_duration_of_a_session(self, engine: ParakeetEngine) -> None:
@@ -113,8 +113,8 @@ def test_the_stream_ends_when_the_client_disconnects(client: TestClient, server:
         with client.websocket_connect(PATH) as socket:
             socket.send_json(config)
             socket.send_bytes(data)
-            wait_for(lambda: server.service.admission.streams == 1)
-        wait_for(lambda: server.service.admission.streams == 0)
+            wait_for(lambda: server.service.admission.streams.taken == 1)
+        wait_for(lambda: server.service.admission.streams.taken == 0)
         server.hold.set()
 
 
@@ -141,7 +141,7 @@ async def test_broken_connections_leave_no_task_file_or_stream(server: EngineSer
 
         def open_resources() -> tuple[int, int, set[str]]:
             assert server.loop is not None
-            return len(asyncio.all_tasks(server.loop)), server.service.admission.streams, open_files(psutil.Process())
+            return len(asyncio.all_tasks(server.loop)), server.service.admission.streams.taken, open_files(psutil.Process())
 
         before = open_resources()
         append = json.dumps({"type": "input_audio_buffer.append", "audio": base64.b64encode(speech.tobytes()).decode()})
