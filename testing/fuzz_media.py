@@ -204,8 +204,8 @@ class Load:
         files = 0
         for process in psutil.Process(server_pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess, IndexError, FileNotFoundError):
-                # Ray appends the name of the current method to the title of a process.
-                kind = process.cmdline()[0].removeprefix("ray::").partition(".handle_request")[0]
+                # Ray appends the name of the current method to the title of a process, behind a dot.
+                kind = process.cmdline()[0].removeprefix("ray::").partition(".")[0]
                 if kind.startswith(("ProxyActor", "ingress", "ServeReplica", "model", "status")):
                     held_mb[f"{kind} {process.pid}"] = held_bytes(process) / 1e6
                     # Ray's object store maps shared memory from deleted files, which are not temporary files.
