@@ -18,13 +18,16 @@ from types import FrameType
 import ray
 import yaml
 from ray import serve
-from ray.serve._private.constants import SERVE_NAMESPACE
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.scripts import run as serve_run
 
 from serve_app.app import DRAIN_S
 
 POLL_S = 0.5
 """Interval between two questions whether all is drained, seconds."""
+
+SHUT_DOWN_S = 30.0
+"""Time for Serve to stop its processes once the requests are done, seconds."""
 
 REPLY_TIMEOUT_S = 5.0
 """The status registry must reply within this time, seconds."""
@@ -68,6 +71,18 @@ def drain() -> None:
         time.sleep(POLL_S)
 
 
+def shut_down() -> None:
+    """Shut Serve down, SHUT_DOWN_S at most. `serve.shutdown` would go on waiting when Serve's controller has ended: Ray sends its
+    request again to the dead actor."""
+    controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    ray.get(controller.graceful_shutdown.remote(wait=False))
+    until = time.monotonic() + SHUT_DOWN_S
+    # Raises ValueError once there is no such actor.
+    with contextlib.suppress(ValueError):
+        while time.monotonic() < until and ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE):
+            time.sleep(POLL_S)
+
+
 def _stop(_number: int, _frame: FrameType | None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
@@ -76,8 +91,8 @@ def _stop(_number: int, _frame: FrameType | None) -> None:
         drain()
     except Exception as error:
         print(f"Cannot wait for the requests in progress: {error!r}", file=sys.stderr, flush=True)
-    # `serve run` waits for this exception.
-    raise KeyboardInterrupt
+    shut_down()
+    sys.exit()
 
 
 if __name__ == "__main__":
