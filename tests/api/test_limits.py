@@ -30,6 +30,7 @@ class TestLimits:
         server = FakeService(limits=LimitSettings(**limits))
         return server, TestClient(create_api(server.service), raise_server_exceptions=False)
 
+    @pytest.mark.slow
     def test_audio_that_is_too_long_in_a_small_file(self) -> None:
         _, client = self.limited(max_audio_s=3600)
         silence = media.encode(np.zeros(48_000 * 4000, np.float32), 48_000, "flac", "flac")

@@ -145,6 +145,7 @@ def test_download_resumes_after_a_broken_connection(start: StartHub, mode: Mode,
     assert any("Trying to resume download" in line for line in logged)
 
 
+@pytest.mark.slow
 def test_every_connection_breaks_and_then_the_hub_recovers(start: StartHub, home: Path) -> None:
     hub = start("breaking", limit_bytes=300_000)
     with pytest.raises(ModelUnavailable, match=r"peer closed connection.*or download the \.nemo file yourself.* of 4\.0 MB"):

@@ -199,6 +199,7 @@ def test_bf16_recognises_the_same_words(strings: list[DigitString]) -> None:
     assert judge(strings, recognise(engine, strings)).word_error_rate <= 0.05
 
 
+@pytest.mark.slow
 def test_nemo_prints_nothing_while_it_loads_and_transcribes() -> None:
     """In a fresh process, like a replica: the only line of output is the engine's own log line."""
     program = (
