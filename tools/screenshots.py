@@ -61,8 +61,8 @@ def transcribe(opened: Page, *paths: Path) -> None:
 
 
 def take(browser: Browser, server: Server, folder: Path, files: Path) -> None:
-    interview, broken, long = files / "interview.wav", files / "notes.mp3", files / "lecture.wav"
-    interview.write_bytes(speech(75, 1))
+    short, broken, long = files / "digits.wav", files / "notes.mp3", files / "25 minutes.wav"
+    short.write_bytes(speech(75, 1))
     long.write_bytes(speech(1_500, 2))
     broken.write_bytes(b"no audio" * 100)
     with page(browser, server) as opened:
@@ -72,7 +72,7 @@ def take(browser: Browser, server: Server, folder: Path, files: Path) -> None:
         opened.screenshot(path=folder / "key.png")
     for is_dark, is_phone in ((False, False), (True, False), (False, True), (True, True)):
         with page(browser, server, is_dark=is_dark, is_phone=is_phone) as opened:
-            transcribe(opened, interview)
+            transcribe(opened, short)
             opened.locator(".word").nth(20).click()
             opened.wait_for_timeout(300)
             opened.evaluate("document.getElementById('player').pause()")
@@ -80,7 +80,7 @@ def take(browser: Browser, server: Server, folder: Path, files: Path) -> None:
             opened.screenshot(path=folder / name, full_page=is_phone)
     with page(browser, server) as opened:
         opened.locator("#debug-toggle").check()
-        opened.locator("#files").set_input_files([str(path) for path in (long, interview, broken)])
+        opened.locator("#files").set_input_files([str(path) for path in (long, short, broken)])
         expect(opened.locator("#queue")).to_contain_text("real time", timeout=DONE_MS)
         expect(opened.locator("#queue li.failed")).to_have_count(1, timeout=DONE_MS)
         opened.screenshot(path=folder / "queue.png", full_page=True)
