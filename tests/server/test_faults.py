@@ -39,6 +39,9 @@ NOISE_WINDOWS = int(NOISE_S / WINDOW_S)
 REPORT_AGE_S = 1.0
 """What /ready says of a replica is at most this old."""
 
+READY_S = 20.0
+"""/ready answers much sooner, however long the status registry is away."""
+
 WAIT_S = 240.0
 
 
@@ -161,6 +164,15 @@ class TestProcessesLost:
         wait_until_served(server)
         wait_until(lambda: replica(server, "single")["queued"] == 0)
         assert windows_taken(server, "single") - decoded < NOISE_WINDOWS // 2, "most of the file was transcribed for nobody"
+
+    def test_the_status_registry(self, server: Server) -> None:
+        """The last known states are told until it is replaced."""
+        (registry,) = server.processes("status")
+        registry.kill()
+        assert server.client.get("/ready", timeout=READY_S).status_code == 200
+        wait_until(lambda: server.processes("status") not in ([], [registry]))
+        wait_until(lambda: len(server.model("pair")["replicas"]) == 2)
+        wait_until_served(server)
 
     def test_the_application(self, server: Server, noise: bytes) -> None:
         """Removed while a file is transcribed. The last test: nothing is served after it."""
