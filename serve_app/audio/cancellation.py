@@ -44,9 +44,13 @@ class CancellationGuard:
         return np.broadcast_to(np.rint(faded) if block.dtype.kind in "iu" else faded, block.shape).astype(block.dtype)
 
     def _choice(self, block: NDArray[Any]) -> int | None:
-        # Variances, so that neither an offset nor the middle of an unsigned format counts as power.
-        powers = self._weights**2 * block.var(axis=1, dtype=np.float32)
-        mix_power = float((self._weights @ block.astype(np.float32)).var())
+        samples = block.astype(np.float32)
+        # Neither an offset nor the middle of an unsigned format counts as power.
+        samples -= (samples @ np.ones((block.shape[1], 1), np.float32)) / block.shape[1]
+        # By matrix products, which are fast whether channels are planar or interleaved.
+        covariance = samples @ samples.T
+        powers = self._weights**2 * covariance.diagonal()
+        mix_power = float(self._weights @ covariance @ self._weights)
         total_power = float(powers.sum())
         if total_power == 0:
             return self._channel
