@@ -74,7 +74,7 @@ async def listen(url: str, api_key: str | None, fields: Mapping[str, Any], audio
                         # If sending failed, report that instead of the error that it caused while receiving.
                         sending.result()
     except websockets.InvalidHandshake as error:
-        raise Failure(f"{url} does not accept live speech: {error}") from error
+        raise Failure(f"{url} does not accept live speech, or is still starting: {error}") from error
     except (OSError, TimeoutError) as error:
         raise Failure(f"{url} cannot be reached: {error}") from error
     except websockets.ConnectionClosed as error:
