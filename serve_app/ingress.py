@@ -11,8 +11,8 @@ from ray import serve
 from serve_app.api import create_api
 from serve_app.api.errors import error_response
 from serve_app.cluster import backpressure, proxies
-from serve_app.cluster.deployments import Deployments
 from serve_app.cluster.model_client import DeploymentHandle, ModelClient
+from serve_app.cluster.running_application import RunningApplication
 from serve_app.cluster.status import HEARTBEAT_S, ClusterStatus, ReplicaStatus
 from serve_app.errors import IngressLost
 from serve_app.live.vad import SileroModel
@@ -33,7 +33,7 @@ class Ingress:
         self._status_registry = status_registry
         context = serve.get_replica_context()
         self._replica_id = context.replica_id.unique_id
-        self._deployments = Deployments(context.app_name)
+        self._application = RunningApplication(context.app_name)
         self._models: Mapping[str, tuple[ReplicaStatus, ...]] = {}
         clients = {
             model.name: ModelClient(
@@ -41,7 +41,7 @@ class Ingress:
                 settings,
                 models[model.name],
                 partial(self._last_statuses, model.name),
-                partial(self._deployments.includes, models[model.name].deployment_name),
+                partial(self._application.includes, models[model.name].deployment_name),
             )
             for model in settings.models
         }
@@ -72,7 +72,7 @@ class Ingress:
             reply.cancel()  # type: ignore[no-untyped-call]
             log.warning("the status registry is unreachable: %r", error)
             # It is removed together with the application.
-            if not await self._deployments.includes(self._status_registry.deployment_name):
+            if not await self._application.includes(self._status_registry.deployment_name):
                 admission.close()
             return self._models
         if status.is_draining:

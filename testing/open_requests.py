@@ -20,7 +20,8 @@ class OpenRequest:
 
     def __init__(self, app: Any, path: str, headers: dict[str, str], address: str = "192.0.2.1") -> None:
         self._received: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self._sent: list[Any] = []
+        self.sent: list[Any] = []
+        """ASGI messages of the response so far."""
         scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "client": (address, 50_000)}
         scope |= {"headers": [(name.encode(), value.encode()) for name, value in headers.items()]}
         self.task: asyncio.Task[None] = asyncio.create_task(app(scope, self._received.get, self._send))
@@ -32,7 +33,7 @@ class OpenRequest:
     async def response(self) -> Response:
         """The whole response."""
         await self.task
-        head, *bodies = self._sent
+        head, *bodies = self.sent
         headers = [(name.decode(), value.decode()) for name, value in head["headers"]]
         return Response(head["status"], headers=headers, content=b"".join(body["body"] for body in bodies))
 
@@ -46,7 +47,7 @@ class OpenRequest:
         await asyncio.gather(self.task, return_exceptions=True)
 
     async def _send(self, message: Any) -> None:
-        self._sent.append(message)
+        self.sent.append(message)
 
 
 async def until(holds: Callable[[], bool]) -> None:

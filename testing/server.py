@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,21 +39,23 @@ class Server:
 
     def processes(self, name: str) -> list[psutil.Process]:
         """Its processes of that name: `ProxyActor`, `ingress`, `status`, `model NAME`."""
-        found = []
-        for process in psutil.Process(self.process_id).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                # Ray writes a title in place of the arguments; a method's name may follow.
-                title = " ".join(process.cmdline()).rpartition(":")[2].strip()
-                if title == name or title.startswith(f"{name}."):
-                    found.append(process)
-        return found
+
+        def has_name(arguments: list[str]) -> bool:
+            # Ray writes a title in place of the arguments; a method's name may follow.
+            title = " ".join(arguments).rpartition(":")[2].strip()
+            return title == name or title.startswith(f"{name}.")
+
+        return self._processes(has_name)
 
     def processes_with(self, argument: str) -> list[psutil.Process]:
         """Its processes that have an argument which begins like that."""
+        return self._processes(lambda arguments: any(part.startswith(argument) for part in arguments))
+
+    def _processes(self, matches: Callable[[list[str]], bool]) -> list[psutil.Process]:
         found = []
         for process in psutil.Process(self.process_id).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
-                if any(part.startswith(argument) for part in process.cmdline()):
+                if matches(process.cmdline()):
                     found.append(process)
         return found
 

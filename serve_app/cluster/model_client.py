@@ -101,7 +101,7 @@ class ModelClient:
                 if now_s() >= loaded_by_s:
                     self._require_loaded()
                     loaded_by_s = math.inf
-                # Serve's router waits for ever for a replica of a deployment that was deleted meanwhile.
+                # If the deployment is deleted, Serve's router keeps waiting for a replica of it, without a timeout.
                 if not await self.is_deployed():
                     raise ModelUnavailable(f"The model `{self.model.name}` was removed from the server.", param="model")
             return answer.result()

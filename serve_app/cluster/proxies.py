@@ -47,4 +47,4 @@ async def _patch(name: str, patched: set[str], lost: Response) -> None:
             await asyncio.wait_for(proxy.__ray_call__.remote(proxy_patch.patch, MAX_HELD_BYTES, lost), PROXY_TIMEOUT_S)
             patched.add(actor_id)
     except Exception as error:
-        log.warning("fast uploads may fill the memory of %s: patching it failed, will be tried again: %r", name, error)
+        log.warning("patching the proxy %s failed, will be tried again: %r", name, error)

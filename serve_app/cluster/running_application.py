@@ -13,7 +13,7 @@ MAX_AGE_S = 2.0
 """The controller is asked at most this often, seconds."""
 
 
-class Deployments:
+class RunningApplication:
     """The deployments of one application. Belongs to one event loop."""
 
     def __init__(self, application: str) -> None:

@@ -16,42 +16,24 @@ from serve_app.settings import LimitSettings
 from serve_app.window import SAMPLE_RATE
 from testing import media
 from testing.fake_service import FakeService
+from testing.open_requests import OpenRequest, until
 from testing.server import open_files
 
 LONG = media.wav(np.random.default_rng(0).normal(0, 0.1, 90 * SAMPLE_RATE))
 """Larger than what is held in memory, and longer than a window."""
 
 
-class Client:
-    """A request that was sent; `leave` ends its connection."""
+def sent(server: FakeService, **fields: str) -> OpenRequest:
+    """A complete request of a client that waits for its response."""
+    request = httpx2.Request("POST", "http://x/v1/audio/transcriptions", files={"file": ("x.wav", LONG)}, data=fields)
+    client = OpenRequest(create_api(server.service), request.url.path, dict(request.headers))
+    client.send(request.read(), more_body=False)
+    return client
 
-    def __init__(self, server: FakeService, **fields: str) -> None:
-        request = httpx2.Request("POST", "http://x/v1/audio/transcriptions", files={"file": ("x.wav", LONG)}, data=fields)
-        headers = [(name.lower(), value) for name, value in request.headers.raw]
-        scope = {"type": "http", "method": "POST", "path": request.url.path, "query_string": b"", "headers": headers}
-        self._body = request.read()
-        self._server = server
-        self._gone = asyncio.Event()
-        self.sent: list[Message] = []
-        self.work = asyncio.ensure_future(create_api(server.service)(scope, self._receive, self._send))
 
-    async def _receive(self) -> Message:
-        if self._body:
-            body, self._body = self._body, b""
-            return {"type": "http.request", "body": body}
-        await self._gone.wait()
-        return {"type": "http.disconnect"}
-
-    async def _send(self, message: Message) -> None:
-        self.sent.append(message)
-
-    async def waits_for_windows(self) -> None:
-        async with asyncio.timeout(20):
-            while not self._server.windows:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
-
-    def leave(self) -> None:
-        self._gone.set()
+async def until_at_work(server: FakeService) -> None:
+    async with asyncio.timeout(20):
+        await until(lambda: bool(server.windows))
 
 
 @asynccontextmanager
@@ -79,38 +61,38 @@ def server() -> FakeService:
 @pytest.mark.parametrize("fields", [{}, {"stream": "true"}], ids=["transcript", "stream"])
 async def test_its_work_ends(server: FakeService, fields: dict[str, str]) -> None:
     async with cleaned_up(server):
-        client = Client(server, **fields)
-        await client.waits_for_windows()
-        client.leave()
+        client = sent(server, **fields)
+        await until_at_work(server)
+        client.disconnect()
         with pytest.raises(asyncio.CancelledError):
-            await client.work
+            await client.task
         assert client.sent == []
 
 
 async def test_its_work_ends_in_the_middle_of_a_stream(server: FakeService) -> None:
     async with cleaned_up(server):
         server.hold.set()
-        client = Client(server, **{"stream": "true", "include[]": "progress"})
+        client = sent(server, **{"stream": "true", "include[]": "progress"})
         while not any(message.get("body") for message in client.sent):  # noqa: ASYNC110
             await asyncio.sleep(0)
         server.hold.clear()
-        client.leave()
+        client.disconnect()
         with pytest.raises(asyncio.CancelledError):
-            await client.work
+            await client.task
 
 
 @pytest.mark.parametrize("fields", [{}, {"stream": "true"}], ids=["transcript", "stream"])
 async def test_a_second_cancellation_does_not_interrupt_the_clean_up(server: FakeService, fields: dict[str, str]) -> None:
     """Serve cancels the request as well, at about the same time."""
     async with cleaned_up(server):
-        client = Client(server, **fields)
-        await client.waits_for_windows()
-        client.leave()
+        client = sent(server, **fields)
+        await until_at_work(server)
+        client.disconnect()
         for _ in range(20):
             await asyncio.sleep(0)
-            client.work.cancel()
+            client.task.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await client.work
+            await client.task
 
 
 async def test_the_clean_up_after_an_answer_is_not_interrupted() -> None:
@@ -145,6 +127,6 @@ async def test_the_clean_up_after_an_answer_is_not_interrupted() -> None:
 async def test_a_client_that_stays_gets_its_answer(server: FakeService) -> None:
     async with cleaned_up(server):
         server.hold.set()
-        client = Client(server, response_format="text")
-        await client.work
+        client = sent(server, response_format="text")
+        await client.task
         assert client.sent[0]["status"] == 200
