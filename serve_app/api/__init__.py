@@ -35,12 +35,11 @@ def create_api(service: SpeechService) -> FastAPI:
         redirect_slashes=False,
         static_url=VIEWER_PATH,
     )
-    request_limits = service.settings.limits
-    errors.install(api, request_limits.max_upload_bytes)
+    errors.install(api)
     api.add_middleware(disconnects.StopWhenGone)
     api.add_middleware(
         limits.RequestLimits,
-        limits=request_limits,
+        limits=service.settings.limits,
         admission=service.admission,
         trusted_proxies=service.settings.ingress.trusted_proxies,
     )

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 
 from serve_app.api.addresses import intended_path
 from serve_app.api.schemas import ErrorBody, ErrorObject
-from serve_app.errors import UNFORESEEN, RequestError, SpeechError, StorageFull, UploadTooLarge
+from serve_app.errors import UNFORESEEN, RequestError, SpeechError, StorageFull
 
 log = logging.getLogger("ray.serve")
 
@@ -31,7 +31,7 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
 """OpenAPI responses of a route that transcribes, by status."""
 
 
-def install(api: FastAPI, max_upload_bytes: int) -> None:
+def install(api: FastAPI) -> None:
     """Answer every failure of this application with OpenAI's error object."""
 
     @api.exception_handler(SpeechError)
@@ -58,8 +58,6 @@ def install(api: FastAPI, max_upload_bytes: int) -> None:
         if isinstance(error.__cause__, OSError):
             log.error("an upload could not be stored: %s", error.__cause__)
             return error_response(StorageFull())
-        if error.status_code == UploadTooLarge.status:
-            return error_response(UploadTooLarge.over(max_upload_bytes))
         message = _unknown_route(request) if error.status_code == 404 else str(error.detail)
         code = RequestError.code if error.status_code < 500 else SpeechError.code
         response = _response(error.status_code, message, code)

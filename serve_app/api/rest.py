@@ -72,7 +72,6 @@ def create_router(service: SpeechService, keys: Keys) -> APIRouter:
     upload: dict[str, Any] = {
         "responses": TRANSCRIPTION_RESPONSES,
         "response_model": None,
-        "max_body_size": service.settings.limits.max_upload_bytes,
         # Fields, and files below 1 MB, are held in memory: limit their number and size.
         "form_limits": {"max_files": 1, "max_fields": 256, "max_part_size": 65_536},
         "tags": ["audio"],
