@@ -55,17 +55,18 @@ def build_app(args: Settings) -> Application:
     hosts = sum(node["Resources"].get("CPU", 0.0) >= args.ingress.cpus_per_replica for node in nodes)
     gpus = gpus_per_replica(args, cluster_gpus)
     models = {model.name: _model_deployment(model, args, gpus[model.name], status_registry) for model in args.models}
+    replicas = args.ingress.replicas or max(1, hosts)
     ingress = _deploy(
         Ingress,
         "ingress",
         args,
-        num_replicas=args.ingress.replicas or max(1, hosts),
+        num_replicas=replicas,
         max_ongoing_requests=UNLIMITED,
         max_replicas_per_node=None if args.ingress.replicas else 1,
         graceful_shutdown_timeout_s=DRAIN_S,
         ray_actor_options={"num_cpus": args.ingress.cpus_per_replica},
     )
-    return ingress.bind(args, status_registry, models)
+    return ingress.bind(args, status_registry, models, replicas_per_node=math.ceil(replicas / max(1, hosts)))
 
 
 def gpus_per_replica(settings: Settings, cluster_gpus: float) -> dict[str, float]:

@@ -10,7 +10,7 @@ within another. The windows do not depend on the size of the blocks. Memory: abo
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -95,6 +95,14 @@ class Planner:
             return float(narrow.mean() + wide.mean()), abs(step - self._planned_step)
 
         return min(self._steps, key=loudness)
+
+
+def windows(blocks: Iterable[Samples], window_s: float, overlap_s: float) -> Iterator[Window]:
+    """The windows of a recording in blocks of int16 [samples]. Raises ValueError as Planner does."""
+    planner = Planner(window_s, overlap_s)
+    for block in blocks:
+        yield from planner.push(block)
+    yield from planner.finish()
 
 
 class Merger:

@@ -1,4 +1,4 @@
-"""The ingress deployment: HTTP and WebSocket, decoding, and the clients of the models. The routes are in `api/`."""
+"""The ingress deployment: HTTP and WebSocket, the decoder processes, and the clients of the models. The routes are in `api/`."""
 
 import asyncio
 import logging
@@ -14,12 +14,17 @@ from serve_app.cluster import backpressure, proxies
 from serve_app.cluster.model_client import DeploymentHandle, ModelClient
 from serve_app.cluster.running_application import RunningApplication
 from serve_app.cluster.status import HEARTBEAT_S, ClusterStatus, ReplicaStatus
+from serve_app.cores import usable_cores
+from serve_app.decoders.pool import DecoderPool
 from serve_app.errors import IngressLost
 from serve_app.live.vad import SileroModel
 from serve_app.service import SpeechService
 from serve_app.settings import Settings
 
 log = logging.getLogger("ray.serve")
+
+MAX_DECODERS = 32
+"""Number of decoder processes of an ingress by default. More decode faster than one ingress can pass on."""
 
 REPLY_TIMEOUT_S = 2.0
 """The status registry must reply within this time, seconds."""
@@ -29,7 +34,13 @@ REPLY_TIMEOUT_S = 2.0
 class Ingress:
     """One process. It builds the service, and reports to the status registry by heartbeat."""
 
-    def __init__(self, settings: Settings, status_registry: DeploymentHandle, models: dict[str, DeploymentHandle]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        status_registry: DeploymentHandle,
+        models: dict[str, DeploymentHandle],
+        replicas_per_node: int,
+    ) -> None:
         self._status_registry = status_registry
         context = serve.get_replica_context()
         self._replica_id = context.replica_id.unique_id
@@ -45,10 +56,12 @@ class Ingress:
             )
             for model in settings.models
         }
+        cores = usable_cores() // replicas_per_node
+        decoders = DecoderPool(settings.decoding.processes or min(max(1, cores), MAX_DECODERS))
         vad = SileroModel()
         # Before the first health check: later, loading would delay whatever the process does meanwhile.
         vad.load()
-        self._service = SpeechService(settings, clients, self._statuses, vad.detector)
+        self._service = SpeechService(settings, clients, self._statuses, vad.detector, decoders)
         backpressure.bound_this_replica()
         loop = asyncio.get_running_loop()
         # Kept, as a loop holds its tasks only weakly.

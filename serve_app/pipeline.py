@@ -1,19 +1,18 @@
 """READ FIRST: how speech becomes text here. Every entry point (REST, WebSocket, live) is this one flow.
 
-    audio blocks ── plan ──▶ windows ── recognise (fan-out), repair gaps ──▶ tokens per window ── merge ──▶ tokens ──▶ segments
+    file ── decode, cut ──▶ windows ── recognise (fan-out), repair gaps ──▶ tokens per window ── merge ──▶ tokens ──▶ segments
 
 It streams from end to end: the first window is on a replica while the second is being decoded, and only the transcript itself
-grows with the length of the recording.
+grows with the length of the recording. Files are decoded and cut in processes of their own (`decoders/`).
 """
 
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
 from typing import Any
 
 from serve_app.audio.dither import without_zeros
-from serve_app.chunking import Merger, Planner
+from serve_app.chunking import Merger
 from serve_app.events import Done, Event, LiveEvent, Progress, SegmentFinal
 from serve_app.live.endpointing import VoiceActivityDetector
 from serve_app.live.session import LiveSession
@@ -31,22 +30,20 @@ class Commit:
 
 
 async def transcribe(
-    audio: AsyncGenerator[Samples, None],
+    windows: AsyncGenerator[Window, None],
     recognise: Recognise,
     *,
-    window_s: float,
     overlap_s: float,
     max_in_flight: Callable[[], int],
 ) -> AsyncGenerator[Event, None]:
-    """Transcribe int16 [samples] blocks at 16 kHz.
+    """Transcribe a recording, cut by the planner into windows that overlap by `overlap_s` seconds.
 
-    At most `max_in_flight()` windows, called before each, are with `recognise` at once. Errors of `audio` and `recognise` pass
+    At most `max_in_flight()` windows, called before each, are with `recognise` at once. Errors of `windows` and `recognise` pass
     through; however the flow ends, no window is left running.
     """
-    planner, merger, segmenter = Planner(window_s, overlap_s), Merger(overlap_s), Segmenter()
+    merger, segmenter = Merger(overlap_s), Segmenter()
     recognise_and_repair = GapRepair(recognise)
     running: deque[tuple[Window, asyncio.Future[list[Token]]]] = deque()
-    windows = _windows(audio, planner)
     planning: asyncio.Future[Window | None] | None = None
     is_planned = False
     segments: list[Segment] = []
@@ -66,7 +63,7 @@ async def transcribe(
                     is_planned = True
                 else:
                     planned, samples = planned + 1, window.end_sample
-                    running.append((window, asyncio.ensure_future(recognise_and_repair(without_zeros(window)))))
+                    running.append((window, asyncio.ensure_future(recognise_and_repair(window))))
             while running and running[0][1].done():
                 window, tokens = running[0][0], running.popleft()[1].result()
                 done += 1
@@ -135,12 +132,3 @@ async def stop(*tasks: asyncio.Future[Any] | None) -> None:
     for task in running:
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
-
-
-async def _windows(audio: AsyncGenerator[Samples, None], planner: Planner) -> AsyncGenerator[Window, None]:
-    async with aclosing(audio):
-        async for block in audio:
-            for window in planner.push(block):
-                yield window
-    for window in planner.finish():
-        yield window

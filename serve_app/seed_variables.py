@@ -11,6 +11,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
+from serve_app.window import MAX_WINDOW_S
+
 TRUE_TEXTS = frozenset({"1", "true", "t", "yes", "on"})
 """Lower-case texts that mean true."""
 
@@ -50,7 +52,7 @@ class SeedVariables(PydanticBaseSettingsSource):
         if not all(isinstance(value, float | int) for value in given.values()):
             return {}
         if window_s is not None:
-            given["window_s"] = min(max(window_s, default.MIN_WINDOW_S), default.MAX_WINDOW_S)
+            given["window_s"] = min(max(window_s, default.MIN_WINDOW_S), MAX_WINDOW_S)
         if overlap_s is not None:
             given["overlap_s"] = overlap_s
         given["overlap_s"] = min(max(given["overlap_s"], default.MIN_OVERLAP_S), given["window_s"] / 2)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Protocol
 
-from serve_app.audio.decoding import AudioFile
 from serve_app.cluster.admission import Admission, Places
 from serve_app.cluster.status import ModelStatus, ReplicaStatus
+from serve_app.decoders.pool import DecoderPool
+from serve_app.decoders.recording import Recording
 from serve_app.errors import AudioTooLong, ModelNotFound
 from serve_app.events import Done, Event, LiveEvent
 from serve_app.live.endpointing import Endpointing, VoiceActivityDetector
@@ -54,7 +55,8 @@ class Recogniser(Protocol):
 class SpeechService:
     """One per ingress process.
 
-    `recognisers` are by model name; `statuses` returns the replicas by model name; `new_detector` makes the VAD of a new stream.
+    `recognisers` are by model name; `statuses` returns the replicas by model name; `new_detector` makes the VAD of a new stream;
+    `decoders` decode files.
     """
 
     def __init__(
@@ -63,8 +65,10 @@ class SpeechService:
         recognisers: Mapping[str, Recogniser],
         statuses: Callable[[], Awaitable[Mapping[str, tuple[ReplicaStatus, ...]]]],
         new_detector: Callable[[Endpointing], VoiceActivityDetector],
+        decoders: DecoderPool,
     ) -> None:
         self.settings = settings
+        self.decoders = decoders
         limits, live = settings.limits, settings.live
         self.admission = Admission(
             limits.max_requests,
@@ -95,7 +99,7 @@ class SpeechService:
         return [ModelStatus(model, replicas.get(model.name, ())) for model in self.settings.models]
 
     async def transcribe_events(
-        self, audio: AudioFile, model: ModelSettings, options: JobOptions | None = None
+        self, recording: Recording, model: ModelSettings, options: JobOptions | None = None
     ) -> AsyncGenerator[Event, None]:
         """The pipeline's events for one file. Raises SpeechError.
 
@@ -103,34 +107,33 @@ class SpeechService:
         """
         options = options or JobOptions()
         recogniser, job = self._recognisers[model.name], Job(uuid.uuid4().hex, options.keywords)
-        windows = options.windows or self.settings.windows_for(model)
+        cut = options.windows or self.settings.windows_for(model)
 
         async def recognise(window: Window) -> list[Token]:
             lane = Lane.INTERACTIVE if window.index == 0 or window.is_retry else Lane.BULK
             return await _recognise(recogniser, window, lane, job)
 
         def max_in_flight() -> int:
-            return min(recogniser.target_windows_in_flight(windows.window_s), self.admission.windows_per_job)
+            return min(recogniser.target_windows_in_flight(cut.window_s), self.admission.windows_per_job)
 
         with self.admission.job():
             flow = transcribe(
-                _limited(audio.stream(), self.settings.limits.max_audio_s),
+                _limited(recording.windows(cut.window_s, cut.overlap_s), self.settings.limits.max_audio_s),
                 recognise,
-                window_s=windows.window_s,
-                overlap_s=windows.overlap_s,
+                overlap_s=cut.overlap_s,
                 max_in_flight=max_in_flight,
             )
             async with aclosing(flow):
                 async for event in flow:
                     yield event
 
-    async def transcribe_file(self, audio: AudioFile, model: ModelSettings, options: JobOptions | None = None) -> Transcript:
+    async def transcribe_file(self, recording: Recording, model: ModelSettings, options: JobOptions | None = None) -> Transcript:
         """The whole transcript of one file. Raises SpeechError."""
         options = options or JobOptions()
-        async with aclosing(self.transcribe_events(audio, model, options)) as events:
+        async with aclosing(self.transcribe_events(recording, model, options)) as events:
             async for event in events:
                 if isinstance(event, Done):
-                    return options.transcript(event, audio.warnings, model)
+                    return options.transcript(event, recording.warnings, model)
         raise AssertionError("the pipeline ends with Done")
 
     async def transcribe_stream(
@@ -171,12 +174,10 @@ async def _recognise(recogniser: Recogniser, window: Window, lane: Lane, job: Jo
     return await recogniser.recognise(window, lane, job)
 
 
-async def _limited(blocks: AsyncGenerator[Samples, None], max_audio_s: float) -> AsyncGenerator[Samples, None]:
-    """The same blocks; raises AudioTooLong once they exceed `max_audio_s`."""
-    samples = 0
-    async with aclosing(blocks):
-        async for block in blocks:
-            samples += len(block)
-            if samples > max_audio_s * SAMPLE_RATE:
+async def _limited(windows: AsyncGenerator[Window, None], max_audio_s: float) -> AsyncGenerator[Window, None]:
+    """The same windows; raises AudioTooLong once they exceed `max_audio_s`."""
+    async with aclosing(windows):
+        async for window in windows:
+            if window.end_sample > max_audio_s * SAMPLE_RATE:
                 raise AudioTooLong(f"The audio is longer than the {max_audio_s:.0f} s that this server accepts.", param="file")
-            yield block
+            yield window

@@ -18,7 +18,7 @@ from serve_app.request_settings import IngressSettings as IngressSettings
 from serve_app.request_settings import LimitSettings as LimitSettings
 from serve_app.request_settings import SettingsGroup as _Group
 from serve_app.seed_variables import SeedVariables
-from serve_app.window import SAMPLE_RATE
+from serve_app.window import MAX_WINDOW_S, SAMPLE_RATE
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -39,8 +39,6 @@ class WindowSettings(_Group):
 
     MIN_WINDOW_S: ClassVar = 3.0
     """Lower bound of `window_s`, seconds."""
-    MAX_WINDOW_S: ClassVar = 600.0
-    """Upper bound of `window_s`, seconds."""
     MIN_OVERLAP_S: ClassVar = 1.5
     """Lower bound of `overlap_s`, seconds."""
 
@@ -120,6 +118,17 @@ class BatchingSettings(_Group):
     )
     ageing_s: float = Field(
         5.0, gt=0, description="At most one batch in four starts with the oldest window, once that has waited this long, seconds."
+    )
+
+
+class DecodingSettings(_Group):
+    """How files are decoded."""
+
+    processes: int = Field(
+        0,
+        ge=0,
+        description="Decoder processes of an ingress replica, about 60 MB each; 0: the cores of the node, shared by its ingress "
+        "replicas, at most 32.",
     )
 
 
@@ -206,6 +215,7 @@ class Settings(BaseSettings):
     windows: WindowSettings = Field(WindowSettings(), description="How recordings are cut into windows.")
     batching: BatchingSettings = Field(BatchingSettings(), description="How a replica forms batches.")
     limits: LimitSettings = Field(LimitSettings(), description="Limits of requests.")
+    decoding: DecodingSettings = Field(DecodingSettings(), description="How files are decoded.")
     live: LiveSettings = Field(LiveSettings(), description="Live streams.")
     subtitles: SubtitleSettings = Field(SubtitleSettings(), description="Rules for the cues of srt and vtt.")
     auth: AuthSettings = Field(AuthSettings(), description="API keys and their limits.")

@@ -15,8 +15,14 @@ SAMPLE_RATE = 16_000
 FRAME_SAMPLES = 1280
 """Samples per encoder frame: a hop of 10 ms, subsampled 8 times. Windows start on multiples of it."""
 
+MAX_WINDOW_S = 600.0
+"""Maximum length of a window, seconds."""
+
 Samples = NDArray[np.int16]
 """Mono audio at `SAMPLE_RATE`: int16 [samples]."""
+
+Levels = NDArray[np.float32]
+"""RMS level of each whole encoder frame, as a fraction of full scale: float32 [frames]."""
 
 
 class Lane(IntEnum):
@@ -48,6 +54,8 @@ class Window:
     samples: Samples
     is_retry: bool = False
     """True if the window re-decodes a gap of another window. The merge waits for it, so it is scheduled as interactive."""
+    levels: Levels | None = None
+    """The levels of `samples`, where they were measured already."""
 
     @property
     def end_sample(self) -> int:

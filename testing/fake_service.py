@@ -1,6 +1,7 @@
 """The service of the API for tests: the real pipeline and decoder, with a simulated or a real engine, and without Ray."""
 
 import asyncio
+import functools
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from fastapi.testclient import TestClient
 from httpx2 import Response
 
 from serve_app.cluster.status import ReplicaStatus
+from serve_app.decoders.pool import DecoderPool
 from serve_app.engine.parakeet import ParakeetEngine
 from serve_app.engine.simulated import SimulatedEngine
 from serve_app.live.endpointing import VAD_FRAME_SAMPLES, Endpointer, Endpointing, VadEvent
@@ -52,6 +54,12 @@ class LevelVad:
         )
 
 
+@functools.cache
+def decoders() -> DecoderPool:
+    """The decoder processes of all tests of this process; they end with it."""
+    return DecoderPool(1)
+
+
 class FakeService:
     """A SpeechService that tests control.
 
@@ -71,7 +79,11 @@ class FakeService:
         self.hold = asyncio.Event()
         self.hold.set()
         self.service = SpeechService(
-            SETTINGS.model_copy(update=settings), {model.name: self for model in SETTINGS.models}, self.statuses, LevelVad
+            SETTINGS.model_copy(update=settings),
+            {model.name: self for model in SETTINGS.models},
+            self.statuses,
+            LevelVad,
+            decoders(),
         )
 
     async def recognise(self, window: Window, lane: Lane, job: Job) -> list[Token]:

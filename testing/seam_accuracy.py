@@ -20,6 +20,7 @@ from serve_app.output.segments import Segmenter
 from serve_app.pipeline import Recognise, transcribe
 from serve_app.transcript import Token, Word
 from serve_app.window import SAMPLE_RATE, Lane, Samples, Window
+from testing.decoding import windows_of
 from testing.long_recordings import Recording, blocks_of
 
 BATCH_WINDOWS = 16
@@ -148,9 +149,8 @@ async def transcribe_long(recognise: Recognise, samples: Samples, window_s: floa
         for block in blocks_of(samples):
             yield block
 
-    async with aclosing(
-        transcribe(audio(), recognise, window_s=window_s, overlap_s=overlap_s, max_in_flight=lambda: BATCH_WINDOWS)
-    ) as events:
+    windows = windows_of(audio(), window_s, overlap_s)
+    async with aclosing(transcribe(windows, recognise, overlap_s=overlap_s, max_in_flight=lambda: BATCH_WINDOWS)) as events:
         async for event in events:
             if isinstance(event, Done):
                 return [word for segment in event.segments for word in segment.words]

@@ -31,7 +31,7 @@ MAY_IMPORT = {
 """By package: the folders and modules of serve_app that may import it, anywhere in them."""
 
 PURE = [
-    *("audio", "merging", "output", "live.session", "live.windows", "live.endpointing"),
+    *("audio", "decoders", "merging", "output", "live.session", "live.windows", "live.endpointing"),
     *("engine.protocol", "engine.batch_queue", "engine.batch_policy", "cluster.status", "cluster.admission"),
     *(
         "chunking",
@@ -41,6 +41,7 @@ PURE = [
         "request_settings",
         "key_entries",
         "seed_variables",
+        "cores",
         "errors",
         "events",
         "transcript",
@@ -55,12 +56,12 @@ LAYERS = [
     ["ingress", "deployments"],
     ["api", *RAY_CLUSTER, "engine"],
     ["service"],
-    ["pipeline", "engine.protocol", "engine.batch_queue", "engine.batch_policy"],
+    ["pipeline", "decoders", "engine.protocol", "engine.batch_queue", "engine.batch_policy"],
     ["chunking", "live", "cluster"],
     ["settings"],
     ["audio", "merging", "output", "live.windows", "seed_variables", "request_settings"],
     ["events"],
-    ["transcript", "window", "errors", "key_entries"],
+    ["transcript", "window", "errors", "key_entries", "cores"],
 ]
 """A module imports from layers below its own, and from its own folder."""
 

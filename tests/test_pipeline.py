@@ -13,6 +13,7 @@ from serve_app.pipeline import Recognise, transcribe
 from serve_app.transcript import Token
 from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE, Samples, Window
 from testing import virtual_time
+from testing.decoding import windows_of
 
 WORD_EVERY_S = 0.8
 """Time between the starts of two words, seconds."""
@@ -46,8 +47,12 @@ async def blocks(duration_s: float, block_s: float = 5.0) -> AsyncGenerator[Samp
         left -= size
 
 
+def windows(duration_s: float) -> AsyncGenerator[Window, None]:
+    return windows_of(blocks(duration_s), 30.0, 2.0)
+
+
 async def run(duration_s: float, recognise: Recognise, *, max_in_flight: int = 4) -> list[Event]:
-    flow = transcribe(blocks(duration_s), recognise, window_s=30.0, overlap_s=2.0, max_in_flight=lambda: max_in_flight)
+    flow = transcribe(windows(duration_s), recognise, overlap_s=2.0, max_in_flight=lambda: max_in_flight)
     return [event async for event in flow]
 
 
@@ -115,7 +120,7 @@ def test_the_limit_of_windows_in_flight_may_change_during_a_job() -> None:
         return []
 
     async def run_job() -> None:
-        flow = transcribe(blocks(600), recognise, window_s=30.0, overlap_s=2.0, max_in_flight=lambda: 6 if started < 12 else 2)
+        flow = transcribe(windows(600), recognise, overlap_s=2.0, max_in_flight=lambda: 6 if started < 12 else 2)
         async for _ in flow:
             pass
 
@@ -137,7 +142,7 @@ def all_but_first_hang(stopped: list[int]) -> Recognise:
     return recognise
 
 
-async def test_a_failed_window_fails_the_job_and_cancels_the_other_windows() -> None:
+def test_a_failed_window_fails_the_job_and_cancels_the_other_windows() -> None:
     stopped: list[int] = []
     slow = all_but_first_hang(stopped)
 
@@ -148,14 +153,14 @@ async def test_a_failed_window_fails_the_job_and_cancels_the_other_windows() -> 
         return await slow(window)
 
     with pytest.raises(EngineError, match="broken"):
-        await run(200, recognise, max_in_flight=5)
+        virtual_time.run(run(200, recognise, max_in_flight=5))
     assert stopped == [2, 3, 4, 5]
 
 
 async def test_closing_the_pipeline_early_cancels_the_windows_in_flight() -> None:
     stopped: list[int] = []
 
-    flow = transcribe(blocks(200), all_but_first_hang(stopped), window_s=30.0, overlap_s=2.0, max_in_flight=lambda: 3)
+    flow = transcribe(windows(200), all_but_first_hang(stopped), overlap_s=2.0, max_in_flight=lambda: 3)
     async for _ in flow:
         break
     await flow.aclose()
@@ -168,7 +173,7 @@ async def test_progress_is_sent_for_a_finished_window_while_the_audio_stalls() -
             yield block
         await asyncio.sleep(60)
 
-    flow = transcribe(stalling(), oracle([]), window_s=30.0, overlap_s=2.0, max_in_flight=lambda: 3)
+    flow = transcribe(windows_of(stalling(), 30.0, 2.0), oracle([]), overlap_s=2.0, max_in_flight=lambda: 3)
     async with asyncio.timeout(10), aclosing(flow):
         async for event in flow:
             if isinstance(event, Progress) and event.windows_done == 2:

@@ -27,7 +27,6 @@ from serve_app.api.schemas import (
     TranscriptionVerboseJson,
 )
 from serve_app.api.streaming import Extras
-from serve_app.audio.decoding import AudioFile
 from serve_app.cluster.status import ModelStatus
 from serve_app.errors import RequestError
 from serve_app.events import Done
@@ -98,19 +97,19 @@ def create_router(service: SpeechService, keys: Keys) -> APIRouter:
             keywords=phrases,
             language=language.check(asked_languages, chosen),
         )
-        audio = AudioFile(file.file, track=track)
+        recording = service.decoders.open(file.file, track=track)
 
         def content(done: Done) -> str | dict[str, Any]:
-            return rendering.content(options.transcript(done, audio.warnings, chosen), service.settings.subtitles, timing)
+            return rendering.content(options.transcript(done, recording.warnings, chosen), service.settings.subtitles, timing)
 
         if stream:
             extras = Extras(
                 rendering.with_logprobs,
-                (lambda: audio.announced_s) if rendering.with_progress else None,
+                (lambda: recording.announced_s) if rendering.with_progress else None,
                 content if rendering.response_format else None,
             )
-            return await streaming.stream(service.transcribe_events(audio, chosen, options), extras)
-        transcript = await service.transcribe_file(audio, chosen, options)
+            return await streaming.stream(service.transcribe_events(recording, chosen, options), extras)
+        transcript = await service.transcribe_file(recording, chosen, options)
         return await rendering.response(transcript, service.settings.subtitles, timing)
 
     @router.post("/v1/audio/translations", **upload)

@@ -6,9 +6,8 @@ import json
 import math
 import time
 from collections.abc import AsyncGenerator
-from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import aclosing
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, Literal
 
 from fastapi import APIRouter, WebSocket
 from pydantic import BaseModel, Field, ValidationError
@@ -16,10 +15,9 @@ from pydantic import BaseModel, Field, ValidationError
 from serve_app.api import keywords, language
 from serve_app.api.auth import Keys
 from serve_app.api.websocket_connection import MAX_MESSAGE_CHARS, Connection
-from serve_app.audio.decoding import AudioFile
 from serve_app.audio.growing_file import GrowingFile
 from serve_app.audio.pcm import Encoding, PcmDecoder, PcmFormat
-from serve_app.audio.probing import decodes, is_media, may_be_samples, needs_whole_file
+from serve_app.audio.probing import is_media, may_be_samples, needs_whole_file
 from serve_app.errors import AudioError, RequestError, ShuttingDown, SpeechError, UploadTooLarge
 from serve_app.events import Done, Event, Hypothesis, LiveEvent, SegmentFinal
 from serve_app.live.endpointing import Endpointing
@@ -162,7 +160,7 @@ class _Stream:
         """Whether the audio is a media file. Raises AudioError if it is neither that nor, as it seems, raw samples."""
         if self._config.encoding is not None:
             return False
-        if self._config.media or is_media(head) or await asyncio.to_thread(decodes, head):
+        if self._config.media or is_media(head) or await self._service.decoders.recognises(head):
             return True
         if self._config.bytes_per_sample == 2 and not may_be_samples(head):
             raise AudioError("The audio is neither a media file nor raw samples.")
@@ -171,12 +169,10 @@ class _Stream:
     async def _transcribe_file(
         self, head: bytes, chunks: AsyncGenerator[bytes, None], model: ModelSettings, options: JobOptions
     ) -> None:
-        # A separate thread: its decoder blocks until bytes arrive, and would block others in a shared pool.
-        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="growing file")
         with GrowingFile() as file:
             receiving = asyncio.ensure_future(self._receive_file(file, head, chunks))
             transcribing = asyncio.ensure_future(
-                self._transcribe_growing(file, thread, model, options, needs_whole=needs_whole_file(head))
+                self._transcribe_growing(file, model, options, needs_whole=needs_whole_file(head))
             )
             try:
                 await asyncio.wait([receiving, transcribing], return_when=asyncio.FIRST_COMPLETED)
@@ -188,7 +184,6 @@ class _Stream:
             finally:
                 file.finish()
                 await stop(receiving, transcribing)
-                thread.shutdown(wait=False)
 
     async def _receive_file(self, file: GrowingFile, head: bytes, chunks: AsyncGenerator[bytes, None]) -> None:
         """Store the upload as fast as it arrives. Raises WebSocketDisconnect when the client is gone; it never returns."""
@@ -199,17 +194,16 @@ class _Stream:
         await self._connection.wait_until_gone()
 
     async def _transcribe_growing(
-        self, file: GrowingFile, thread: Executor, model: ModelSettings, options: JobOptions, *, needs_whole: bool
+        self, file: GrowingFile, model: ModelSettings, options: JobOptions, *, needs_whole: bool
     ) -> None:
         if needs_whole:
             await file.completed.wait()
             if not self._has_ended:
                 raise ShuttingDown("The server is shutting down, and the upload was not complete.")
-        source = file.whole if needs_whole else cast(BinaryIO, file)
-        audio = AudioFile(source, thread, track=self._config.track, on_abandoned=file.abort)
-        async with aclosing(self._service.transcribe_events(audio, model, options)) as events:
+        recording = self._service.decoders.open(file.whole if needs_whole else file, track=self._config.track)
+        async with aclosing(self._service.transcribe_events(recording, model, options)) as events:
             async for event in events:
-                await self._send_event(event, audio.warnings, model, options)
+                await self._send_event(event, recording.warnings, model, options)
 
     async def _transcribe_live(
         self, head: bytes, chunks: AsyncGenerator[bytes, None], model: ModelSettings, options: JobOptions

@@ -1,10 +1,9 @@
-"""A file that grows while it is read: the event loop writes an upload to it, and the decoding thread reads it."""
+"""A file that grows while it is decoded: the event loop writes an upload to it, and a decoder process reads it."""
 
 import asyncio
 import contextlib
-import os
 import tempfile
-import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import BinaryIO, Self, cast
 
@@ -12,18 +11,16 @@ from serve_app.errors import StorageFull
 
 
 class GrowingFile:
-    """A temporary file without a name, which is deleted when it is closed. A writer never waits for the reader.
-
-    It is not seekable, and `read` waits for bytes. Once `completed` is set, `whole` is the complete file.
-    """
+    """A temporary file without a name, which is deleted when it is closed. A writer never waits for the reader."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115  # closed by __exit__
+        self.size_bytes = 0
+        """Bytes that can be read."""
         self.completed = asyncio.Event()
         """Set when no more bytes will be written."""
-        self._written_bytes = self._read_bytes = 0
-        self._is_aborted = False
-        self._changed = threading.Condition()
+        self.on_growth: Callable[[], None] = lambda: None
+        """Called after every change."""
 
     def __enter__(self) -> Self:
         return self
@@ -40,43 +37,22 @@ class GrowingFile:
             await asyncio.to_thread(self._append, data)
         except OSError as error:
             raise StorageFull from error
-        with self._changed:
-            self._written_bytes += len(data)
-            self._changed.notify()
+        self.size_bytes += len(data)
+        self.on_growth()
 
     def _append(self, data: bytes) -> None:
         self._file.write(data)
         self._file.flush()
 
     def finish(self) -> None:
-        """Mark the end of the file. A reader gets the remaining bytes, then the end."""
-        with self._changed:
-            self.completed.set()
-            self._changed.notify()
+        """Mark the end of the file."""
+        self.completed.set()
+        self.on_growth()
 
-    def abort(self) -> None:
-        """Give readers the end at once, whatever bytes remain."""
-        with self._changed:
-            self._is_aborted = True
-            self._changed.notify()
+    def fileno(self) -> int:
+        return self._file.fileno()
 
     @property
     def whole(self) -> BinaryIO:
-        """The complete file, seekable, at its start."""
-        self._file.seek(0)
+        """The complete file."""
         return cast(BinaryIO, self._file)
-
-    def seekable(self) -> bool:
-        return False
-
-    def read(self, size: int) -> bytes:
-        """Wait for bytes and return the available ones, at most `size`; an empty result is the end. Blocks the thread."""
-        with self._changed:
-            while self._read_bytes == self._written_bytes and not self.completed.is_set() and not self._is_aborted:
-                self._changed.wait()
-            if self._is_aborted:
-                return b""
-            size = min(size, self._written_bytes - self._read_bytes)
-        data = os.pread(self._file.fileno(), size, self._read_bytes)
-        self._read_bytes += len(data)
-        return data

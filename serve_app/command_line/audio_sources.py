@@ -69,7 +69,8 @@ async def _in_real_time(path: Path) -> AsyncIterator[bytes]:
     try:
         with path.open("rb") as file:
             rest, sent, began_s = np.zeros(0, np.int16), 0, time.monotonic()
-            async for block in AudioFile(file).stream():
+            blocks = AudioFile(file).blocks()
+            while (block := await asyncio.to_thread(next, blocks, None)) is not None:
                 rest = np.concatenate([rest, block])
                 for start in range(0, len(rest) // size * size, size):
                     await asyncio.sleep(max(0.0, began_s + sent * CHUNK_S - time.monotonic()))

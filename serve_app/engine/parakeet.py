@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from serve_app.cores import usable_cores
 from serve_app.engine.boosting import Booster
-from serve_app.engine.cpu import CPU_ENVIRONMENT, usable_cores
+from serve_app.engine.cpu import CPU_ENVIRONMENT
 from serve_app.engine.device_errors import is_device_failure, is_out_of_memory
 from serve_app.engine.precision import choose_precision
 from serve_app.engine.protocol import EngineInfo

@@ -12,7 +12,7 @@ import numpy as np
 
 from serve_app.merging.seams import group_words
 from serve_app.transcript import Token
-from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE, Window
+from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE, Levels, Samples, Window
 
 MIN_GAP = 3 * SAMPLE_RATE // 2
 """Shortest gap between tokens that can hide a deletion, samples."""
@@ -64,12 +64,18 @@ class Gap:
     speech_end: int
 
 
+def frame_levels(samples: Samples) -> Levels:
+    """The level of each whole encoder frame of int16 [samples]."""
+    frames = samples[: len(samples) // FRAME_SAMPLES * FRAME_SAMPLES].reshape(-1, FRAME_SAMPLES)
+    levels: Levels = np.sqrt(np.square(frames.astype(np.float32) / _FULL_SCALE).mean(axis=1))
+    return levels
+
+
 def suspicious_gaps(window: Window, tokens: Sequence[Token]) -> list[Gap]:
     """Gaps of at least MIN_GAP that contain speech energy, also before the first token and after the last one."""
-    frames = window.samples[: len(window.samples) // FRAME_SAMPLES * FRAME_SAMPLES].reshape(-1, FRAME_SAMPLES)
-    if not len(frames):
+    level = frame_levels(window.samples) if window.levels is None else window.levels
+    if not len(level):
         return []
-    level = np.sqrt(np.square(frames.astype(np.float32) / _FULL_SCALE).mean(axis=1))
     has_token = np.zeros(len(level), dtype=bool)
     for token in tokens:
         has_token[token.start_sample // FRAME_SAMPLES : token.end_sample // FRAME_SAMPLES + 1] = True

@@ -12,12 +12,11 @@ from fastapi.testclient import TestClient
 from openai.types.audio import TranscriptionTextDeltaEvent, TranscriptionTextDoneEvent
 
 from serve_app.api import create_api, streaming
-from serve_app.audio.decoding import AudioFile
 from serve_app.errors import EngineError, Overloaded
 from serve_app.transcript import Token
 from serve_app.window import Job, Lane, Window
 from testing import media
-from testing.fake_service import NOISE, FakeService, assert_error, post
+from testing.fake_service import NOISE, FakeService, assert_error, decoders, post
 
 # Noise, with silences in between that end segments.
 SPEECH = [
@@ -163,4 +162,4 @@ async def test_the_work_stops_when_the_client_disconnects(server: HaltingService
 
 
 def _audio() -> Any:
-    return AudioFile(io.BytesIO(LONG))
+    return decoders().open(io.BytesIO(LONG))

@@ -17,6 +17,7 @@ from serve_app.events import Done
 from serve_app.pipeline import Recognise, transcribe
 from serve_app.transcript import Token
 from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE, Samples, Window
+from testing.decoding import windows_of
 from testing.digit_strings import Bank
 from testing.long_recordings import CONDITIONS, Recording, compose_long
 from testing.seam_accuracy import in_batches, transcribe_long
@@ -92,7 +93,8 @@ async def test_three_hours_are_merged_without_a_word_error(
     said, jitter = say(THREE_HOURS, words, pause_s, seed=1), jitter_frames * FRAME_SAMPLES
     windows = await plan(said, THREE_HOURS, window_s, overlap_s)
     recognise = oracle(said, windows, overlap_s, jitter)
-    flow = transcribe(blocks_of(said, THREE_HOURS), recognise, window_s=window_s, overlap_s=overlap_s, max_in_flight=lambda: 4)
+    audio = windows_of(blocks_of(said, THREE_HOURS), window_s, overlap_s)
+    flow = transcribe(audio, recognise, overlap_s=overlap_s, max_in_flight=lambda: 4)
     async with aclosing(flow) as events:
         done = [event async for event in events][-1]
     assert isinstance(done, Done)

@@ -13,7 +13,7 @@ from starlette.websockets import WebSocketDisconnect, WebSocketState
 from serve_app.api import create_api
 from serve_app.api.websocket import PATH
 from serve_app.api.websocket_connection import may_connect
-from serve_app.audio.growing_file import GrowingFile
+from serve_app.decoders.recording import Recording
 from serve_app.errors import EngineError
 from serve_app.settings import IngressSettings, LimitSettings, LiveSettings
 from testing import media
@@ -130,21 +130,21 @@ def test_origins(headers: dict[str, str], is_allowed: bool) -> None:
 def test_a_failure_during_an_upload_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Even while the decoder waits for more of the file; not as `stream_idle` later."""
     server = FakeService(live=LiveSettings(idle_s=5), limits=LimitSettings())
-    sent, reads_from = media.wav(media.chirp(100.0))[:-100_000], [0]
+    sent, starved_at = media.wav(media.chirp(100.0))[:-100_000], [0]
     server.failure = EngineError("It broke.")
     server.hold.clear()
-    read = GrowingFile.read
+    starve = Recording._starve
 
-    def noted_read(file: GrowingFile, size: int) -> bytes:
-        reads_from.append(file._read_bytes)
-        return read(file, size)
+    def noted_starve(recording: Recording, position: int) -> None:
+        starved_at.append(position)
+        starve(recording, position)
 
-    monkeypatch.setattr(GrowingFile, "read", noted_read)
+    monkeypatch.setattr(Recording, "_starve", noted_starve)
     with TestClient(create_api(server.service)) as client, client.websocket_connect(PATH) as socket:
         client.get("/ready")
         assert server.loop is not None
         socket.send_bytes(sent)
-        wait_for(lambda: reads_from[-1] == len(sent) and bool(server.windows))
+        wait_for(lambda: starved_at[-1] == len(sent) and bool(server.windows))
         server.loop.call_soon_threadsafe(server.hold.set)
         assert until_end(socket)[-1]["error"] == "It broke."
         with pytest.raises(WebSocketDisconnect) as closed:

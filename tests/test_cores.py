@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.engine.cpu import usable_cores
+from serve_app.cores import usable_cores
 
 
 def limit(monkeypatch: pytest.MonkeyPatch, *, affinity: int, cpu_max: str | None) -> None:

@@ -1,0 +1,176 @@
+"""One file in a decoder process, in a thread of its own."""
+
+import contextlib
+import io
+import os
+import queue
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, cast
+
+from serve_app.audio.decoding import AudioFile
+from serve_app.audio.dither import without_zeros
+from serve_app.chunking import windows
+from serve_app.decoders.messages import Close, Ended, Failed, Grown, Message, Open, Request, Starved, WindowDone
+from serve_app.decoders.sandbox import ProcessorTime
+from serve_app.decoders.shared_memory import SharedMemory
+from serve_app.decoders.turns import Turns
+from serve_app.errors import AudioError
+from serve_app.merging.gaps import frame_levels
+from serve_app.window import SAMPLE_RATE, Samples, Window
+
+
+class _Closed(Exception):
+    """Nobody waits for the file any more."""
+
+
+class GrowingSource:
+    """Reads a file that is still being sent. It is not seekable, and `read` waits for bytes outside of the job's turn."""
+
+    def __init__(self, descriptor: int, wait_beyond: Callable[[int], int]) -> None:
+        """`wait_beyond` returns the size of the file, bytes, once it exceeds this position or is final."""
+        self._descriptor = descriptor
+        self._wait_beyond = wait_beyond
+        self._position = 0
+        self.size_bytes = 0
+
+    def seekable(self) -> bool:
+        return False
+
+    def read(self, size: int) -> bytes:
+        """The next bytes, at most `size`; an empty result is the end."""
+        if self._position == self.size_bytes:
+            self.size_bytes = self._wait_beyond(self._position)
+        data = os.pread(self._descriptor, min(size, self.size_bytes - self._position), self._position)
+        self._position += len(data)
+        return data
+
+
+class WholeSource(io.FileIO):
+    """Reads a complete file."""
+
+    def __init__(self, descriptor: int, size_bytes: int) -> None:
+        super().__init__(descriptor, closefd=False)
+        self.seek(0)
+        self.size_bytes = size_bytes
+
+
+class Job:
+    """Decodes the file in its turns, and sends a window whenever one is requested and a slot is free.
+
+    `run` belongs to the job's thread, `tell` to that of the messages.
+    """
+
+    def __init__(
+        self,
+        opening: Open,
+        descriptor: int,
+        memory: SharedMemory,
+        turns: Turns,
+        free_slots: "queue.SimpleQueue[int]",
+        send: Callable[[Message], None],
+    ) -> None:
+        self._opening = opening
+        self._memory = memory
+        self._turns = turns
+        self._free_slots = free_slots
+        self._send = send
+        self._time = ProcessorTime()
+        self._decoded_s = 0.0
+        self._requests = threading.Semaphore(0)
+        self._grown = threading.Condition()
+        self._sent_bytes, self._is_sent, self._is_closed = 0, False, False
+        self._source: WholeSource | GrowingSource = (
+            GrowingSource(descriptor, self._wait_beyond)
+            if opening.size_bytes is None
+            else WholeSource(descriptor, opening.size_bytes)
+        )
+        self._audio = AudioFile(cast(BinaryIO, self._source), track=opening.track, formats=opening.formats)
+
+    def tell(self, message: Request | Grown | Close) -> None:
+        """Take a message of the ingress."""
+        match message:
+            case Request():
+                self._requests.release()
+            case Grown(_, size_bytes, is_complete):
+                with self._grown:
+                    self._sent_bytes, self._is_sent = size_bytes, is_complete
+                    self._grown.notify()
+            case Close():
+                self._is_closed = True
+                self._requests.release()
+                with self._grown:
+                    self._grown.notify()
+
+    def run(self, on_end: Callable[[], None]) -> None:
+        """Decode the file. `on_end` is called in its last turn."""
+        number, opening = self._opening.job, self._opening
+        self._begin_turn()
+        outcome: Message | None = None
+        try:
+            for window in windows(self._blocks(), opening.window_s, opening.overlap_s):
+                if window.index >= opening.first_window:
+                    self._hand_over(without_zeros(window))
+            outcome = Ended(number, self._audio.announced_s, list(self._audio.warnings))
+        except _Closed:
+            pass
+        except AudioError as error:
+            outcome = Failed(number, error.message, error.param, is_expected=True)
+        except MemoryError:
+            # Whether this file or another one in the process needs too much is not known: each is tried again alone.
+            os._exit(1)
+        except Exception as error:
+            traceback.print_exc()
+            outcome = Failed(number, repr(error), None, is_expected=False)
+        on_end()
+        self._end_turn()
+        if outcome is not None and not self._is_closed:
+            self._send(outcome)
+
+    def _blocks(self) -> Iterator[Samples]:
+        for block in self._audio.blocks():
+            self._decoded_s += len(block) / SAMPLE_RATE
+            yield block
+            self._end_turn()
+            self._begin_turn()
+            self._check_open()
+        self._check_open()
+
+    def _hand_over(self, window: Window) -> None:
+        levels = frame_levels(window.samples)
+        with self._outside_of_turn():
+            self._requests.acquire()
+            self._check_open()
+            slot = self._free_slots.get()
+            self._memory.write(slot, window.samples, levels)
+            number, announced_s = self._opening.job, self._audio.announced_s
+            self._send(WindowDone(number, slot, window.index, window.start_sample, len(window.samples), announced_s))
+
+    def _wait_beyond(self, position: int) -> int:
+        with self._outside_of_turn(), self._grown:
+            if self._sent_bytes <= position and not self._is_sent:
+                self._send(Starved(self._opening.job, position))
+            while self._sent_bytes <= position and not self._is_sent and not self._is_closed:
+                self._grown.wait()
+            return position if self._is_closed else self._sent_bytes
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise _Closed
+
+    def _begin_turn(self) -> None:
+        self._turns.take(self._opening.job)
+        self._time.begin(self._source.size_bytes, self._decoded_s)
+
+    def _end_turn(self) -> None:
+        self._time.end()
+        self._turns.give_back()
+
+    @contextlib.contextmanager
+    def _outside_of_turn(self) -> Iterator[None]:
+        self._end_turn()
+        try:
+            yield
+        finally:
+            self._begin_turn()

@@ -1,0 +1,114 @@
+"""The messages between an ingress and a decoder process: one JSON array a line, the kind first. Audio is in the shared memory."""
+
+import json
+from dataclasses import astuple, dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """To the process: decode a file, whose descriptor follows over the socket for descriptors."""
+
+    job: int
+    window_s: float
+    overlap_s: float
+    track: int | None
+    formats: list[str]
+    """Containers that are allowed, by FFmpeg's names; empty: all."""
+    size_bytes: int | None
+    """None: the file grows."""
+    first_window: int
+    """Windows with a smaller index are not sent: they were received already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """To the process: send the next window of a job once it is decoded."""
+
+    job: int
+
+
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """To the process: a growing file has so many bytes by now."""
+
+    job: int
+    size_bytes: int
+    is_complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """To the process: stop a job. Nothing more is sent for it."""
+
+    job: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlotFree:
+    """To the process: the window in this slot of the shared memory was copied."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """To the ingress: the process is started."""
+
+
+@dataclass(frozen=True, slots=True)
+class WindowDone:
+    """To the ingress: a window is in a slot of the shared memory."""
+
+    job: int
+    slot: int
+    index: int
+    start_sample: int
+    samples: int
+    announced_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Starved:
+    """To the ingress: the process has read a growing file up to this byte, and waits for more."""
+
+    job: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """To the ingress: all windows of a job were sent."""
+
+    job: int
+    announced_s: float | None
+    warnings: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """To the ingress: the file has no audio that can be decoded (`is_expected`), or the process has a fault."""
+
+    job: int
+    message: str
+    param: str | None
+    is_expected: bool
+
+
+Message = Open | Request | Grown | Close | SlotFree | Ready | WindowDone | Starved | Ended | Failed
+_KINDS: dict[str, type[Message]] = {
+    kind.__name__: kind for kind in (Open, Request, Grown, Close, SlotFree, Ready, WindowDone, Starved, Ended, Failed)
+}
+
+
+def encode(message: Message) -> bytes:
+    """The line of a message."""
+    return json.dumps([type(message).__name__, *astuple(message)]).encode() + b"\n"
+
+
+def decode(line: bytes) -> Message:
+    """The message of a line. Raises ValueError."""
+    try:
+        kind, *values = json.loads(line)
+        return _KINDS[kind](*values)
+    except (KeyError, TypeError) as error:
+        raise ValueError("unknown message") from error

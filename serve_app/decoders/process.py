@@ -1,0 +1,114 @@
+"""One decoder process, as its ingress sees it."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from serve_app.decoders import messages, shared_memory
+from serve_app.decoders.messages import Ended, Failed, Message, Ready, SlotFree, Starved, WindowDone
+from serve_app.decoders.shared_memory import SharedMemory
+from serve_app.window import Window
+
+ENVIRONMENT = {
+    # One file is decoded by one thread at a time.
+    "OPENBLAS_NUM_THREADS": "1",
+    # Otherwise every thread reserves address space of its own.
+    "MALLOC_ARENA_MAX": "1",
+}
+INHERITED = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL")
+"""Environment variables that a decoder process gets. The others may hold keys."""
+
+Receive = Callable[["DecoderProcess", int, Message, Window | None], None]
+"""Takes a message about a job: the process, the number of the job, the message, and the window that comes with it."""
+
+
+class DecoderProcess:
+    """Starts a process. In a thread of its own, it calls `receive` for every message about a job, and `on_end` when it has ended.
+
+    A process that breaks the protocol is killed.
+    """
+
+    def __init__(self, receive: Receive, on_end: "Callable[[DecoderProcess], None]") -> None:
+        memory = shared_memory.create()
+        self._memory = SharedMemory(memory)
+        self._connection, theirs = socket.socketpair()
+        self._descriptors, their_descriptors = socket.socketpair()
+        inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
+        # Not by `site`: what a runtime environment adds while a process runs counts too.
+        path = [str(Path(__file__).parents[2]), *(entry for entry in sys.path if entry)]
+        numbers = [theirs.fileno(), their_descriptors.fileno(), memory]
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-S", "-P", "-m", "serve_app.decoders.worker", *map(str, numbers)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=numbers,
+                env=inherited | ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(path)},
+            )
+        finally:
+            theirs.close()
+            their_descriptors.close()
+            os.close(memory)
+        self._sending = threading.Lock()
+        self.is_ready = False
+        """Whether it has been started completely."""
+        threading.Thread(target=self._run, args=(receive, on_end), name=f"decoder {self.pid}", daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; negative: the signal that ended it."""
+        return self._process.returncode
+
+    @property
+    def current_job(self) -> int:
+        """Number of the job that it is decoding, or was when it ended; 0: none."""
+        return self._memory.job
+
+    def send(self, message: Message, descriptor: int | None = None) -> None:
+        """Send a message, and a descriptor for `Open`. A process that does not read what it is sent is killed."""
+        with self._sending:
+            try:
+                if descriptor is not None:
+                    socket.send_fds(self._descriptors, [b"-"], [descriptor], socket.MSG_DONTWAIT)
+                line = messages.encode(message)
+                if self._connection.send(line, socket.MSG_DONTWAIT) < len(line):
+                    self.kill()
+            except OSError:
+                # It has ended, or is stuck.
+                self.kill()
+
+    def kill(self) -> None:
+        """End the process. `on_end` follows."""
+        self._process.kill()
+
+    def _run(self, receive: Receive, on_end: "Callable[[DecoderProcess], None]") -> None:
+        with self._connection, self._descriptors:
+            # The connection of a process that is killed is reset.
+            with contextlib.suppress(ValueError, OSError), self._connection.makefile("rb") as lines:
+                for line in lines:
+                    self._take(messages.decode(line), receive)
+            self._process.kill()
+            self._process.wait()
+        on_end(self)
+
+    def _take(self, message: Message, receive: Receive) -> None:
+        match message:
+            case Ready():
+                self.is_ready = True
+            case WindowDone(number, slot, index, start, samples):
+                audio, levels = self._memory.read(slot, samples)
+                self.send(SlotFree(slot))
+                receive(self, number, message, Window(index, start, audio, levels=levels))
+            case Starved(number) | Ended(number) | Failed(number):
+                receive(self, number, message, None)
+            case _:
+                raise ValueError("unexpected message")

@@ -1,0 +1,40 @@
+"""The order in which the files of a decoder process are decoded."""
+
+import threading
+from collections import deque
+
+from serve_app.decoders.shared_memory import SharedMemory
+
+
+class Turns:
+    """A lock that goes to whoever waits longest. The shared memory shows who has it.
+
+    A file gives it back after every block, so a short file never waits for the end of a long one.
+    """
+
+    def __init__(self, memory: SharedMemory) -> None:
+        self._memory = memory
+        self._mutex = threading.Lock()
+        self._is_taken = False
+        self._waiting: deque[threading.Lock] = deque()
+
+    def take(self, job: int) -> None:
+        """Wait for the turn. `job`: number of the job; 0: none."""
+        with self._mutex:
+            waits = self._is_taken
+            self._is_taken = True
+            if waits:
+                mine = threading.Lock()
+                mine.acquire()
+                self._waiting.append(mine)
+        if waits:
+            mine.acquire()
+        self._memory.job = job
+
+    def give_back(self) -> None:
+        self._memory.job = 0
+        with self._mutex:
+            if self._waiting:
+                self._waiting.popleft().release()
+            else:
+                self._is_taken = False
