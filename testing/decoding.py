@@ -1,10 +1,14 @@
-"""Windows of audio that is in memory, as the decoder processes make them."""
+"""Windows of audio, made in this process as the decoder processes make them."""
 
+import io
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+import numpy as np
+
+from serve_app.audio.decoding import AudioFile
 from serve_app.audio.dither import without_zeros
-from serve_app.chunking import Planner
+from serve_app.chunking import Planner, windows
 from serve_app.window import Samples, Window
 
 
@@ -17,3 +21,15 @@ async def windows_of(blocks: AsyncGenerator[Samples, None], window_s: float, ove
                 yield without_zeros(window)
     for window in planner.finish():
         yield without_zeros(window)
+
+
+def windows_of_file(data: bytes, window_s: float, overlap_s: float) -> list[Window]:
+    """Decode a file and cut it into windows, without digital silence."""
+    return [without_zeros(window) for window in windows(AudioFile(io.BytesIO(data)).blocks(), window_s, overlap_s)]
+
+
+def assert_same_windows(windows: list[Window], expected: list[Window]) -> None:
+    """Assert that both are the same windows, sample for sample."""
+    assert [(w.index, w.start_sample) for w in windows] == [(w.index, w.start_sample) for w in expected]
+    for window, other in zip(windows, expected, strict=True):
+        assert np.array_equal(window.samples, other.samples)

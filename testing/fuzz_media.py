@@ -24,7 +24,7 @@ import soundfile as sf
 
 from testing import media
 from testing.paths import DATA
-from testing.server import held_bytes, open_files
+from testing.server import DECODER, held_bytes, open_files
 
 SPEECH = DATA / "two-four-seven.flac"
 """Recording that all files contain, 16 kHz."""
@@ -204,13 +204,19 @@ class Load:
         files = 0
         for process in psutil.Process(server_pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess, IndexError, FileNotFoundError):
+                arguments = process.cmdline()
                 # Ray appends the name of the current method to the title of a process, behind a dot.
-                kind = process.cmdline()[0].removeprefix("ray::").partition(".")[0]
-                if kind.startswith(("ProxyActor", "ingress", "ServeReplica", "model", "status")):
+                kind = "decoder" if DECODER in arguments else arguments[0].removeprefix("ray::").partition(".")[0]
+                if kind.startswith(("ProxyActor", "ingress", "ServeReplica", "model", "status", "decoder")):
                     held_mb[f"{kind} {process.pid}"] = held_bytes(process) / 1e6
                     # Ray's object store maps shared memory from deleted files, which are not temporary files.
                     files += sum(f.endswith("(deleted)") and not f.startswith("/memfd") for f in open_files(process))
         return cls(held_mb, files)
+
+    @property
+    def processes(self) -> Counter[str]:
+        """Number of processes of each kind."""
+        return Counter(process.rpartition(" ")[0] for process in self.held_mb)
 
     def growth_mb(self, earlier: "Load") -> dict[str, float]:
         """Growth of the memory of each process since `earlier`, MB. A new process counts in full."""

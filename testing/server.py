@@ -18,6 +18,9 @@ import yaml
 
 from testing.paths import ROOT
 
+DECODER = "serve_app.decoders.worker"
+"""The module that a decoder process runs."""
+
 START_S = 180.0
 STOP_S = 60.0
 
@@ -46,6 +49,10 @@ class Server:
             return title == name or title.startswith(f"{name}.")
 
         return self._processes(has_name)
+
+    def decoders(self) -> list[psutil.Process]:
+        """Its decoder processes."""
+        return self.processes_with(DECODER)
 
     def processes_with(self, argument: str) -> list[psutil.Process]:
         """Its processes that have an argument which begins like that."""

@@ -88,7 +88,7 @@ def send(server: Server, speech: DigitString, upload_bytes: int) -> str:
 def test_memory_stays_flat_whatever_the_size(server: Server, strings: list[DigitString], upload_bytes: int) -> None:
     (proxy,), (ingress,), (model,) = (server.processes(name) for name in ("ProxyActor", "ingress", "model digits"))
     server.transcribe(noise(2))
-    peak = Peak([proxy, ingress, model])
+    peak = Peak([proxy, ingress, model, *server.decoders()])
     with peak.watching():
         assert send(server, strings[5], upload_bytes) == strings[5].text
     print(f"growth in MB: {[grown // 1_000_000 for grown in peak.growth_bytes]}")

@@ -1,0 +1,149 @@
+"""The program of a decoder process: what it imports, what it knows, what it may do, and when it ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from serve_app.decoders import messages, shared_memory
+from serve_app.decoders.messages import Failed, Message, Open, Ready, WindowDone
+from serve_app.decoders.pool import DecoderPool
+from serve_app.decoders.shared_memory import MAX_SAMPLES, SLOTS, SharedMemory
+from serve_app.window import FRAME_SAMPLES
+from testing.paths import ROOT
+
+START_MB = 80
+
+
+def run(code: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_it_imports_little() -> None:
+    imported = json.loads(run("import sys, json, serve_app.decoders.worker; print(json.dumps(list(sys.modules)))").stdout)
+    assert not {"ray", "torch", "nemo", "fastapi", "starlette", "pydantic", "soxr"} & set(imported)
+
+
+def test_it_is_small_and_knows_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARAKEET_AUTH__KEYS", '["secret"]')
+    pool = DecoderPool(1)
+    (process,) = (psutil.Process(pid) for pid in pool.pids)
+    while process.num_ctx_switches().voluntary < 1 or process.memory_info().rss < 30e6:
+        time.sleep(0.01)
+    assert "secret" not in str(process.environ())
+    assert process.memory_info().rss < START_MB * 1e6
+    pool.close()
+
+
+def test_it_ends_with_its_ingress(tmp_path: Path) -> None:
+    code = """
+import os
+from serve_app.decoders.pool import DecoderPool
+pool = DecoderPool(2)
+print(*pool.pids, flush=True)
+os._exit(1)
+"""
+    pids = [int(pid) for pid in run(code).stdout.split()]
+    assert len(pids) == 2
+    deadline_s = time.monotonic() + 20
+    while any(psutil.pid_exists(pid) for pid in pids):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+
+
+def test_a_file_can_open_neither_files_nor_sockets() -> None:
+    result = run("""
+import os, socket
+from serve_app.decoders.sandbox import Descriptors
+ours, theirs = socket.socketpair()
+file = os.open("README.md", os.O_RDONLY)
+socket.send_fds(ours, [b"-"], [file])
+descriptors = Descriptors()
+def may_open():
+    opened = []
+    for open_one in (lambda: os.open("README.md", os.O_RDONLY), lambda: socket.socket().detach(), lambda: os.dup(0)):
+        try:
+            opened.append(open_one())
+        except OSError as error:
+            assert error.errno == 24
+    return bool(opened)
+print(may_open())
+received = descriptors.receive(theirs)
+print(os.pread(received, 2, 0), may_open())
+descriptors.close(received)
+print(may_open())
+""")
+    assert result.stdout.split("\n")[:3] == ["False", "b'# ' False", "False"], result.stderr
+
+
+def test_memory_is_limited() -> None:
+    result = run("""
+from serve_app.decoders.sandbox import FREE_MEMORY_BYTES, Memory
+memory = Memory()
+kept = bytearray(FREE_MEMORY_BYTES // 2)
+try:
+    bytearray(FREE_MEMORY_BYTES)
+except MemoryError:
+    memory.add(FREE_MEMORY_BYTES)
+    print(len(bytearray(FREE_MEMORY_BYTES)) > 0)
+""")
+    assert result.stdout == "True\n", result.stderr
+
+
+@pytest.mark.slow
+def test_processor_time_is_limited_by_bytes_and_decoded_audio() -> None:
+    code = """
+import time
+from serve_app.decoders import sandbox
+sandbox.forbid_core_dumps()
+sandbox.START_CPU_S = 0.2
+turn = sandbox.ProcessorTime()
+turn.begin({read_bytes}, {decoded_s})
+while time.process_time() < 1.9:
+    pass
+print("done")
+"""
+    killed = run(code.format(read_bytes=0, decoded_s=0))
+    assert (killed.returncode, killed.stdout) == (-signal.SIGXCPU, "")
+    assert run(code.format(read_bytes=15_000_000, decoded_s=0)).stdout == "done\n"
+    assert run(code.format(read_bytes=0, decoded_s=30)).stdout == "done\n"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [Ready(), Open(1, 32.0, 2.0, None, ["wav"], None, 3), WindowDone(1, 0, 2, 3, 4, None), Failed(1, 'line\n"é"', "file", True)],
+)
+def test_messages_survive_the_way(message: Message) -> None:
+    line = messages.encode(message)
+    assert line.count(b"\n") == 1
+    assert messages.decode(line) == message
+
+
+@pytest.mark.parametrize("line", [b"\n", b"[]\n", b'["Open"]\n', b'["Shut", 1]\n', b"{}\n", b'[["Ready"]]\n', b"\xff\n"])
+def test_what_is_no_message_is_an_error(line: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  # any of them
+        messages.decode(line)
+
+
+def test_shared_memory() -> None:
+    descriptor = shared_memory.create()
+    ours, theirs = SharedMemory(descriptor), SharedMemory(descriptor)
+    os.close(descriptor)
+    theirs.job = 7
+    assert ours.job == 7
+    for slot, length in [(0, 1), (SLOTS - 1, MAX_SAMPLES)]:
+        samples = np.random.default_rng(slot).integers(-32768, 32767, length, dtype=np.int16)
+        levels = np.arange(length // FRAME_SAMPLES, dtype=np.float32)
+        theirs.write(slot, samples, levels)
+        for sent, received in zip((samples, levels), ours.read(slot, length), strict=True):
+            assert np.array_equal(sent, received)
+    for slot, length in [(SLOTS, 1), (-1, 1), (0, 0), (0, MAX_SAMPLES + 1)]:
+        with pytest.raises(ValueError, match="outside"):
+            ours.read(slot, length)
