@@ -21,20 +21,50 @@ FADE_S = 0.01
 """Length of the cross-fade between the mix and one channel, seconds."""
 
 
+MIN_CLEARANCE = 1e-3
+"""Distance from CANCELLED_RATIO at which the sums over many blocks at once decide, as a fraction of the power with any offset.
+
+Their rounding errors are far smaller.
+"""
+
+
 class CancellationGuard:
-    """Takes one stream in blocks. Blocks whose channels do not cancel out are returned unchanged.
+    """Takes one stream in runs of blocks. A run without a block whose channels cancel out is returned unchanged.
 
     The result depends on the blocks, so they must be cut at the same places however the audio arrives: every BLOCK_S.
     """
 
     def __init__(self, weights: NDArray[np.float32], rate_hz: int) -> None:
         """`weights`: weight of each channel in the mix, float32 [channels]. `rate_hz`: sample rate, Hz."""
+        self.block_samples = round(BLOCK_S * rate_hz)
         self._weights = weights
         self._fade_samples = max(1, round(FADE_S * rate_hz))
         self._channel: int | None = None  # the one that replaces all; None: the mix is used
 
-    def __call__(self, block: NDArray[Any]) -> NDArray[Any]:
-        """A block [channels, samples] of any real dtype, with one channel in the place of all where these cancel out."""
+    def __call__(self, samples: NDArray[Any]) -> NDArray[Any]:
+        """Blocks [channels, samples] of any real dtype, with one channel in the place of all where these cancel out.
+
+        The last block may be shorter than the others, but only at the end of the stream.
+        """
+        size = self.block_samples
+        if self._channel is None and samples.shape[1] % size == 0 and self._is_clear(samples):
+            return samples
+        blocks = [samples[:, start : start + size] for start in range(0, samples.shape[1], size)]
+        checked = [self._checked(block) for block in blocks]
+        is_unchanged = all(after is before for after, before in zip(checked, blocks, strict=True))
+        return samples if is_unchanged else np.concatenate(checked, axis=1)
+
+    def _is_clear(self, samples: NDArray[Any]) -> bool:
+        """Whether it is clear without an exact calculation that no block cancels out."""
+        blocks = samples.astype(np.float32, order="C").reshape(len(samples), -1, self.block_samples)
+        mix = np.tensordot(self._weights, blocks, 1)
+        total = self._weights**2 @ np.vecdot(blocks, blocks)
+        offsets = blocks @ np.ones(self.block_samples, np.float32)
+        total_offset = self._weights**2 @ offsets**2 / self.block_samples
+        mix_power = np.vecdot(mix, mix) - (self._weights @ offsets) ** 2 / self.block_samples
+        return bool(np.all(mix_power - CANCELLED_RATIO * (total - total_offset) >= MIN_CLEARANCE * total))
+
+    def _checked(self, block: NDArray[Any]) -> NDArray[Any]:
         previous, self._channel = self._channel, self._choice(block)
         if previous is None and self._channel is None:
             return block
