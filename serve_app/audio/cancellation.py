@@ -56,13 +56,30 @@ class CancellationGuard:
 
     def _is_clear(self, samples: NDArray[Any]) -> bool:
         """Whether it is clear without an exact calculation that no block cancels out."""
-        blocks = samples.astype(np.float32, order="C").reshape(len(samples), -1, self.block_samples)
-        mix = np.tensordot(self._weights, blocks, 1)
-        total = self._weights**2 @ np.vecdot(blocks, blocks)
-        offsets = blocks @ np.ones(self.block_samples, np.float32)
-        total_offset = self._weights**2 @ offsets**2 / self.block_samples
-        mix_power = np.vecdot(mix, mix) - (self._weights @ offsets) ** 2 / self.block_samples
-        return bool(np.all(mix_power - CANCELLED_RATIO * (total - total_offset) >= MIN_CLEARANCE * total))
+        is_interleaved_stereo = len(samples) == 2 and samples.T.flags.c_contiguous and self._weights[0] == self._weights[1]
+        mix_power, total_power, total_with_offset = (self._stereo_powers if is_interleaved_stereo else self._powers)(samples)
+        return bool(np.all(mix_power - CANCELLED_RATIO * total_power >= MIN_CLEARANCE * total_with_offset))
+
+    def _powers(self, samples: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """Power of the mix, sum of the channels' powers in it, and this sum with any offset, float32 [blocks] each."""
+        weights, size = np.multiply.outer(self._weights, self._weights)[..., None], self.block_samples
+        blocks = samples.astype(np.float32, order="C", copy=False).reshape(len(samples), -1, size)
+        products = weights * np.vecdot(blocks[:, None], blocks)
+        offsets = np.vecdot(blocks, np.ones(size, np.float32))
+        covariance = products - weights * offsets[:, None] * offsets / size
+        return covariance.sum((0, 1)), covariance.trace(), products.trace()
+
+    def _stereo_powers(self, samples: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """The same for interleaved channels of equal weight, without the cost of separating them; the weight is left out.
+
+        A pair of samples is a complex number l + ir. |l + ir|² is l² + r², and the imaginary part of (l + ir)² is 2lr.
+        """
+        pairs = samples.T.astype(np.float32, copy=False).view(np.complex64).reshape(-1, self.block_samples)
+        offsets = np.vecdot(np.ones(self.block_samples, np.complex64), pairs)
+        squares = (pairs[:, None] @ pairs[..., None])[:, 0, 0] - offsets**2 / self.block_samples
+        total_with_offset = np.vecdot(pairs, pairs).real
+        total_power = total_with_offset - np.abs(offsets) ** 2 / self.block_samples
+        return total_power + squares.imag, total_power, total_with_offset
 
     def _checked(self, block: NDArray[Any]) -> NDArray[Any]:
         previous, self._channel = self._channel, self._choice(block)

@@ -38,13 +38,16 @@ class Resampler:
         Frames are gathered until they make `wanted` samples or MAX_GATHERED_BYTES, because each conversion has a cost of its own.
         Samples that are not finite become 0. Raises av.FFmpegError or ValueError if FFmpeg cannot convert what was gathered.
         """
-        if (converter := self._converter) is not None and (frame is None or not converter.has_format_of(frame)):
+        converter = self._converter
+        if converter is not None and (frame is None or not converter.has_format_of(frame)):
             self._converter = None
-            yield from converter.finish()
+            yield from converter.convert_rest()
+            converter = None
         if frame is not None:
-            if self._converter is None:
-                self._converter = _Converter(frame)
-            yield from self._converter.push(frame, wanted)
+            if converter is None:
+                converter = self._converter = _Converter(frame)
+            if converter.gather(frame, wanted):
+                yield from converter.convert()
 
 
 class _Converter:
@@ -69,15 +72,18 @@ class _Converter:
             frame.sample_rate == self._rate_hz and frame.format.name == self._format and frame.layout.name == self._layout
         )
 
-    def push(self, frame: AudioFrame, wanted: int) -> Iterator[Samples]:
+    def gather(self, frame: AudioFrame, wanted: int) -> bool:
+        """Whether it is time to convert."""
         # decoding.py fills gaps. Without time stamps, the resampler neither drops nor inserts samples.
         frame.pts = None
         self._fifo.write(frame)
         self._gathered += frame.samples
-        if self._gathered * SAMPLE_RATE >= wanted * self._rate_hz or self._gathered >= self._max_gathered:
-            yield from self._converted(self._gathered // self._unit * self._unit)
+        return self._gathered >= self._max_gathered or self._gathered * SAMPLE_RATE >= wanted * self._rate_hz
 
-    def finish(self) -> Iterator[Samples]:
+    def convert(self) -> Iterator[Samples]:
+        yield from self._converted(self._gathered // self._unit * self._unit)
+
+    def convert_rest(self) -> Iterator[Samples]:
         yield from self._converted(self._gathered)
         for out in self._resampler.resample(None):
             yield out.to_ndarray()[0]
