@@ -60,13 +60,14 @@ def speech_like(seconds: float, rate: int, channels: int) -> NDArray[np.float32]
     t = np.arange(round(seconds * rate), dtype=np.float32) / rate
     loudness = np.clip(np.sin(2 * np.pi * SYLLABLES_HZ * t) * np.sin(2 * np.pi * 0.2 * t), 0, 1)
     noise = rng.normal(0, 0.1, (len(t) + 3, channels)).astype(np.float32)
-    return (noise[:-3] + noise[1:-2] + noise[2:-1] + noise[3:]) / 2 * loudness[:, None]
+    speech: NDArray[np.float32] = (noise[:-3] + noise[1:-2] + noise[2:-1] + noise[3:]) / 2 * loudness[:, None]
+    return speech
 
 
 def plain(path: Path) -> int:
     """Samples that the plain loop decodes."""
     samples = 0
-    with path.open("rb") as file, av.open(file) as container:
+    with path.open("rb") as file, av.open(file, "r") as container:
         container.streams.audio[0].codec_context.thread_count = 1
         resampler = av.AudioResampler("s16", "mono", SAMPLE_RATE)
         for frame in container.decode(audio=0):

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import cast
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -19,8 +19,8 @@ from serve_app.window import SAMPLE_RATE, Samples
 MAX_PLANES = 7
 """Maximum number of channels of a planar frame that PyAV reads. With more, it reads beyond FFmpeg's list of planes."""
 
-MAX_GATHERED_BYTES = 2**20
-"""Size of the frames to convert at once, bytes. More would not fit into the caches of a CPU."""
+MAX_GATHERED_BYTES = 2**19
+"""Size of the samples that are converted at once, bytes. More would not fit into the cache of a CPU core."""
 
 FORMATS_WITH_NAN = frozenset({"flt", "dbl"})
 """Sample formats, by FFmpeg's names, that may hold NaN and infinity: those to which files of uncompressed samples are decoded."""
@@ -41,13 +41,12 @@ class Resampler:
         converter = self._converter
         if converter is not None and (frame is None or not converter.has_format_of(frame)):
             self._converter = None
-            yield from converter.convert_rest()
+            yield from converter.finish()
             converter = None
         if frame is not None:
             if converter is None:
                 converter = self._converter = _Converter(frame)
-            if converter.gather(frame, wanted):
-                yield from converter.convert()
+            yield from converter.push(frame, wanted)
 
 
 class _Converter:
@@ -59,40 +58,43 @@ class _Converter:
         self._resampler = AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
         self._mixer = _even_mixer(frame) if weights is None else None
         self._may_have_nan = self._format in FORMATS_WITH_NAN
-        is_array = not self._format.startswith("s64") and (frame.format.is_packed or channels <= MAX_PLANES)
         self._guard: CancellationGuard | None = None
-        if channels > 1 and is_array:
+        # PyAV makes no array of the other formats.
+        if channels > 1 and not self._format.startswith("s64") and (frame.format.is_packed or channels <= MAX_PLANES):
             self._guard = CancellationGuard(np.ones(channels, np.float32) if weights is None else weights, self._rate_hz)
         self._fifo, self._gathered = AudioFifo(), 0
         self._unit = 1 if self._guard is None else self._guard.block_samples
-        self._max_gathered = max(1, MAX_GATHERED_BYTES // (frame.format.bytes * channels))
+        self._max_gathered = max(1, MAX_GATHERED_BYTES // (frame.format.bytes * channels * self._unit)) * self._unit
 
     def has_format_of(self, frame: AudioFrame) -> bool:
-        return (
-            frame.sample_rate == self._rate_hz and frame.format.name == self._format and frame.layout.name == self._layout
-        )
+        return frame.sample_rate == self._rate_hz and frame.format.name == self._format and frame.layout.name == self._layout
 
-    def gather(self, frame: AudioFrame, wanted: int) -> bool:
-        """Whether it is time to convert."""
+    def push(self, frame: AudioFrame, wanted: int) -> Iterator[Samples]:
         # decoding.py fills gaps. Without time stamps, the resampler neither drops nor inserts samples.
         frame.pts = None
+        if self._guard is None and frame.samples >= self._max_gathered:
+            # A forged frame can be huge, and the queue would hold a copy of it.
+            yield from self._gathered_samples(1)
+            yield from self._converted(frame)
+            return
         self._fifo.write(frame)
         self._gathered += frame.samples
-        return self._gathered >= self._max_gathered or self._gathered * SAMPLE_RATE >= wanted * self._rate_hz
+        if self._gathered >= self._max_gathered or self._gathered * SAMPLE_RATE >= wanted * self._rate_hz:
+            yield from self._gathered_samples(self._unit)
 
-    def convert(self) -> Iterator[Samples]:
-        yield from self._converted(self._gathered // self._unit * self._unit)
-
-    def convert_rest(self) -> Iterator[Samples]:
-        yield from self._converted(self._gathered)
+    def finish(self) -> Iterator[Samples]:
+        yield from self._gathered_samples(1)
         for out in self._resampler.resample(None):
             yield out.to_ndarray()[0]
 
-    def _converted(self, count: int) -> Iterator[Samples]:
-        if count == 0:
-            return
-        self._gathered -= count
-        frame = self._checked(cast(AudioFrame, self._fifo.read(count)))
+    def _gathered_samples(self, unit: int) -> Iterator[Samples]:
+        """Convert what was gathered, as far as it is a multiple of `unit` samples."""
+        while (count := min(self._gathered // unit * unit, self._max_gathered)) > 0:
+            self._gathered -= count
+            yield from self._converted(cast(AudioFrame, self._fifo.read(count)))
+
+    def _converted(self, frame: AudioFrame) -> Iterator[Samples]:
+        frame = self._checked(frame)
         if self._mixer is not None:
             self._mixer.push(frame)
             frame = cast(AudioFrame, self._mixer.pull())
@@ -103,7 +105,8 @@ class _Converter:
         """The frame with finite samples, and with one channel in the place of all where these cancel out."""
         if self._guard is None and not self._may_have_nan:
             return frame
-        array = original = frame.to_ndarray()
+        original: NDArray[Any] = frame.to_ndarray()
+        array = original
         if self._may_have_nan and not np.isfinite(array).all():
             # A resampler would spread NaN and infinity to the samples around them.
             array = np.nan_to_num(array, nan=0.0, posinf=0.0, neginf=0.0)
@@ -114,8 +117,7 @@ class _Converter:
                 array = guarded if is_planar else guarded.T.reshape(1, -1)
         if array is original:
             return frame
-        contiguous = cast(NDArray[np.float32], np.ascontiguousarray(array))
-        changed = AudioFrame.from_ndarray(contiguous, format=self._format, layout=self._layout)
+        changed = AudioFrame.from_ndarray(np.ascontiguousarray(array), format=self._format, layout=self._layout)
         changed.sample_rate = self._rate_hz
         return changed
 
