@@ -21,20 +21,67 @@ FADE_S = 0.01
 """Length of the cross-fade between the mix and one channel, seconds."""
 
 
+MIN_CLEARANCE = 1e-3
+"""Distance from CANCELLED_RATIO at which the sums over many blocks at once decide, as a fraction of the power with any offset.
+
+Their rounding errors are far smaller.
+"""
+
+
 class CancellationGuard:
-    """Takes one stream in blocks. Blocks whose channels do not cancel out are returned unchanged.
+    """Takes one stream in runs of blocks. A run without a block whose channels cancel out is returned unchanged.
 
     The result depends on the blocks, so they must be cut at the same places however the audio arrives: every BLOCK_S.
     """
 
     def __init__(self, weights: NDArray[np.float32], rate_hz: int) -> None:
         """`weights`: weight of each channel in the mix, float32 [channels]. `rate_hz`: sample rate, Hz."""
+        self.block_samples = round(BLOCK_S * rate_hz)
         self._weights = weights
         self._fade_samples = max(1, round(FADE_S * rate_hz))
         self._channel: int | None = None  # the one that replaces all; None: the mix is used
 
-    def __call__(self, block: NDArray[Any]) -> NDArray[Any]:
-        """A block [channels, samples] of any real dtype, with one channel in the place of all where these cancel out."""
+    def __call__(self, samples: NDArray[Any]) -> NDArray[Any]:
+        """Blocks [channels, samples] of any real dtype, with one channel in the place of all where these cancel out.
+
+        The last block may be shorter than the others, but only at the end of the stream.
+        """
+        size = self.block_samples
+        if self._channel is None and samples.shape[1] % size == 0 and self._is_clear(samples):
+            return samples
+        blocks = [samples[:, start : start + size] for start in range(0, samples.shape[1], size)]
+        checked = [self._checked(block) for block in blocks]
+        is_unchanged = all(after is before for after, before in zip(checked, blocks, strict=True))
+        return samples if is_unchanged else np.concatenate(checked, axis=1)
+
+    def _is_clear(self, samples: NDArray[Any]) -> bool:
+        """Whether it is clear without an exact calculation that no block cancels out."""
+        is_interleaved_stereo = len(samples) == 2 and samples.T.flags.c_contiguous and self._weights[0] == self._weights[1]
+        mix_power, total_power, total_with_offset = (self._stereo_powers if is_interleaved_stereo else self._powers)(samples)
+        return bool(np.all(mix_power - CANCELLED_RATIO * total_power >= MIN_CLEARANCE * total_with_offset))
+
+    def _powers(self, samples: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """Power of the mix, sum of the channels' powers in it, and this sum with any offset, float32 [blocks] each."""
+        weights, size = np.multiply.outer(self._weights, self._weights)[..., None], self.block_samples
+        blocks = samples.astype(np.float32, order="C", copy=False).reshape(len(samples), -1, size)
+        products = weights * np.vecdot(blocks[:, None], blocks)
+        offsets = np.vecdot(blocks, np.ones(size, np.float32))
+        covariance = products - weights * offsets[:, None] * offsets / size
+        return covariance.sum((0, 1)), covariance.trace(), products.trace()
+
+    def _stereo_powers(self, samples: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """The same for interleaved channels of equal weight, without the cost of separating them; the weight is left out.
+
+        A pair of samples is a complex number l + ir. |l + ir|² is l² + r², and the imaginary part of (l + ir)² is 2lr.
+        """
+        pairs = samples.T.astype(np.float32, copy=False).view(np.complex64).reshape(-1, self.block_samples)
+        offsets = np.vecdot(np.ones(self.block_samples, np.complex64), pairs)
+        squares = (pairs[:, None] @ pairs[..., None])[:, 0, 0] - offsets**2 / self.block_samples
+        total_with_offset = np.vecdot(pairs, pairs).real
+        total_power = total_with_offset - np.abs(offsets) ** 2 / self.block_samples
+        return total_power + squares.imag, total_power, total_with_offset
+
+    def _checked(self, block: NDArray[Any]) -> NDArray[Any]:
         previous, self._channel = self._channel, self._choice(block)
         if previous is None and self._channel is None:
             return block

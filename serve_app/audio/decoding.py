@@ -12,13 +12,12 @@ import itertools
 import os
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Iterator
 from concurrent.futures import Executor
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 import av
 import numpy as np
 from av.audio.frame import AudioFrame
 from av.packet import Packet
-from numpy.typing import NDArray
 
 from serve_app.audio.duration import Duration
 from serve_app.audio.resampling import Resampler
@@ -91,7 +90,8 @@ class AudioFile:
         self._options = OPEN_OPTIONS | ({"format_whitelist": ",".join(formats)} if formats else {})
         self._duration: Duration | None = None
         self._size_bytes: int | None = None
-        self._read_bytes = self._decoded_samples = 0
+        self._resample, self._has_resampled = Resampler(), False
+        self._read_bytes = self._decoded_samples = self._held_samples = 0
         self._is_damaged = self._is_short = False
 
     @property
@@ -117,14 +117,13 @@ class AudioFile:
         if self._size_bytes == 0:
             raise AudioError("The file is empty.")
         held: list[Samples] = []
-        held_samples = 0
         for piece in self._pieces():
             held.append(piece)
-            held_samples += len(piece)
+            self._held_samples += len(piece)
             self._decoded_samples += len(piece)
-            if held_samples >= BLOCK_SAMPLES:
+            if self._held_samples >= BLOCK_SAMPLES:
                 yield np.concatenate(held)
-                held, held_samples = [], 0
+                held, self._held_samples = [], 0
         if self._decoded_samples == 0:
             raise AudioError("The file holds no audio samples.")
         self._is_short = self._duration is not None and self._duration.is_short(self._decoded_samples / SAMPLE_RATE)
@@ -158,26 +157,29 @@ class AudioFile:
             stream = select_track(container, self._track)
             self._duration = Duration(container, stream)
             start_s = None if container.start_time is None else container.start_time / av.time_base
-            resample, is_first = Resampler(), True
             for silence_s, frame in _with_gaps(self._frames(container, stream), start_s):
                 if silence_s > 0:
-                    yield from resample(None)
+                    yield from self._resampled(None)
                     yield from _silence(silence_s)
-                try:
-                    yield from resample(frame)
-                except (av.FFmpegError, ValueError) as error:
-                    if is_first:
-                        raise AudioError(f"The audio of the file cannot be converted: {error}") from error
-                    self._is_damaged = True
-                is_first = False
-            yield from resample(None)
+                yield from self._resampled(frame)
+            yield from self._resampled(None)
+
+    def _resampled(self, frame: AudioFrame | None) -> Iterator[Samples]:
+        """What the resampler makes of `frame`, and of the frames that it has gathered for this block."""
+        try:
+            for samples in self._resample(frame, BLOCK_SAMPLES - self._held_samples):
+                self._has_resampled = True
+                yield samples
+        except (av.FFmpegError, ValueError) as error:
+            if not self._has_resampled:
+                raise AudioError(f"The audio of the file cannot be converted: {error}") from error
+            self._is_damaged = True
 
     def _frames(self, container: av.container.InputContainer, stream: av.AudioStream) -> Iterator[AudioFrame]:
         """Decoded frames, with the time base of the stream."""
         decoder, is_first = stream.codec_context, True
         # Each thread would hold a frame, and a forged frame can have hundreds of megabytes. One thread is fast enough.
         decoder.thread_count = 1
-        has_float_samples = decoder.name.startswith(("pcm_f32", "pcm_f64"))
         first_silent_type = AMR_FIRST_SILENT_TYPES.get(decoder.name)
         for packet in itertools.chain(self._packets(container, stream), [None]):
             if packet is not None and first_silent_type is not None and bytes(packet)[0] >> 3 & 15 >= first_silent_type:
@@ -190,9 +192,9 @@ class AudioFile:
             for frame in frames:
                 has_sane_rate = MIN_RATE_HZ <= frame.sample_rate <= MAX_RATE_HZ
                 if has_sane_rate and frame.samples <= MAX_FRAME_S * frame.sample_rate:
-                    finite = _without_nan(frame) if has_float_samples else frame
-                    finite.time_base = stream.time_base
-                    yield finite
+                    if packet is None:
+                        frame.time_base = stream.time_base
+                    yield frame
                 elif is_first:
                     found = f"a frame of {frame.samples} samples at {frame.sample_rate} Hz"
                     raise AudioError(f"The file is not valid audio: it has {found}.")
@@ -213,9 +215,10 @@ class AudioFile:
                 packets, errors_in_a_row = container.demux(stream), errors_in_a_row + 1
             else:
                 errors_in_a_row = 0
-                self._read_bytes = max(self._read_bytes, (packet.pos or 0) + packet.size)
+                size_bytes = packet.size
+                self._read_bytes = max(self._read_bytes, (packet.pos or 0) + size_bytes)
                 # An empty packet would end the stream for the decoder.
-                if packet.size > 0:
+                if size_bytes > 0:
                     yield packet
 
 
@@ -232,11 +235,11 @@ def _with_gaps(frames: Iterable[AudioFrame], start_s: float | None) -> Iterator[
         if (at_s := frame.time) is not None:
             if due_s is None or previous_end_s is None:
                 due_s = previous_end_s = at_s
-            next_s = following.time if following is not None else None
-            is_agreed = next_s is not None and abs(next_s - at_s - length_s) <= MIN_GAP_S / 4
-            if is_agreed and at_s - due_s > MIN_GAP_S and at_s - previous_end_s > MIN_JUMP_S:
-                silence_s = at_s - due_s if at_s - due_s <= MAX_GAP_S else 0.0
-                due_s = at_s
+            if at_s - due_s > MIN_GAP_S and at_s - previous_end_s > MIN_JUMP_S:
+                next_s = following.time if following is not None else None
+                if next_s is not None and abs(next_s - at_s - length_s) <= MIN_GAP_S / 4:
+                    silence_s = at_s - due_s if at_s - due_s <= MAX_GAP_S else 0.0
+                    due_s = at_s
             previous_end_s = at_s + length_s
         if due_s is not None:
             due_s += length_s
@@ -248,17 +251,6 @@ def _silence(seconds: float) -> Iterator[Samples]:
     while left_samples > 0:
         yield np.zeros(min(left_samples, BLOCK_SAMPLES), np.int16)
         left_samples -= BLOCK_SAMPLES
-
-
-def _without_nan(frame: AudioFrame) -> AudioFrame:
-    """The frame with zeros instead of NaN and infinite samples, which a resampler would spread to the samples around them."""
-    values = frame.to_ndarray()
-    if np.isfinite(values).all():
-        return frame
-    finite = np.nan_to_num(cast("NDArray[np.float32]", values), nan=0.0, posinf=0.0, neginf=0.0)
-    clean = AudioFrame.from_ndarray(finite, frame.format.name, frame.layout.name)
-    clean.sample_rate, clean.pts = frame.sample_rate, frame.pts
-    return clean
 
 
 def _size_bytes(source: BinaryIO) -> int:

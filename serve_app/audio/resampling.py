@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import cast
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -13,64 +13,113 @@ from av.audio.resampler import AudioResampler
 from av.filter import Graph
 from numpy.typing import NDArray
 
-from serve_app.audio.cancellation import BLOCK_S, CancellationGuard
+from serve_app.audio.cancellation import CancellationGuard
 from serve_app.window import SAMPLE_RATE, Samples
 
 MAX_PLANES = 7
 """Maximum number of channels of a planar frame that PyAV reads. With more, it reads beyond FFmpeg's list of planes."""
+
+MAX_GATHERED_BYTES = 2**19
+"""Size of the samples that are converted at once, bytes. More would not fit into the cache of a CPU core."""
+
+FORMATS_WITH_NAN = frozenset({"flt", "dbl"})
+"""Sample formats, by FFmpeg's names, that may hold NaN and infinity: those to which files of uncompressed samples are decoded."""
 
 
 class Resampler:
     """Resamples one stream with libswresample. The sample rate, sample format and layout may change in the middle of it."""
 
     def __init__(self) -> None:
-        self._resampler: AudioResampler | None = None
-        self._mixer: Graph | None = None
-        self._guard: CancellationGuard | None = None
-        self._fifo = AudioFifo()
-        self._format: tuple[str, str, int] | None = None
+        self._converter: _Converter | None = None
 
-    def __call__(self, frame: AudioFrame | None) -> Iterator[Samples]:
+    def __call__(self, frame: AudioFrame | None, wanted: int = 1) -> Iterator[Samples]:
         """Yield the samples that `frame` completes, int16 [samples]; None flushes the resampler.
 
-        Raises av.FFmpegError or ValueError if FFmpeg cannot convert the frame.
+        Frames are gathered until they make `wanted` samples or MAX_GATHERED_BYTES, because each conversion has a cost of its own.
+        Samples that are not finite become 0. Raises av.FFmpegError or ValueError if FFmpeg cannot convert what was gathered.
         """
-        if frame is None:
-            yield from self._flush()
-            return
-        frame_format = (frame.format.name, frame.layout.name, frame.sample_rate)
-        if frame_format != self._format:
-            yield from self._flush()
-            weights = _mix_weights(frame.layout.name)
-            self._resampler = AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
-            self._mixer = _even_mixer(frame) if weights is None else None
-            self._guard = _new_guard(frame, weights)
-            self._format = frame_format
+        converter = self._converter
+        if converter is not None and (frame is None or not converter.has_format_of(frame)):
+            self._converter = None
+            yield from converter.finish()
+            converter = None
+        if frame is not None:
+            if converter is None:
+                converter = self._converter = _Converter(frame)
+            yield from converter.push(frame, wanted)
+
+
+class _Converter:
+    """Converts the frames of one format."""
+
+    def __init__(self, frame: AudioFrame) -> None:
+        self._format, self._layout, self._rate_hz = frame.format.name, frame.layout.name, frame.sample_rate
+        channels, weights = frame.layout.nb_channels, _mix_weights(self._layout)
+        self._resampler = AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
+        self._mixer = _even_mixer(frame) if weights is None else None
+        self._may_have_nan = self._format in FORMATS_WITH_NAN
+        self._guard: CancellationGuard | None = None
+        # PyAV makes no array of the other formats.
+        if channels > 1 and not self._format.startswith("s64") and (frame.format.is_packed or channels <= MAX_PLANES):
+            self._guard = CancellationGuard(np.ones(channels, np.float32) if weights is None else weights, self._rate_hz)
+        self._fifo, self._gathered = AudioFifo(), 0
+        self._unit = 1 if self._guard is None else self._guard.block_samples
+        self._max_gathered = max(1, MAX_GATHERED_BYTES // (frame.format.bytes * channels * self._unit)) * self._unit
+
+    def has_format_of(self, frame: AudioFrame) -> bool:
+        return frame.sample_rate == self._rate_hz and frame.format.name == self._format and frame.layout.name == self._layout
+
+    def push(self, frame: AudioFrame, wanted: int) -> Iterator[Samples]:
         # decoding.py fills gaps. Without time stamps, the resampler neither drops nor inserts samples.
         frame.pts = None
-        if self._guard is None:
+        if self._guard is None and frame.samples >= self._max_gathered:
+            # A forged frame can be huge, and the queue would hold a copy of it.
+            yield from self._gathered_samples(1)
             yield from self._converted(frame)
             return
         self._fifo.write(frame)
-        for block in self._fifo.read_many(round(BLOCK_S * frame.sample_rate)):
-            yield from self._converted(_guarded(block, self._guard))
+        self._gathered += frame.samples
+        if self._gathered >= self._max_gathered or self._gathered * SAMPLE_RATE >= wanted * self._rate_hz:
+            yield from self._gathered_samples(self._unit)
+
+    def finish(self) -> Iterator[Samples]:
+        yield from self._gathered_samples(1)
+        for out in self._resampler.resample(None):
+            yield out.to_ndarray()[0]
+
+    def _gathered_samples(self, unit: int) -> Iterator[Samples]:
+        """Convert what was gathered, as far as it is a multiple of `unit` samples."""
+        while (count := min(self._gathered // unit * unit, self._max_gathered)) > 0:
+            self._gathered -= count
+            yield from self._converted(cast(AudioFrame, self._fifo.read(count)))
 
     def _converted(self, frame: AudioFrame) -> Iterator[Samples]:
-        assert self._resampler is not None
+        frame = self._checked(frame)
         if self._mixer is not None:
             self._mixer.push(frame)
             frame = cast(AudioFrame, self._mixer.pull())
         for out in self._resampler.resample(frame):
             yield out.to_ndarray()[0]
 
-    def _flush(self) -> Iterator[Samples]:
-        if self._guard is not None and (rest := self._fifo.read()) is not None:
-            yield from self._converted(_guarded(rest, self._guard))
-        if self._resampler is not None:
-            for out in self._resampler.resample(None):
-                yield out.to_ndarray()[0]
-        self._resampler = self._mixer = self._guard = self._format = None
-        self._fifo = AudioFifo()
+    def _checked(self, frame: AudioFrame) -> AudioFrame:
+        """The frame with finite samples, and with one channel in the place of all where these cancel out."""
+        if self._guard is None and not self._may_have_nan:
+            return frame
+        original: NDArray[Any] = frame.to_ndarray()
+        array = original
+        if self._may_have_nan and not np.isfinite(array).all():
+            # A resampler would spread NaN and infinity to the samples around them.
+            array = np.nan_to_num(array, nan=0.0, posinf=0.0, neginf=0.0)
+        if self._guard is not None:
+            channels, is_planar = frame.layout.nb_channels, frame.format.is_planar
+            samples = array if is_planar else array.reshape(-1, channels).T
+            if (guarded := self._guard(samples)) is not samples:
+                array = guarded if is_planar else guarded.T.reshape(1, -1)
+        if array is original:
+            return frame
+        changed = AudioFrame.from_ndarray(np.ascontiguousarray(array), format=self._format, layout=self._layout)
+        changed.sample_rate = self._rate_hz
+        return changed
 
 
 @functools.lru_cache(maxsize=256)
@@ -88,28 +137,6 @@ def _mix_weights(layout: str) -> NDArray[np.float32] | None:
     except (av.FFmpegError, ValueError):
         return None
     return cast(NDArray[np.float32], mixed[0].to_ndarray()[0])
-
-
-def _new_guard(frame: AudioFrame, weights: NDArray[np.float32] | None) -> CancellationGuard | None:
-    """The guard for frames of the format of `frame`; None for mono, and for what PyAV cannot convert to an array."""
-    channels = frame.layout.nb_channels
-    is_array = not frame.format.name.startswith("s64") and (frame.format.is_packed or channels <= MAX_PLANES)
-    if channels == 1 or not is_array:
-        return None
-    return CancellationGuard(np.ones(channels, np.float32) if weights is None else weights, frame.sample_rate)
-
-
-def _guarded(frame: AudioFrame, guard: CancellationGuard) -> AudioFrame:
-    array, channels = frame.to_ndarray(), frame.layout.nb_channels
-    block = array if frame.format.is_planar else array.reshape(-1, channels).T
-    checked = guard(block)
-    if checked is block:
-        return frame
-    array = checked if frame.format.is_planar else checked.T.reshape(1, -1)
-    contiguous = cast(NDArray[np.float32], np.ascontiguousarray(array))
-    changed = AudioFrame.from_ndarray(contiguous, format=frame.format.name, layout=frame.layout.name)
-    changed.sample_rate = frame.sample_rate
-    return changed
 
 
 def _even_mixer(frame: AudioFrame) -> Graph:

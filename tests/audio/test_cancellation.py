@@ -90,6 +90,38 @@ def test_channels_that_do_not_cancel_out_are_unchanged(kind: str) -> None:
         assert guard(block) is block
 
 
+@pytest.mark.parametrize("dtype", [np.int16, np.uint8, np.float32])
+@pytest.mark.parametrize("channels", [2, 5])
+@pytest.mark.parametrize("is_interleaved", [True, False])
+@pytest.mark.parametrize("run_blocks", [1, 7, 100])
+def test_a_run_of_blocks_is_as_block_by_block(dtype: type, channels: int, is_interleaved: bool, run_blocks: int) -> None:
+    """Channels that go slowly from opposite to equal phase and back, then unrelated ones, with an offset, then zeros."""
+    rng, blocks = np.random.default_rng(0), 40
+    noise = rng.normal(0, 30, (channels, blocks * BLOCK))
+    noise[1] = noise[0] * np.repeat(np.cos(np.linspace(np.pi, 3 * np.pi, blocks)), BLOCK) + 0.1 * noise[1]
+    noise[2:] *= 0.1
+    unrelated = rng.normal(0, 30, noise.shape)
+    samples = np.clip(np.concatenate([noise, unrelated, 0 * unrelated], axis=1) + 128, 0, 255).astype(dtype)
+    samples = np.asfortranarray(samples) if is_interleaved else samples
+    weights = np.linspace(1, 1 + (channels - 2) / 10, channels, dtype=np.float32)
+    together, one_by_one = (CancellationGuard(weights, SAMPLE_RATE) for _ in range(2))
+
+    def checked(guard: CancellationGuard, size: int) -> NDArray[np.generic]:
+        return np.concatenate([guard(samples[:, start : start + size]) for start in range(0, samples.shape[1], size)], axis=1)
+
+    expected = checked(one_by_one, BLOCK)
+    assert np.array_equal(checked(together, run_blocks * BLOCK), expected)
+    changed = (expected != samples).any(axis=0).reshape(-1, BLOCK).any(axis=1)
+    assert 5 < changed.sum() < blocks
+
+
+def test_channels_with_the_same_offset_cancel_out_too() -> None:
+    """Without the offset, the power of the mix is zero."""
+    guard, tone = CancellationGuard(np.full(2, 0.5, np.float32), SAMPLE_RATE), media.tone(3 * BLOCK_S)
+    stereo = np.stack([tone, -tone], axis=1) + np.float32(0.4)
+    assert np.abs(guard(stereo.T)[:, BLOCK:] - stereo.T[0, BLOCK:]).max() < 1e-6
+
+
 def test_silence_changes_nothing() -> None:
     guard, tone = CancellationGuard(np.full(2, 0.5, np.float32), SAMPLE_RATE), media.tone(BLOCK_S)
     guard(np.stack([tone, -tone]))
