@@ -7,11 +7,9 @@ Each sample has the time at which a player plays it. So where the time stamps of
 Gaps occur where audio starts after the video, where packets were lost, and where the sender sent no packets during silence.
 """
 
-import asyncio
 import itertools
 import os
-from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Iterator
-from concurrent.futures import Executor
+from collections.abc import Collection, Generator, Iterable, Iterator
 from typing import BinaryIO
 
 import av
@@ -65,28 +63,17 @@ MAX_GAP_S = 3600.0
 MAX_DEMUXER_ERRORS_IN_A_ROW = 1000
 """Number of errors between two packets after which a file ends, because a demuxer may report the same damage endlessly."""
 
+SPARE_BYTES = 32 << 20
+"""A process that cannot allocate this is out of memory, bytes."""
+
 
 class AudioFile:
-    """A media file to decode. `warnings` is complete once all blocks are read.
+    """A media file to decode. `warnings` is complete once all blocks are read. The source must stay open until then."""
 
-    `stream` decodes in `thread`, or in the event loop's default executor. The source must stay open until the blocks end. When
-    `stream` is closed early, `on_abandoned` is called, and must make a `read` of the source return that waits for bytes.
-    """
-
-    def __init__(
-        self,
-        source: BinaryIO,
-        thread: Executor | None = None,
-        *,
-        track: int | None = None,
-        formats: Collection[str] = (),
-        on_abandoned: Callable[[], None] = lambda: None,
-    ) -> None:
+    def __init__(self, source: BinaryIO, *, track: int | None = None, formats: Collection[str] = ()) -> None:
         """`track`: number of the audio stream, from 0; None: the default one. `formats`: allowed containers; empty: all."""
         self._source = source
-        self._thread = thread
         self._track = track
-        self._on_abandoned = on_abandoned
         self._options = OPEN_OPTIONS | ({"format_whitelist": ",".join(formats)} if formats else {})
         self._duration: Duration | None = None
         self._size_bytes: int | None = None
@@ -112,7 +99,10 @@ class AudioFile:
         return self._decoded_samples / SAMPLE_RATE * self._size_bytes / self._read_bytes
 
     def blocks(self) -> Generator[Samples, None, None]:
-        """Decode the audio stream `track`. Each block is int16 [samples]. Raises AudioError if there is none."""
+        """Decode the audio stream `track`. Each block is int16 [samples]. Raises AudioError if there is none.
+
+        Raises MemoryError if the process has no memory left.
+        """
         self._size_bytes = _size_bytes(self._source) if self._source.seekable() else None
         if self._size_bytes == 0:
             raise AudioError("The file is empty.")
@@ -130,28 +120,11 @@ class AudioFile:
         if held:
             yield np.concatenate(held)
 
-    async def stream(self) -> AsyncGenerator[Samples, None]:
-        """Yield the same blocks, decoded in a worker thread. A block is decoded only when it is requested."""
-        blocks, loop = self.blocks(), asyncio.get_running_loop()
-        decoding: asyncio.Future[Samples | None] | None = None
-        try:
-            while True:
-                decoding = loop.run_in_executor(self._thread, next, blocks, None)
-                block = await asyncio.shield(decoding)
-                if block is None:
-                    return
-                yield block
-        finally:
-            # A thread cannot be cancelled, so wait for the end of its block; the file must stay open until then.
-            if decoding is not None and not decoding.done():
-                self._on_abandoned()
-                await asyncio.wait([decoding])
-            blocks.close()
-
     def _pieces(self) -> Iterator[Samples]:
         try:
             container = av.open(self._source, mode="r", metadata_errors="ignore", options=self._options)
         except (av.FFmpegError, ValueError) as error:
+            _check_memory(error)
             raise AudioError("The file is not an audio or video file, or it is damaged from the start.") from error
         with container:
             stream = select_track(container, self._track)
@@ -171,6 +144,7 @@ class AudioFile:
                 self._has_resampled = True
                 yield samples
         except (av.FFmpegError, ValueError) as error:
+            _check_memory(error)
             if not self._has_resampled:
                 raise AudioError(f"The audio of the file cannot be converted: {error}") from error
             self._is_damaged = True
@@ -186,7 +160,8 @@ class AudioFile:
                 continue
             try:
                 frames = decoder.decode(packet)
-            except av.FFmpegError:
+            except av.FFmpegError as error:
+                _check_memory(error)
                 self._is_damaged = True
                 continue
             for frame in frames:
@@ -210,7 +185,8 @@ class AudioFile:
             except (StopIteration, IndexError):
                 # PyAV raises IndexError at the end of a file in which a stream appeared after the header.
                 return
-            except av.FFmpegError:
+            except av.FFmpegError as error:
+                _check_memory(error)
                 self._is_damaged = True
                 packets, errors_in_a_row = container.demux(stream), errors_in_a_row + 1
             else:
@@ -251,6 +227,12 @@ def _silence(seconds: float) -> Iterator[Samples]:
     while left_samples > 0:
         yield np.zeros(min(left_samples, BLOCK_SAMPLES), np.int16)
         left_samples -= BLOCK_SAMPLES
+
+
+def _check_memory(error: Exception) -> None:
+    """Raises MemoryError if the process has no memory left. Usually FFmpeg's error means that a forged file asks for too much."""
+    if isinstance(error, MemoryError):
+        np.empty(SPARE_BYTES, np.uint8)
 
 
 def _size_bytes(source: BinaryIO) -> int:

@@ -41,8 +41,9 @@ class DecoderPool:
         self._shared: list[DecoderProcess] = []
         self._own: list[DecoderProcess] = []
         self._is_closed = False
-        for _ in range(processes):
-            self._start(self._shared)
+        with self._lock:
+            for _ in range(processes):
+                self._start(self._shared)
 
     def open(self, file: BinaryIO | GrowingFile, *, track: int | None = None, formats: Collection[str] = ()) -> Recording:
         """A recording to decode.

@@ -1,10 +1,9 @@
 """Decoding of intact, unusual and damaged files."""
 
-import asyncio
 import io
+import subprocess
+import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -15,6 +14,7 @@ from serve_app.audio.decoding import BLOCK_SAMPLES, AudioFile
 from serve_app.errors import AudioError
 from serve_app.window import SAMPLE_RATE, Samples
 from testing import media
+from testing.paths import ROOT
 
 
 def decode(data: bytes) -> Samples:
@@ -175,42 +175,27 @@ def test_a_playlist_cannot_open_other_files(tmp_path: Path, monkeypatch: pytest.
             decode(playlist)
 
 
-async def test_stream_yields_the_same_samples_as_blocks() -> None:
-    data = media.wav(media.tone(30))
-    streamed = [block async for block in AudioFile(io.BytesIO(data)).stream()]
-    assert np.array_equal(np.concatenate(streamed), decode(data))
-
-
-async def test_closing_the_stream_early_ends_it() -> None:
-    stream = AudioFile(io.BytesIO(media.wav(media.tone(30)))).stream()
-    await anext(stream)
-    await stream.aclose()
-    with pytest.raises(StopAsyncIteration):
-        await anext(stream)
-
-
-class SlowFile(io.BytesIO):
-    """A file whose reads take 50 ms."""
-
-    reading = threading.Event()
-    """Set when the first read starts."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        self.reading.set()
-        time.sleep(0.05)
-        return super().read(size)
-
-
-async def test_a_task_can_be_cancelled_while_a_block_is_decoded() -> None:
-    file = SlowFile(media.wav(media.tone(300)))
-
-    async def read_all() -> None:
-        async for _ in AudioFile(file).stream():
-            pass
-
-    task = asyncio.create_task(read_all())
-    await asyncio.to_thread(file.reading.wait)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    file.close()
+def test_a_process_without_memory_is_not_a_damaged_file() -> None:
+    """A file that was decoded in such a process would lack words."""
+    code = """
+import io, resource
+import numpy as np
+from serve_app.audio import decoding
+from testing import media
+from testing.paths import ROOT
+blocks = decoding.AudioFile(io.BytesIO(media.make("m4a", media.chirp(60.0)))).blocks()
+next(blocks)
+resource.setrlimit(resource.RLIMIT_AS, (0, -1))
+kept = []
+try:
+    while True:
+        kept.append(bytes(8_000))
+except MemoryError:
+    pass
+try:
+    sum(map(len, blocks))
+except MemoryError:
+    print("out of memory")
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert result.stdout == "out of memory\n", result.stderr
