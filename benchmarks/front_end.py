@@ -182,14 +182,8 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def rates(rows: Sequence[Row], reference_name: str) -> str:
-    head = [
-        "upload",
-        "server, x real time",
-        "slowest to fastest round",
-        f"{reference_name}, one thread, x",
-        "ratio",
-        "load elsewhere, cores",
-    ]
+    beside = f"{reference_name}, one thread, x"
+    head = ["upload", "server, x real time", "slowest to fastest round", beside, "ratio", "load elsewhere, cores"]
     return table(
         head,
         [
@@ -214,21 +208,14 @@ def costs(rows: Sequence[Row]) -> str:
 
 
 def on_paper(rows: Sequence[Row]) -> str:
-    """From CPU seconds alone: the most that one process on one core can do, and what cores can do if processes share them evenly."""
+    """From CPU seconds alone: what one process can do with one core, and what cores can do if processes keep all of them busy."""
 
     def one_process(row: Row, kind: Literal["proxy", "ingress", "decoder"]) -> str:
         return f"{3600 / cpu_s:,.0f}" if (cpu_s := row.cpu_s_per_hour(kind)) else "-"
 
+    head = ["x real time, on paper", "one proxy", "one ingress", "one decoder", "16 cores", "100 cores"]
     return table(
-        [
-            "x real time, on paper",
-            "one ingress process",
-            "one proxy",
-            "16 cores",
-            "100 cores",
-            "cores per GPU",
-            "cores per 8 GPUs",
-        ],
+        [*head, "cores per GPU", "cores per 8 GPUs"],
         [
             [
                 row.name,
