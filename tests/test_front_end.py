@@ -11,7 +11,7 @@ from serve_app.audio.decoding import AudioFile
 from serve_app.engine.simulated import SimulatedEngine
 from serve_app.settings import SimulationSettings
 from serve_app.window import SAMPLE_RATE
-from testing.cpu_time import KINDS, Key, snapshot, spent
+from testing.cpu_time import KINDS, Key, Snapshot, snapshot, spent
 from testing.media import alignment
 from testing.speech_noise import PART_S, SPEECH_FORMATS, parts, write
 
@@ -25,7 +25,7 @@ def test_a_file_has_its_format_and_the_noise_in_full(tmp_path: Path, name: str) 
     write(path, target, SECONDS)
     with av.open(str(path)) as container:
         stream = container.streams.audio[0]
-        assert (stream.rate, stream.layout.name) == (target.rate, target.layout)
+        assert (stream.rate, stream.channels) == (target.rate, av.AudioLayout(target.layout).nb_channels)
     with path.open("rb") as file:
         decoded = np.concatenate(list(AudioFile(file).blocks()))
     both = np.concatenate(list(parts(SECONDS)), axis=1)
@@ -45,8 +45,18 @@ def test_the_noise_has_pauses_but_no_digital_silence() -> None:
 def test_cpu_time_of_a_decoder_that_ends_is_counted_once() -> None:
     ingress, ended, lasting, new = (Key(process_id, 0.0) for process_id in range(4))
     below = Key(ingress.process_id, 0.0, is_ended_below=True)
-    before = {ingress: ("ingress", 10.0), below: ("decoder", 5.0), ended: ("decoder", 3.0), lasting: ("decoder", 1.0)}
-    after = {ingress: ("ingress", 12.0), below: ("decoder", 12.0), lasting: ("decoder", 1.5), new: ("decoder", 0.25)}
+    before: Snapshot = {
+        ingress: ("ingress", 10.0),
+        below: ("decoder", 5.0),
+        ended: ("decoder", 3.0),
+        lasting: ("decoder", 1.0),
+    }
+    after: Snapshot = {
+        ingress: ("ingress", 12.0),
+        below: ("decoder", 12.0),
+        lasting: ("decoder", 1.5),
+        new: ("decoder", 0.25),
+    }
     # The decoder that ended spent 4 more, to 7, which are now among those below the ingress.
     assert spent(before, after) == dict.fromkeys(KINDS, 0.0) | {"ingress": 2.0, "decoder": 4.75}
 
