@@ -1,0 +1,271 @@
+"""What the front end (upload, decoding, windows, merging, export) can do with an engine that costs nothing.
+
+    python -m benchmarks.front_end [--minutes 60] [--formats mp3 opus m4a flac wav] [--at-once 2] [--rounds 3] [--json PATH]
+
+Starts its own server with a simulated model whose batches take no time. For every format one file is uploaded alone, then the
+first format several times at once (--at-once 2 4 8: with two, four and eight). Every round measures FFmpeg's single-threaded
+conversion of the same file, then the server; figures are medians of the rounds. Without the program `ffmpeg`, PyAV's plain loop
+takes its place. The files are made once, in build/front_end.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+import av
+import httpx2
+import psutil
+
+from serve_app.window import SAMPLE_RATE
+from testing.cpu_time import KINDS, Kind, snapshot, spent
+from testing.paths import ROOT
+from testing.server import Server, serve_run
+from testing.speech_noise import SPEECH_FORMATS, write
+
+FILES = ROOT / "build" / "front_end"
+
+MODEL = {
+    "name": "simulated",
+    "source": "simulated",
+    "min_replicas": 1,
+    "simulation": {"step_s": 0, "seconds_per_audio_s": 0},
+}
+
+MIN_WORDS_PER_S = 0.8
+"""The simulated engine recognises about 1.7 words per second in these files; fewer than this means that windows are missing."""
+
+GPU_RATE = 6_000
+"""One H200 with NeMo's own decoder, x real time."""
+
+Reference = Callable[[Path], float]
+"""Converts a file to 16 kHz mono int16 on one thread, and returns the seconds that it took."""
+
+
+@dataclass(slots=True)
+class Row:
+    """Results of one kind of upload, one item per round."""
+
+    format: str
+    at_once: int
+    audio_s: float
+    """Of the files of one round together."""
+    server_s: list[float] = field(default_factory=list)
+    reference_s: list[float] = field(default_factory=list)
+    cpu_s: list[dict[Kind, float]] = field(default_factory=list)
+    elsewhere_cores: list[float] = field(default_factory=list)
+    """CPU time of processes that are no part of this, per second."""
+
+    @property
+    def name(self) -> str:
+        return self.format if self.at_once == 1 else f"{self.at_once} {self.format} at once"
+
+    @property
+    def server_rate(self) -> float:
+        return self.audio_s / median(self.server_s)
+
+    @property
+    def reference_rate(self) -> float:
+        return self.audio_s / self.at_once / median(self.reference_s)
+
+    def cpu_s_per_hour(self, kind: Kind) -> float:
+        return sum(round_s[kind] for round_s in self.cpu_s) / len(self.cpu_s) * 3600 / self.audio_s
+
+    @property
+    def server_cpu_s_per_hour(self) -> float:
+        return sum(self.cpu_s_per_hour(kind) for kind in KINDS if kind != "client")
+
+
+def ffmpeg_s(path: Path) -> float:
+    command = ["ffmpeg", "-nostdin", "-v", "error", "-threads", "1", "-i", str(path)]
+    started = time.perf_counter()
+    subprocess.run([*command, "-ac", "1", "-ar", str(SAMPLE_RATE), "-f", "s16le", "-y", "/dev/null"], check=True)
+    return time.perf_counter() - started
+
+
+def plain_loop_s(path: Path) -> float:
+    started = time.perf_counter()
+    resampler = av.AudioResampler("s16", "mono", SAMPLE_RATE)
+    with av.open(str(path)) as container:
+        container.streams.audio[0].codec_context.thread_count = 1
+        for frame in container.decode(audio=0):
+            for resampled in resampler.resample(frame):
+                resampled.to_ndarray()
+    return time.perf_counter() - started
+
+
+@contextmanager
+def reference() -> Iterator[tuple[str, Reference]]:
+    """What there is to compare with, and its name."""
+    if shutil.which("ffmpeg"):
+        yield f"FFmpeg {output_of('ffmpeg', '-version').split()[2]}", ffmpeg_s
+        return
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        yield f"PyAV {version('av')}, plain loop", lambda path: process.submit(plain_loop_s, path).result()
+
+
+def output_of(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def upload(server: Server, path: Path, audio_s: float) -> None:
+    """Raises RuntimeError if the transcript does not cover the file."""
+    with path.open("rb") as file, httpx2.Client(base_url=server.url, timeout=None) as client:
+        answer = client.post(
+            "/v1/audio/transcriptions", files={"file": file}, data={"response_format": "verbose_json"}
+        ).raise_for_status()
+    transcript = answer.json()
+    words = len(transcript["text"].split())
+    if abs(transcript["duration"] - audio_s) > 1 or words < MIN_WORDS_PER_S * audio_s:
+        raise RuntimeError(f"{path.name}: {words} words in {transcript['duration']} s of {audio_s} s")
+
+
+def measure(server: Server, row: Row, path: Path, reference_s: Reference, rounds: int) -> None:
+    """Add the rounds to the row, after a warm-up."""
+    file_s = row.audio_s / row.at_once
+    with ThreadPoolExecutor(row.at_once) as clients:
+
+        def upload_all() -> None:
+            list(clients.map(lambda _: upload(server, path, file_s), range(row.at_once)))
+
+        reference_s(path)
+        upload_all()
+        for _ in range(rounds):
+            row.reference_s.append(reference_s(path))
+            before, busy_before_s, started = snapshot(server.process_id), busy_s(), time.perf_counter()
+            upload_all()
+            row.server_s.append(time.perf_counter() - started)
+            busy_after_s, after = busy_s(), snapshot(server.process_id)
+            row.cpu_s.append(spent(before, after))
+            elsewhere_s = busy_after_s - busy_before_s - sum(row.cpu_s[-1].values())
+            row.elsewhere_cores.append(max(0.0, elsewhere_s / row.server_s[-1]))
+
+
+def busy_s() -> float:
+    """CPU seconds of the whole machine so far."""
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice)
+
+
+def machine(reference_name: str) -> dict[str, str]:
+    cpu_info = Path("/proc/cpuinfo")
+    models = [line.partition(":")[2].strip() for line in cpu_info.read_text().splitlines() if line.startswith("model name")]
+    libraries = {name: version(name) for name in ("av", "numpy", "ray")}
+    return {
+        "cores": str(os.cpu_count()),
+        "cpu": models[0] if models else platform.processor(),
+        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        **libraries,
+        "ffmpeg in av": av.ffmpeg_version_info,
+        "reference": reference_name,
+    }
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *lines])
+
+
+def rates(rows: Sequence[Row], reference_name: str) -> str:
+    beside = f"{reference_name}, one thread, x"
+    head = ["upload", "server, x real time", "slowest to fastest round", beside, "ratio", "load elsewhere, cores"]
+    return table(
+        head,
+        [
+            [
+                row.name,
+                f"{row.server_rate:,.0f}",
+                f"{row.audio_s / max(row.server_s):,.0f} to {row.audio_s / min(row.server_s):,.0f}",
+                f"{row.reference_rate:,.0f}",
+                f"{row.server_rate / row.reference_rate:.2f}",
+                f"{max(row.elsewhere_cores):.2f}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def costs(rows: Sequence[Row]) -> str:
+    return table(
+        ["CPU s per hour of audio", *KINDS, "server (all but client)"],
+        [[row.name, *(f"{row.cpu_s_per_hour(kind):.2f}" for kind in KINDS), f"{row.server_cpu_s_per_hour:.2f}"] for row in rows],
+    )
+
+
+def on_paper(rows: Sequence[Row]) -> str:
+    """From CPU seconds alone: what one process can do with one core, and what cores can do if processes keep all of them busy."""
+
+    def one_process(row: Row, kind: Literal["proxy", "ingress", "decoder"]) -> str:
+        return f"{3600 / cpu_s:,.0f}" if (cpu_s := row.cpu_s_per_hour(kind)) else "-"
+
+    head = ["x real time, on paper", "one proxy", "one ingress", "one decoder", "16 cores", "100 cores"]
+    return table(
+        [*head, "cores per GPU", "cores per 8 GPUs"],
+        [
+            [
+                row.name,
+                *(one_process(row, kind) for kind in ("proxy", "ingress", "decoder")),
+                *(f"{cores * 3600 / row.server_cpu_s_per_hour:,.0f}" for cores in (16, 100)),
+                *(f"{gpus * GPU_RATE * row.server_cpu_s_per_hour / 3600:,.0f}" for gpus in (1, 8)),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=60.0, help="length of a file")
+    parser.add_argument("--formats", nargs="+", choices=SPEECH_FORMATS, default=list(SPEECH_FORMATS))
+    parser.add_argument("--at-once", type=int, nargs="*", default=[2], help="numbers of files of the first format")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="where to write the results and a description of the machine")
+    options = parser.parse_args()
+    audio_s = 60 * options.minutes
+    paths = {name: FILES / f"{options.minutes:g}-minutes.{name}" for name in options.formats}
+    FILES.mkdir(parents=True, exist_ok=True)
+    for name, path in paths.items():
+        if not path.exists():
+            print(f"making {path.relative_to(ROOT)}", flush=True)
+            write(path, SPEECH_FORMATS[name], audio_s)
+    rows = [Row(name, 1, audio_s) for name in options.formats]
+    rows += [Row(options.formats[0], count, count * audio_s) for count in options.at_once]
+    # The niceness is that of FFmpeg, so that other load slows both.
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        reference() as (reference_name, reference_s),
+        serve_run(
+            ROOT / "configs" / "demo.yaml", Path(folder), args={"models": [MODEL]}, env={"RAY_worker_niceness": "0"}
+        ) as server,
+    ):
+        server.wait_for_state("simulated", "ready")
+        for row in rows:
+            measure(server, row, paths[row.format], reference_s, options.rounds)
+            print(f"{row.name}: {row.server_rate:,.0f} x real time", flush=True)
+    description = machine(reference_name)
+    print("", ", ".join(f"{name} {value}" for name, value in description.items()), sep="\n")
+    print(f"{options.minutes:g} minutes per file, median of {options.rounds} rounds")
+    for part in (rates(rows, reference_name), costs(rows), on_paper(rows)):
+        print("", part, sep="\n")
+    if options.json:
+        results = {"machine": description, "minutes": options.minutes, "rows": [asdict(row) for row in rows]}
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
