@@ -149,6 +149,12 @@ def test_live_speech_then_a_muted_microphone(server: Server, string: DigitString
     assert over_websocket(server, {"encoding": "pcm_s16le"}, media.pcm(samples, "pcm_s16le"))["text"] == string.text
 
 
+@pytest.mark.parametrize("config", [{"language": "eng"}, {"language": "und"}, {"model": "gpt-4o-transcribe"}], ids=str)
+def test_languages_and_models_of_live_speech(server: Server, string: DigitString, config: dict[str, str]) -> None:
+    data = media.pcm(string.samples, "pcm_s16le")
+    assert over_websocket(server, {"encoding": "pcm_s16le", **config}, data)["text"] == string.text
+
+
 class TestRequests:
     @pytest.mark.parametrize("field", ["timestamp_granularities", "timestamp_granularities[]", "timestamp_granularities[0]"])
     def test_words(self, server: Server, string: DigitString, field: str) -> None:
