@@ -40,10 +40,14 @@ def words(events: list[dict[str, Any]]) -> list[str]:
 
 
 def end_of_input(session: Talk) -> list[dict[str, Any]]:
-    """The events up to the answer to a commit and a clear."""
+    """The events up to the answer to a commit and a clear. The commit may fail because the VAD has committed everything."""
     session.send("input_audio_buffer.commit")
     session.send("input_audio_buffer.clear")
-    return session.until("input_audio_buffer.cleared")
+    events: list[dict[str, Any]] = []
+    while not events or events[-1]["type"] != "input_audio_buffer.cleared":
+        events.append(session.socket.receive_json())
+    assert {event["error"]["code"] for event in events if event["type"] == "error"} <= {"input_audio_buffer_commit_empty"}
+    return events
 
 
 class TestNoInventedWords:
@@ -54,16 +58,16 @@ class TestNoInventedWords:
             session.speak(noise(SAMPLE_RATE // 5))
             assert transcripts(end_of_input(session)) == [""]
 
-    @pytest.mark.parametrize("zeros_s", [0.3, 1.0, 3.0])
+    @pytest.mark.parametrize("zeros_s", [0.6, 1.0, 3.0])
     @pytest.mark.parametrize("detection", [{"type": "semantic_vad"}, {"type": "server_vad"}], ids=["semantic", "server"])
     def test_the_end_of_input_after_digital_zeros(
         self, server: Server, string: DigitString, detection: dict[str, str], zeros_s: float
     ) -> None:
-        """As openai-agents does at the end of its input."""
-        zeros = np.zeros(round(zeros_s * SAMPLE_RATE), np.int16)
+        """As openai-agents does at the end of its input, here of a microphone that was muted soon after the speech."""
+        speech, zeros = noisy(string, round(0.8 * SAMPLE_RATE)), np.zeros(round(zeros_s * SAMPLE_RATE), np.int16)
         with talk(server, model="gpt-4o-transcribe") as session:
             session.update(turn_detection=detection)
-            session.speak(np.concatenate([to_int16(string.samples), zeros]), frame_bytes=FRAME_BYTES)
+            session.speak(np.concatenate([speech, zeros]), frame_bytes=FRAME_BYTES)
             assert words(end_of_input(session)) == string.text.lower().replace(".", "").split()
 
 
