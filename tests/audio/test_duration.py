@@ -2,12 +2,12 @@
 
 import io
 
-import numpy as np
 import pytest
 
 from serve_app.audio.decoding import AudioFile
 from serve_app.window import SAMPLE_RATE
 from testing import media
+from testing.odd_media import NARROW, WIDE, Amr, amr_with_a_pause, random_amr_frames
 
 SHORT = "The file ends before the duration that it states."
 
@@ -65,20 +65,11 @@ def test_an_mp3_file_of_a_varying_bit_rate_without_a_header() -> None:
     assert audio.announced_s == pytest.approx(decoded_s, rel=0.05)
 
 
-@pytest.mark.parametrize(
-    ("tag", "silent_type", "frame_bytes", "speech_type"), [(b"#!AMR\n", 8, 32, 7), (b"#!AMR-WB\n", 9, 61, 8)]
-)
-def test_amr_with_discontinuous_transmission(tag: bytes, silent_type: int, frame_bytes: int, speech_type: int) -> None:
-    """Two seconds of speech, ten of silence with a comfort-noise frame in every eight, two of speech."""
-    rng = np.random.default_rng(0)
-
-    def speech() -> bytes:
-        return b"".join(bytes([speech_type << 3 | 4]) + rng.bytes(frame_bytes - 1) for _ in range(100))
-
-    silence = (bytes([silent_type << 3 | 4]) + bytes(5) + bytes([15 << 3 | 4]) * 7) * 62
-    audio, decoded_s = decoded(tag + speech() + silence + speech())
+@pytest.mark.parametrize("band", [NARROW, WIDE], ids=["narrow", "wide"])
+def test_amr_with_discontinuous_transmission(band: Amr) -> None:
+    audio, decoded_s = decoded(amr_with_a_pause(band, random_amr_frames(band, 2.0), 9.92))
     assert audio.warnings == ()
-    assert decoded_s == pytest.approx(4 + 62 * 8 * 0.02, abs=0.1)
+    assert decoded_s == pytest.approx(4 + 9.92, abs=0.1)
     assert audio.announced_s == pytest.approx(decoded_s, rel=0.05)
 
 

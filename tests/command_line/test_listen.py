@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from starlette.types import Receive, Scope, Send
 
 from serve_app.api import create_api
 from serve_app.command_line import main
@@ -176,6 +177,17 @@ def test_failures(server: EngineService, url: str, recording: str, tmp_path: Pat
         done = run(*arguments)
         assert (done.exit_code, done.stdout) == (1, "")
         assert message in done.stderr
+
+
+def test_a_server_that_is_still_starting(recording: str) -> None:
+    async def starting(_scope: Scope, _receive: Receive, send: Send) -> None:
+        """Answers a WebSocket as Serve's proxy does before it knows the application."""
+        await send({"type": "http.response.start", "status": 404, "headers": []})
+
+    with serving(starting) as url:
+        done = run(url, recording)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"Error: {url} does not accept live speech, or is still starting: ")
 
 
 def test_keys(engine: ParakeetEngine, recording: str) -> None:

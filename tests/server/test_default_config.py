@@ -1,8 +1,13 @@
-"""configs/serve_config.yaml: models that load on demand, from a hub that is unreachable, faulty, slow, and well."""
+"""configs/serve_config.yaml: models that load on demand, from a hub that is unreachable, faulty, slow, and well.
 
+And one more whose file fails at every window.
+"""
+
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -10,8 +15,10 @@ import pytest
 import yaml
 
 from serve_app.deployments import LOAD_RETRY_S
+from serve_app.engine.batch_queue import MAX_FAILED_BATCHES
 from serve_app.settings import bundled_model_path
 from testing.digit_strings import DigitString
+from testing.failing_model import write_failing_model
 from testing.fake_hub import FakeHub
 from testing.media import as_wav
 from testing.paths import ROOT
@@ -21,6 +28,7 @@ pytestmark = [pytest.mark.serve, pytest.mark.slow]
 
 CONFIG = ROOT / "configs" / "serve_config.yaml"
 HUB_MODEL = "parakeet-tdt-0.6b-v2"
+FAILING_MODEL = "failing"
 DOWNLOAD_S = 15
 
 
@@ -31,13 +39,21 @@ def hub_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, hub_port: int) -> Iterator[Server]:
+def failing_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "failing.nemo"
+    write_failing_model(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, hub_port: int, failing_path: Path) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("default")
     env = {"HF_ENDPOINT": f"http://127.0.0.1:{hub_port}", "HF_HOME": str(folder / "hub")}
     models = yaml.safe_load(CONFIG.read_text())["applications"][0]["args"]["models"]
     brief = [model | ({"idle_unload_s": 2} if model["name"] == "digits" else {}) for model in models]
+    failing = {"name": FAILING_MODEL, "source": str(failing_path)}
     # No answer may take longer than `model_wait_s` for want of a model.
-    with serve_run(CONFIG, folder, env=env, args={"models": brief, "limits": {"model_wait_s": 4}}) as server:
+    with serve_run(CONFIG, folder, env=env, args={"models": [*brief, failing], "limits": {"model_wait_s": 4}}) as server:
         yield server
 
 
@@ -65,6 +81,7 @@ def test_it_is_ready_with_nothing_loaded(server: Server) -> None:
         "parakeet-tdt-0.6b-v2": "unloaded",
         "parakeet-tdt-0.6b-v3": "unloaded",
         "digits": "unloaded",
+        FAILING_MODEL: "unloaded",
     }
 
 
@@ -128,3 +145,21 @@ def test_an_idle_model_is_unloaded_and_loads_again(server: Server, strings: list
     server.wait_for_state("digits", "unloaded")
     response = ask_while(server, "not loaded yet", as_wav(strings[4]), model="digits")
     assert response.json()["text"] == strings[4].text
+
+
+def test_a_replica_that_fails_every_batch_is_replaced(server: Server, strings: list[DigitString], failing_path: Path) -> None:
+    """By one that loads the model again, from a file that has been mended."""
+    audio = as_wav(strings[3])
+    failed = [ask_while(server, "not loaded yet", audio, model=FAILING_MODEL)]
+    (process,) = server.processes(f"model {FAILING_MODEL}")
+    mended = failing_path.with_suffix(".mended")
+    shutil.copy(bundled_model_path(), mended)
+    mended.replace(failing_path)
+    failed += [server.transcribe(audio, model=FAILING_MODEL) for _ in range(MAX_FAILED_BATCHES - 1)]
+    assert [(answer.status_code, answer.json()["error"]["code"]) for answer in failed] == (
+        [(500, "engine_error")] * MAX_FAILED_BATCHES
+    )
+    answer = ask_while(server, "not loaded yet", audio, model=FAILING_MODEL)
+    assert (answer.status_code, answer.json().get("text")) == (200, strings[3].text)
+    assert not process.is_running()
+    assert server.processes(f"model {FAILING_MODEL}") not in ([], [process])

@@ -6,15 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from openai.types.beta.realtime.transcription_session_update import Session
 
 from serve_app.api.realtime import TRANSCRIPTION
 from serve_app.api.realtime_config import SessionConfig
 from serve_app.api.websocket_connection import MAX_MESSAGE_CHARS
-from serve_app.window import SAMPLE_RATE, Samples
+from serve_app.window import SAMPLE_RATE
 from testing.digit_strings import DigitString, to_int16
 from testing.fake_service import EngineService
-from testing.realtime_client import PAUSE, Talk, kinds, update
+from testing.realtime_client import PAUSE, Talk, kinds, noise, noisy, transcripts, update
 from testing.seed_socket_client import RAW, transcribed
 
 WITHOUT_VAD = {"audio": {"input": {"transcription": {"model": "gpt-realtime-whisper"}}}}
@@ -27,29 +26,9 @@ BETA_SESSION = {
 }
 
 
-def noise(samples: int) -> Samples:
-    """White noise at -60 dBFS."""
-    return np.random.default_rng(0).normal(0, 33, samples).astype(np.int16)
-
-
-def noisy(string: DigitString, after_samples: int) -> Samples:
-    """The string up to the end of its last word, and a pause, with noise over both."""
-    spoken = to_int16(string.samples)[: string.words[-1].end_sample]
-    padded = np.pad(spoken, (0, after_samples))
-    return padded + noise(len(padded))
-
-
 class TestBeta:
-    def update(self, session: Talk, changes: dict[str, Any]) -> dict[str, Any]:
-        session.send("transcription_session.update", session=changes)
-        while (event := session.socket.receive_json())["type"] != "transcription_session.updated":
-            assert event["type"] != "error", event
-        transcription = {**event["session"]["input_audio_transcription"], "model": "whisper-1"}
-        Session.model_validate({**event["session"], "input_audio_transcription": transcription}, strict=True)
-        return dict(event["session"])
-
     def test_an_update(self, server: EngineService, session: Talk, strings: list[DigitString]) -> None:
-        updated = self.update(session, BETA_SESSION)
+        updated = session.update_beta(BETA_SESSION)
         assert updated["id"] == session.created["id"]
         assert updated["input_audio_format"] == "g711_ulaw"
         assert updated["input_audio_transcription"]["language"] == "en"
@@ -65,7 +44,7 @@ class TestBeta:
         assert server.jobs[-1].keywords == ("seven", "eight")
 
     def test_commits(self, session: Talk, strings: list[DigitString]) -> None:
-        assert self.update(session, {"turn_detection": None})["turn_detection"] is None
+        assert session.update_beta({"turn_detection": None})["turn_detection"] is None
         session.speak(to_int16(strings[5].samples))
         assert session.commit()[-1]["transcript"] == strings[5].text
 
@@ -83,7 +62,7 @@ class TestBeta:
         assert session.error()["param"] == param
 
     def test_an_update_in_the_present_form_is_answered_in_it(self, session: Talk) -> None:
-        self.update(session, {"turn_detection": None})
+        session.update_beta({"turn_detection": None})
         assert session.update(transcription={"language": "en"})["audio"]["input"]["turn_detection"] is None
 
 
@@ -109,7 +88,7 @@ class TestNoInventedWords:
         session.send("input_audio_buffer.commit")
         session.send("input_audio_buffer.clear")
         events = session.until("input_audio_buffer.cleared")
-        assert [event["transcript"] for event in events if "transcript" in event] == [""]
+        assert transcripts(events) == [""]
 
     @pytest.mark.parametrize("length_s", [0.15, 0.2, 0.3])
     def test_a_short_turn_without_speech(self, session: Talk, strings: list[DigitString], length_s: float) -> None:

@@ -7,6 +7,7 @@ from fastapi.testclient import TestClient
 from serve_app.window import SAMPLE_RATE, Lane, Samples
 from testing import media
 from testing.fake_service import EngineService, post
+from testing.odd_media import encode_at, quicktime_without_ftyp
 from testing.seed_socket_client import as_floats, failure, transcribed
 
 KINDS = [
@@ -23,17 +24,13 @@ KINDS = [
 def test_the_text_is_the_same_as_over_rest(
     client: TestClient, speech: Samples, text: str, container: str, codec: str, rate: int, muxer: dict[str, str]
 ) -> None:
-    import soxr
-
-    data = media.encode(soxr.resample(as_floats(speech), SAMPLE_RATE, rate), rate, container, codec, muxer=muxer)
+    data = encode_at(rate, as_floats(speech), container, codec, **muxer)
     assert transcribed(client, data, {"sample_rate": 16_000, "channels": 1, "format": "binary"})[-1]["text"] == text
     assert post(client, data).json()["text"] == text
 
 
 def test_quicktime_without_ftyp(client: TestClient, speech: Samples, text: str) -> None:
-    data = bytearray(media.encode(as_floats(speech), SAMPLE_RATE, "mov", "aac"))
-    data[4:8] = b"skip"
-    assert transcribed(client, bytes(data), None)[-1]["text"] == text
+    assert transcribed(client, quicktime_without_ftyp(as_floats(speech)), None)[-1]["text"] == text
 
 
 @pytest.mark.parametrize("config", [None, {"sample_rate": 16_000, "channels": 1, "format": "binary"}])

@@ -134,6 +134,7 @@ async def test_misuse_gets_its_close_code_leaves_nothing_behind_and_disturbs_nob
     check_finals(await listening, " ".join(string.text for string in spoken))
     assert connections(ingress) <= before + 2
     assert open_files(ingress) <= files
+    assert "ignored GeneratorExit" not in server.log
 
 
 async def test_a_frame_that_no_server_takes(server: Server) -> None:

@@ -1,5 +1,6 @@
 """Uploads: their memory and what they leave behind, on the real server."""
 
+import json
 import socket
 import struct
 import threading
@@ -11,7 +12,11 @@ import httpx2
 import numpy as np
 import psutil
 import pytest
+import websockets
+import websockets.sync.client
 
+from serve_app.api.websocket import PATH as STREAM_PATH
+from serve_app.cluster.proxy_patch import SERVICE_RESTART
 from testing import media
 from testing.digit_strings import SAMPLE_RATE, DigitString, to_int16
 from testing.server import START_S, Server, held_bytes, open_files
@@ -113,11 +118,16 @@ def noise(minutes: int) -> bytes:
 
 
 def test_nothing_is_left_on_disk_when_the_ingress_is_killed(server: Server) -> None:
-    """In the middle of an upload. Its file has no name, so it goes with the process."""
+    """In the middle of an upload. Its file has no name, so it goes with the process. A stream beside it is closed properly."""
     (ingress,) = server.processes("ingress")
     before = set(server.temporary.iterdir())
     head = f"--{BOUNDARY}\r\n" + 'Content-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
-    with socket.create_connection(("127.0.0.1", server.client.base_url.port or 80)) as connection:
+    with (
+        socket.create_connection(("127.0.0.1", server.client.base_url.port or 80)) as connection,
+        websockets.sync.client.connect(server.url.replace("http", "ws") + STREAM_PATH) as stream,
+    ):
+        stream.send(json.dumps({"encoding": "pcm_s16le"}))
+        stream.send(bytes(SAMPLE_RATE))
         connection.sendall(
             b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 200000000\r\n"
             b"Content-Type: multipart/form-data; boundary=" + BOUNDARY.encode() + b"\r\n\r\n" + head.encode()
@@ -127,6 +137,9 @@ def test_nothing_is_left_on_disk_when_the_ingress_is_killed(server: Server) -> N
         assert is_spooled(ingress, server)
         ingress.kill()
         ingress.wait()
+        with pytest.raises(websockets.ConnectionClosed):
+            stream.recv()
+        assert stream.close_code == SERVICE_RESTART
     assert set(server.temporary.iterdir()) <= before
     # The space of a file without a name is free once no process has it open.
     for process in psutil.Process(server.process_id).children(recursive=True):
