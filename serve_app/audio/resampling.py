@@ -132,8 +132,9 @@ def _array(frame: AudioFrame) -> NDArray[Any]:
     """The samples of a frame, [channels, samples] or interleaved [1, samples]."""
     if frame.format.is_planar:
         return frame.to_ndarray()
-    # PyAV makes a copy.
-    return np.frombuffer(frame.planes[0], format_dtypes[frame.format.name], frame.samples * frame.layout.nb_channels)[None]
+    # PyAV would make a copy.
+    samples = memoryview(frame.planes[0])
+    return np.frombuffer(samples, format_dtypes[frame.format.name], frame.samples * frame.layout.nb_channels)[None]
 
 
 @functools.lru_cache(maxsize=256)
