@@ -8,7 +8,7 @@ from typing import Any, cast
 import av
 import numpy as np
 from av.audio.fifo import AudioFifo
-from av.audio.frame import AudioFrame
+from av.audio.frame import AudioFrame, format_dtypes
 from av.audio.resampler import AudioResampler
 from av.filter import Graph
 from numpy.typing import NDArray
@@ -21,6 +21,10 @@ MAX_PLANES = 7
 
 MAX_GATHERED_BYTES = 2**19
 """Size of the samples that are converted at once, bytes. More would not fit into the cache of a CPU core."""
+
+RESAMPLER_DELAY = 32
+"""Samples that libswresample holds back at most, unless the rate is very low. Without them, a block would take another
+conversion for its last few samples."""
 
 FORMATS_WITH_NAN = frozenset({"flt", "dbl"})
 """Sample formats, by FFmpeg's names, that may hold NaN and infinity: those to which files of uncompressed samples are decoded."""
@@ -63,6 +67,7 @@ class _Converter:
         if channels > 1 and not self._format.startswith("s64") and (frame.format.is_packed or channels <= MAX_PLANES):
             self._guard = CancellationGuard(np.ones(channels, np.float32) if weights is None else weights, self._rate_hz)
         self._fifo, self._gathered = AudioFifo(), 0
+        self._delay = 0 if self._rate_hz == SAMPLE_RATE else RESAMPLER_DELAY
         self._unit = 1 if self._guard is None else self._guard.block_samples
         self._max_gathered = max(1, MAX_GATHERED_BYTES // (frame.format.bytes * channels * self._unit)) * self._unit
 
@@ -79,7 +84,8 @@ class _Converter:
             return
         self._fifo.write(frame)
         self._gathered += frame.samples
-        if self._gathered >= self._max_gathered or self._gathered * SAMPLE_RATE >= wanted * self._rate_hz:
+        whole = self._gathered // self._unit * self._unit
+        if whole >= self._max_gathered or whole * SAMPLE_RATE >= (wanted + self._delay) * self._rate_hz:
             yield from self._gathered_samples(self._unit)
 
     def finish(self) -> Iterator[Samples]:
@@ -105,7 +111,7 @@ class _Converter:
         """The frame with finite samples, and with one channel in the place of all where these cancel out."""
         if self._guard is None and not self._may_have_nan:
             return frame
-        original: NDArray[Any] = frame.to_ndarray()
+        original = _array(frame)
         array = original
         if self._may_have_nan and not np.isfinite(array).all():
             # A resampler would spread NaN and infinity to the samples around them.
@@ -120,6 +126,15 @@ class _Converter:
         changed = AudioFrame.from_ndarray(np.ascontiguousarray(array), format=self._format, layout=self._layout)
         changed.sample_rate = self._rate_hz
         return changed
+
+
+def _array(frame: AudioFrame) -> NDArray[Any]:
+    """The samples of a frame, [channels, samples] or interleaved [1, samples]."""
+    if frame.format.is_planar:
+        return frame.to_ndarray()
+    # PyAV would make a copy.
+    samples = memoryview(frame.planes[0])
+    return np.frombuffer(samples, format_dtypes[frame.format.name], frame.samples * frame.layout.nb_channels)[None]
 
 
 @functools.lru_cache(maxsize=256)
