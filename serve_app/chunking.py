@@ -85,12 +85,15 @@ class Planner:
 
         A point is quiet if both the 80 ms and the 240 ms around it have little power.
         """
-        audio = self._audio.read(self._start, self._start + self._window)
-        halves = audio[: len(audio) // _HALF_FRAME * _HALF_FRAME].reshape(-1, _HALF_FRAME)
-        power = np.square(halves.astype(np.float32)).mean(axis=1)
+        # Half frames from the window's start to the first and the last one that are examined.
+        first = max(0, 2 * self._steps[0] + self._overlap_frames - 3)
+        last = min(self._window // _HALF_FRAME, 2 * self._steps[-1] + self._overlap_frames + 3)
+        audio = self._audio.read(self._start + first * _HALF_FRAME, self._start + last * _HALF_FRAME)
+        halves = audio.reshape(-1, _HALF_FRAME).astype(np.float32)
+        power = np.vecdot(halves, halves)
 
         def loudness(step: int) -> tuple[float, int]:
-            middle = 2 * step + self._overlap_frames
+            middle = 2 * step + self._overlap_frames - first
             narrow, wide = power[middle - 1 : middle + 1], power[max(0, middle - 3) : middle + 3]
             return float(narrow.mean() + wide.mean()), abs(step - self._planned_step)
 

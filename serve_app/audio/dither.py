@@ -48,8 +48,10 @@ def without_zeros(window: Window) -> Window:
     """
     samples = window.samples
     runs = _digital_silence(samples)
+    if not len(runs):
+        return window
     pieces = _pieces(samples, runs)
-    if not len(runs) or not len(pieces):
+    if not len(pieces):
         return window
     powers = np.square(pieces).mean(axis=1)
     quiet = pieces[powers <= np.percentile(powers, QUIET_PERCENT)]

@@ -66,8 +66,8 @@ class Gap:
 
 def frame_levels(samples: Samples) -> Levels:
     """The level of each whole encoder frame of int16 [samples]."""
-    frames = samples[: len(samples) // FRAME_SAMPLES * FRAME_SAMPLES].reshape(-1, FRAME_SAMPLES)
-    levels: Levels = np.sqrt(np.square(frames.astype(np.float32) / _FULL_SCALE).mean(axis=1))
+    frames = samples[: len(samples) // FRAME_SAMPLES * FRAME_SAMPLES].reshape(-1, FRAME_SAMPLES).astype(np.float32)
+    levels: Levels = np.sqrt(np.vecdot(frames, frames) / FRAME_SAMPLES) / np.float32(_FULL_SCALE)
     return levels
 
 
