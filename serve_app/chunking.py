@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from serve_app.audio.buffer import AudioBuffer
-from serve_app.merging.seams import group_words, merge, monotonic
+from serve_app.merging.seams import merge, monotonic, settled_tokens
 from serve_app.transcript import Token
 from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE, Samples, Window
 
@@ -130,11 +130,7 @@ class Merger:
         merged = merge(self._pending, tokens, (max(window_start, self._end - self._max_overlap), self._end))
         self._end = window_end
         settled = max(window_start, window_end - self._max_overlap) - _SETTLED
-        count = 0
-        for word in group_words(merged):
-            if word.end > settled:
-                break
-            count += len(word.tokens)
+        count = settled_tokens(merged, settled)
         self._pending = merged[count:]
         return self._clamped(merged[:count])
 

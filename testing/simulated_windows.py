@@ -1,7 +1,7 @@
 """Windows of any plan, and the tokens that a recogniser would return for each window of a recording that is known."""
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -163,7 +163,7 @@ def with_one_error(tokens: list[Token], rng: random.Random) -> list[Token]:
     marker = "▁" if here.piece.startswith("▁") else ""
     match rng.choice(["substitute", "delete", "insert", "none"]):
         case "substitute":
-            return [*tokens[:k], replace(here, piece=marker + "x"), *tokens[k + 1 :]]
+            return [*tokens[:k], here._replace(piece=marker + "x"), *tokens[k + 1 :]]
         case "delete":
             rest = tokens[:k] + tokens[k + 1 :]
             return rest if any(t.piece != "." for t in rest) else []
@@ -181,7 +181,7 @@ def jittered(tokens: list[Token], rng: random.Random, jitter: int) -> list[Token
     for one in tokens:
         moved = one.moved(rng.randint(-jitter, jitter) if together is None else together)
         floor = max(floor, moved.start_sample)
-        shifted.append(replace(moved, start_sample=floor, end_sample=max(floor, moved.end_sample)))
+        shifted.append(moved._replace(start_sample=floor, end_sample=max(floor, moved.end_sample)))
     return shifted
 
 

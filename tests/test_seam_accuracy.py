@@ -1,6 +1,5 @@
 """The figures of seams on faults that are made on purpose, and the long recordings that they are measured on."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +34,8 @@ class TestFigures:
         words = self.recognised(recording)
         seams = [recording.words[k].start_sample for k in (40, 80, 120)]
         del words[120]
-        words[80:80] = [replace(words[80], text="Six.")]
-        words[60] = replace(words[60], text="oh")
+        words[80:80] = [words[80]._replace(text="Six.")]
+        words[60] = words[60]._replace(text="oh")
         del words[40]
         figures = judge_seams(recording, words, seams)
         assert (figures.near, figures.elsewhere) == (3, 0)
@@ -46,7 +45,7 @@ class TestFigures:
             assert_seams_and_times_are_sound(figures)
 
     def test_drift_is_seen(self, recording: Recording) -> None:
-        late = [replace(w, start_s=w.start_s * 1.001) for w in self.recognised(recording)]
+        late = [w._replace(start_s=w.start_s * 1.001) for w in self.recognised(recording)]
         figures = judge_seams(recording, late, [])
         assert figures.drift_s == pytest.approx(0.001 * figures.duration_s, rel=0.01)
         with pytest.raises(AssertionError):

@@ -12,6 +12,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle as _DeploymentHandle
 
 from serve_app.cluster.status import ReplicaStatus
+from serve_app.cluster.window_transfer import pieces
 from serve_app.engine.batch_policy import max_batch_windows
 from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable, SpeechError
 from serve_app.settings import ModelSettings, Settings
@@ -109,7 +110,7 @@ class ModelClient:
             answer.cancel()
 
     async def _call(self, window: Window, lane: Lane, job: Job, is_isolated: bool) -> list[Token]:
-        response = self.replicas.transcribe.remote(window.samples, int(lane), job, is_isolated)
+        response = self.replicas.transcribe.remote(int(lane), job, is_isolated, *pieces(window.samples))
         try:
             tokens: list[Token] = await response
         except asyncio.CancelledError:

@@ -6,10 +6,10 @@ time. The result changes from one window to the other only between words. Start 
 
 import math
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from heapq import merge as interleave
+from typing import NamedTuple
 
 from serve_app.transcript import Token
 from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE
@@ -55,8 +55,7 @@ _LETTER = re.compile(r"\w")
 """A letter or digit: a piece without one is punctuation."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Word:
+class _Word(NamedTuple):
     """The tokens of one word, including the punctuation after it."""
 
     tokens: tuple[Token, ...]
@@ -96,6 +95,9 @@ def merge(left: Sequence[Token], right: Sequence[Token], overlap: tuple[int, int
     if start >= stop:
         return monotonic([*left, *right])
     tolerance = min(max((stop - start - SAMPLE_RATE) // 3, _MIN_TOLERANCE), _MAX_TOLERANCE)
+    # Words that begin later neither pair nor share time with a word of the left window.
+    reach = max([stop, *(token.end_sample for token in left)]) + _MAX_TWIN_TOLERANCE + _MIN_SPAN + _SLACK
+    right, later = _divided(right, reach)
     sides = group_words(left), _without_fragment(group_words(right))
     earliest = start - tolerance
     pairs = _paired(sides, tolerance, earliest, stop - start)
@@ -113,7 +115,7 @@ def merge(left: Sequence[Token], right: Sequence[Token], overlap: tuple[int, int
             is_last, is_first = next_i == len(sides[0]) - 1, next_j == 0
             tokens += _blended(sides[0][next_i], sides[1][next_j], (start + stop) // 2, is_last, is_first)
         i, j = next_i + 1, next_j + 1
-    return monotonic(tokens)
+    return monotonic([*tokens, *later])
 
 
 def following(known: Sequence[Token], decoded: Sequence[Token]) -> list[Token]:
@@ -131,6 +133,27 @@ def following(known: Sequence[Token], decoded: Sequence[Token]) -> list[Token]:
     if i < len(left) - 1:
         fresh = [word for word in fresh if (word.start + word.end) // 2 >= left[-1].end]
     return [token for word in fresh for token in word.tokens]
+
+
+def settled_tokens(tokens: Sequence[Token], limit: int) -> int:
+    """Number of tokens before the first word that ends later than `limit`. The start times must not decrease."""
+    # A word ends at the start of the next one at the latest.
+    count = bisect_right(tokens, limit, key=lambda token: token.start_sample)
+    first = next((k for k in range(count - 1, 0, -1) if _WORD_START.match(tokens[k].piece)), 0)
+    for word in group_words(tokens[first:]):
+        if word.end > limit:
+            break
+        first += len(word.tokens)
+    return first
+
+
+def _divided(tokens: Sequence[Token], limit: int) -> tuple[Sequence[Token], Sequence[Token]]:
+    """The words that start until `limit`, with the one after them, and all later words."""
+    count = next((k for k in range(len(tokens), 0, -1) if tokens[k - 1].start_sample <= limit), 0)
+    starts = (k for k in range(count, len(tokens)) if _WORD_START.match(tokens[k].piece))
+    next(starts, None)
+    cut = next(starts, len(tokens))
+    return tokens[:cut], tokens[cut:]
 
 
 def group_words(tokens: Sequence[Token]) -> list[_Word]:
@@ -165,7 +188,7 @@ def _without_fragment(words: list[_Word]) -> list[_Word]:
     head, *rest = words[0].tokens
     if not _LETTER.search(words[0].text):
         return words[1:]
-    return [replace(words[0], tokens=(replace(head, piece="▁" + head.piece), *rest)), *words[1:]]
+    return [words[0]._replace(tokens=(head._replace(piece="▁" + head.piece), *rest)), *words[1:]]
 
 
 def _paired(sides: _Sides, tolerance: int, earliest: int, overlap: int) -> list[tuple[int, int]]:
@@ -260,6 +283,6 @@ def monotonic(tokens: Sequence[Token], floor: int = 0) -> list[Token]:
     for token in tokens:
         floor = max(floor, token.start_sample)
         if token.start_sample < floor or token.end_sample < floor:
-            token = replace(token, start_sample=floor, end_sample=max(floor, token.end_sample))
+            token = token._replace(start_sample=floor, end_sample=max(floor, token.end_sample))
         clamped.append(token)
     return clamped

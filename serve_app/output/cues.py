@@ -15,9 +15,11 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
-from itertools import pairwise
+from functools import cache, partial
+from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 from serve_app.output.segments import SENTENCE_ENDS
 from serve_app.transcript import Segment, Word
@@ -97,8 +99,7 @@ class Cue:
     lines: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Unit:
+class _Unit(NamedTuple):
     """The smallest piece that is never divided: a word, or in a script without spaces a character with its punctuation."""
 
     text: str
@@ -164,19 +165,16 @@ def _units(segments: Iterable[Segment], checkpoint: Callable[[], None]) -> list[
         checkpoint()
         for word in segment.words or (Word(segment.text, segment.start_s, segment.end_s, confidence=1.0),):
             units += _units_of(word)
-    start_ms = 0
-    for index, unit in enumerate(units):
-        start_ms = max(start_ms, unit.start_ms)
-        units[index] = replace(unit, start_ms=start_ms)
-    for index, unit in enumerate(units):
-        following = units[index + 1] if index + 1 < len(units) else None
-        end_ms = max(unit.start_ms, unit.end_ms)
-        units[index] = replace(
-            unit,
-            end_ms=min(end_ms, following.start_ms) if following else end_ms,
-            ending=_ending(unit.text, following.text if following else ""),
+    if not units:
+        return []
+    starts_ms = list(accumulate((max(0, unit.start_ms) for unit in units), max))
+    next_starts_ms, next_texts = [*starts_ms[1:], math.inf], [*(unit.text for unit in units[1:]), ""]
+    return [
+        _Unit(text, start_ms, int(min(max(start_ms, end_ms), next_start_ms)), space, width, _ending(text, next_text))
+        for (text, _, end_ms, space, width, _), start_ms, next_start_ms, next_text in zip(
+            units, starts_ms, next_starts_ms, next_texts, strict=True
         )
-    return units
+    ]
 
 
 def _units_of(word: Word) -> list[_Unit]:
@@ -236,29 +234,37 @@ def _group(units: Sequence[_Unit], rules: CueRules, checkpoint: Callable[[], Non
     `cost_to[n]` is the lowest cost of the first n units as complete cues; the last of these cues starts at unit `came_from[n]`.
     """
     pause_ms, max_ms, max_chars = rules.pause_s * 1000, _max_ms(rules), rules.max_lines * rules.max_line_chars
+    reading_ms = cache(partial(_reading_ms, rules=rules))
+    # The last cue may end anywhere, and its reader has all the time.
+    next_starts_ms = [*(unit.start_ms for unit in units[1:]), *[math.inf] * bool(units)]
+    cut_costs = [
+        unit.ending.cue_cost * max(0.0, 1 - (next_ms - unit.end_ms) / pause_ms)
+        for unit, next_ms in zip(units, next_starts_ms, strict=True)
+    ]
     cost_to = [0.0] + [math.inf] * len(units)
     came_from = [0] * (len(units) + 1)
     for first, opening in enumerate(units):
         checkpoint()
-        chars = -opening.space
-        lines, line_chars, sentences = 1, -opening.space, 0
+        opening_ms, cost_before = opening.start_ms, cost_to[first] + CUE_COST
+        chars = line_chars = -opening.space
+        lines, sentences = 1, 0
         for last in range(first, min(first + MAX_CUE_UNITS, len(units))):
-            unit = units[last]
+            unit, next_ms = units[last], next_starts_ms[last]
             if last > first:
-                if unit.start_ms - units[last - 1].end_ms >= pause_ms or unit.end_ms - opening.start_ms > max_ms:
+                previous = units[last - 1]
+                if unit.start_ms - previous.end_ms >= pause_ms or unit.end_ms - opening_ms > max_ms:
                     break
-                sentences += units[last - 1].ending is _Ending.SENTENCE
+                sentences += previous.ending is _Ending.SENTENCE
             chars += unit.space + unit.width
             line_chars += unit.space + unit.width
             if last > first and line_chars > rules.max_line_chars:
                 lines, line_chars = lines + 1, unit.width
                 if lines > rules.max_lines:
                     break
-            cost = cost_to[first] + CUE_COST + FULLNESS_COST * (chars / max_chars) ** 2 + INNER_SENTENCE_COST * sentences
-            if last + 1 < len(units):
-                next_ms, reading_ms = units[last + 1].start_ms, _reading_ms(chars, rules)
-                cost += READING_SPEED_COST * max(0.0, 1 - (next_ms - opening.start_ms) / reading_ms)
-                cost += unit.ending.cue_cost * max(0.0, 1 - (next_ms - unit.end_ms) / pause_ms)
+            cost = cost_before + FULLNESS_COST * (chars / max_chars) ** 2 + INNER_SENTENCE_COST * sentences + cut_costs[last]
+            missing = 1 - (next_ms - opening_ms) / reading_ms(chars)
+            if missing > 0:
+                cost += READING_SPEED_COST * missing
             if cost < cost_to[last + 1]:
                 cost_to[last + 1], came_from[last + 1] = cost, first
     groups: list[Sequence[_Unit]] = []

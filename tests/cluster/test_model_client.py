@@ -10,6 +10,7 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError, Worke
 
 from serve_app.cluster.model_client import CHECK_S, LOAD_FAILED, MAX_ATTEMPTS, RETRY_DELAY_S, ModelClient
 from serve_app.cluster.status import ReplicaStatus
+from serve_app.cluster.window_transfer import joined
 from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable
 from serve_app.settings import LimitSettings, ModelSettings, Settings
 from serve_app.transcript import Token
@@ -81,8 +82,8 @@ class TestModelClient:
     def test_an_answer_is_passed_on(self) -> None:
         client, handle = client_with(failing())
         assert virtual_time.run(client.recognise(WINDOW, Lane.BULK, JOB)) == TOKENS
-        ((samples, lane, job, is_isolated),) = handle.calls
-        assert samples is WINDOW.samples
+        ((lane, job, is_isolated, *pieces),) = handle.calls
+        assert np.array_equal(joined(tuple(pieces)), WINDOW.samples)
         assert (lane, job, is_isolated) == (Lane.BULK, JOB, False)
 
     @pytest.mark.parametrize(
@@ -97,7 +98,7 @@ class TestModelClient:
     def test_a_window_lost_with_its_replica_is_sent_again(self, lost: Exception) -> None:
         client, handle = client_with(failing(lost, lost))
         assert virtual_time.run(client.recognise(WINDOW, Lane.BULK, JOB)) == TOKENS
-        assert [(lane, is_isolated) for _, lane, _, is_isolated in handle.calls] == [
+        assert [(lane, is_isolated) for lane, _, is_isolated, *_ in handle.calls] == [
             (Lane.BULK, False),
             (Lane.INTERACTIVE, True),
             (Lane.INTERACTIVE, True),

@@ -87,7 +87,7 @@ def token(piece: str, start_s: float) -> Token:
 def test_words_beside_the_gap_that_the_retry_decodes_too_are_not_repeated(frames: int) -> None:
     shift = frames * FRAME_SAMPLES
     tokens = [token("▁one", 1.0), token("ne", 1.3), token("▁two", 6.0), token("o", 6.2)]
-    decoded_again = [replace(t, start_sample=t.start_sample + shift, end_sample=t.end_sample + shift) for t in tokens]
+    decoded_again = [t.moved(shift) for t in tokens]
     retried = [*decoded_again[:2], token("▁six", 3.0), *decoded_again[2:]]
     gap = Gap(tokens[1].end_sample, tokens[2].start_sample, 3 * SAMPLE_RATE, 4 * SAMPLE_RATE)
     assert text(filled(tokens, gap, retried)) == "onene six twoo"
