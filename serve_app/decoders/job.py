@@ -1,6 +1,7 @@
 """One file in a decoder process, in a thread of its own."""
 
 import contextlib
+import errno
 import io
 import os
 import queue
@@ -54,6 +55,13 @@ class WholeSource(io.FileIO):
         super().__init__(descriptor, closefd=False)
         self.seek(0)
         self.size_bytes = size_bytes
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """The new position. Damaged files have FFmpeg seek where nothing is; then FFmpeg's own error, which is negative."""
+        try:
+            return super().seek(offset, whence)
+        except OSError as error:
+            return -(error.errno or errno.EINVAL)
 
 
 class Job:

@@ -15,7 +15,7 @@ from serve_app.decoders.sandbox import MAX_JOBS
 from serve_app.errors import AudioError
 from serve_app.merging.gaps import frame_levels
 from serve_app.window import SAMPLE_RATE, Window
-from testing import media
+from testing import fuzz_media, media
 from testing.decoding import assert_same_windows, windows_of_file
 
 CUT = (4.0, 1.5)
@@ -72,6 +72,19 @@ async def test_warnings_and_the_track(pool: DecoderPool) -> None:
 async def test_a_file_without_audio_is_an_error(pool: DecoderPool, data: bytes) -> None:
     with pytest.raises(AudioError):
         await read(pool.open(io.BytesIO(data)))
+
+
+@pytest.mark.slow
+async def test_damaged_files_are_decoded_or_refused(pool: DecoderPool) -> None:
+    before = pool.pids
+    for label, data in fuzz_media.damaged_files(fuzz_media.seed_files(), 250, 3):
+        try:
+            await read(pool.open(io.BytesIO(data)))
+        except AudioError:
+            continue
+        except Exception as error:
+            raise AssertionError(label) from error
+    assert pool.pids == before
 
 
 async def test_only_the_allowed_containers(pool: DecoderPool) -> None:
