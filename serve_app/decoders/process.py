@@ -7,12 +7,27 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 from serve_app.decoders import messages, shared_memory
 from serve_app.decoders.messages import Ended, Failed, Message, Ready, SlotFree, Starved, WindowDone
 from serve_app.decoders.shared_memory import SharedMemory
 from serve_app.window import Window
+
+WORKER = "serve_app.decoders.worker"
+"""The program of the process."""
+
+PACKAGES = ("serve_app", "av", "numpy")
+"""What it imports besides the standard library."""
+
+START = """
+import os, runpy, sys
+sys.path += sys.argv.pop(1).split(os.pathsep)
+runpy.run_module(sys.argv.pop(1), run_name="__main__")
+"""
+"""Runs it with the folders of PACKAGES behind those of the standard library, so that no file beside the server's own script
+takes the place of a module."""
 
 ENVIRONMENT = {
     # One file is decoded by one thread at a time.
@@ -42,16 +57,14 @@ class DecoderProcess:
         self._connection, theirs = socket.socketpair()
         self._descriptors, their_descriptors = socket.socketpair()
         inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
-        # Not by `site`: what a runtime environment adds while a process runs counts too.
-        path = [str(Path(__file__).parents[2]), *(entry for entry in sys.path if entry)]
         numbers = [theirs.fileno(), their_descriptors.fileno(), memory]
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-S", "-P", "-m", "serve_app.decoders.worker", *map(str, numbers)],
+                [sys.executable, "-I", "-S", "-c", START, _path(), WORKER, *map(str, numbers)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=numbers,
-                env=inherited | ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(path)},
+                env=inherited | ENVIRONMENT,
             )
         finally:
             theirs.close()
@@ -115,3 +128,8 @@ class DecoderProcess:
                 receive(self, number, message, None)
             case _:
                 raise ValueError("unexpected message")
+
+
+def _path() -> str:
+    specs = [spec for name in PACKAGES if (spec := find_spec(name)) is not None]
+    return os.pathsep.join(dict.fromkeys(str(Path(str(spec.origin)).parents[1]) for spec in specs))

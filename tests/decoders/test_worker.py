@@ -42,6 +42,27 @@ def test_it_is_small_and_knows_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     pool.close()
 
 
+def test_a_script_beside_it_takes_no_module_s_place(tmp_path: Path) -> None:
+    """Otherwise such a script could start decoder processes without end."""
+    script = tmp_path / "queue.py"
+    script.write_text(f"""
+import sys
+sys.path[0] = {str(ROOT)!r}
+import asyncio, io
+from serve_app.decoders.pool import DecoderPool
+from testing import media
+sys.path.insert(0, {str(tmp_path)!r})
+
+async def count():
+    pool = DecoderPool(1)
+    return len([window async for window in pool.open(io.BytesIO(media.wav(media.tone(1)))).windows(4, 1.5)])
+
+print(asyncio.run(count()))
+""")
+    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False)
+    assert result.stdout == "1\n", result.stderr
+
+
 def test_it_ends_with_its_ingress(tmp_path: Path) -> None:
     code = """
 import os
