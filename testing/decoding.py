@@ -9,7 +9,16 @@ import numpy as np
 from serve_app.audio.decoding import AudioFile
 from serve_app.audio.dither import without_zeros
 from serve_app.chunking import Planner, windows
-from serve_app.window import Samples, Window
+from serve_app.window import SAMPLE_RATE, Samples, Window
+from testing import media
+
+CUT = (4.0, 1.5)
+"""Window and overlap, seconds."""
+
+
+def noise(seconds: float) -> bytes:
+    """A WAV file."""
+    return media.wav(np.random.default_rng(0).integers(-3000, 3000, round(seconds * SAMPLE_RATE), dtype=np.int16))
 
 
 async def windows_of(blocks: AsyncGenerator[Samples, None], window_s: float, overlap_s: float) -> AsyncGenerator[Window, None]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import io
 import os
 import queue
 import threading
@@ -26,6 +25,38 @@ class _Closed(Exception):
     """Nobody waits for the file any more."""
 
 
+class WholeSource:
+    """Reads a complete file. Its position is its own: the descriptor shares one with the ingress."""
+
+    def __init__(self, descriptor: int, size_bytes: int) -> None:
+        self._descriptor = descriptor
+        self._size_bytes = size_bytes
+        self._position = 0
+        self.read_bytes = 0
+        """How far it was read, bytes."""
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """The new position. Damaged files have FFmpeg seek where nothing is; then FFmpeg's own error, which is negative."""
+        position = offset + {os.SEEK_CUR: self._position, os.SEEK_END: self._size_bytes}.get(whence, 0)
+        if position < 0:
+            return -errno.EINVAL
+        self._position = position
+        return position
+
+    def read(self, size: int) -> bytes:
+        """The next bytes, at most `size`; an empty result is the end."""
+        data = os.pread(self._descriptor, size, self._position)
+        self._position += len(data)
+        self.read_bytes = max(self.read_bytes, self._position)
+        return data
+
+
 class GrowingSource:
     """Reads a file that is still being sent. It is not seekable, and `read` waits for bytes outside of the job's turn."""
 
@@ -33,35 +64,20 @@ class GrowingSource:
         """`wait_beyond` returns the size of the file, bytes, once it exceeds this position or is final."""
         self._descriptor = descriptor
         self._wait_beyond = wait_beyond
-        self._position = 0
-        self.size_bytes = 0
+        self._size_bytes = 0
+        self.read_bytes = 0
+        """How far it was read, bytes."""
 
     def seekable(self) -> bool:
         return False
 
     def read(self, size: int) -> bytes:
         """The next bytes, at most `size`; an empty result is the end."""
-        if self._position == self.size_bytes:
-            self.size_bytes = self._wait_beyond(self._position)
-        data = os.pread(self._descriptor, min(size, self.size_bytes - self._position), self._position)
-        self._position += len(data)
+        if self.read_bytes == self._size_bytes:
+            self._size_bytes = self._wait_beyond(self.read_bytes)
+        data = os.pread(self._descriptor, min(size, self._size_bytes - self.read_bytes), self.read_bytes)
+        self.read_bytes += len(data)
         return data
-
-
-class WholeSource(io.FileIO):
-    """Reads a complete file."""
-
-    def __init__(self, descriptor: int, size_bytes: int) -> None:
-        super().__init__(descriptor, closefd=False)
-        self.seek(0)
-        self.size_bytes = size_bytes
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """The new position. Damaged files have FFmpeg seek where nothing is; then FFmpeg's own error, which is negative."""
-        try:
-            return super().seek(offset, whence)
-        except OSError as error:
-            return -(error.errno or errno.EINVAL)
 
 
 class Job:
@@ -114,8 +130,8 @@ class Job:
     def run(self, on_end: Callable[[], None]) -> None:
         """Decode the file. `on_end` is called in its last turn."""
         number, opening = self._opening.job, self._opening
-        self._begin_turn()
         outcome: Message | None = None
+        self._begin_turn()
         try:
             for window in windows(self._blocks(), opening.window_s, opening.overlap_s):
                 if window.index >= opening.first_window:
@@ -126,7 +142,7 @@ class Job:
         except AudioError as error:
             outcome = Failed(number, error.message, error.param, is_expected=True)
         except MemoryError:
-            # Whether this file or another one in the process needs too much is not known: each is tried again alone.
+            # Whether this file or another one in the process needs too much is not known: this one is tried again alone.
             os._exit(1)
         except Exception as error:
             traceback.print_exc()
@@ -169,7 +185,7 @@ class Job:
 
     def _begin_turn(self) -> None:
         self._turns.take(self._opening.job)
-        self._time.begin(self._source.size_bytes, self._decoded_s)
+        self._time.begin(self._source.read_bytes, self._decoded_s)
 
     def _end_turn(self) -> None:
         self._time.end()

@@ -23,9 +23,15 @@ log = logging.getLogger("ray.serve")
 MAX_DEATHS = 2
 """Number of processes that may end while they decode a file; then the file is invalid."""
 
+MAX_FAILED_STARTS = 3
+"""Number of processes in a row that may fail to start; then the waiting recordings fail, and the next one tries again."""
+
+MAX_OWN_PROCESSES = 8
+"""Number of processes beyond those that are kept, each for one recording during whose decoding another process ended."""
+
 
 class DecoderPool:
-    """Starts `processes` processes and keeps them. Its recordings may belong to any event loop.
+    """Starts `processes` processes and keeps as many. Its recordings may belong to any event loop.
 
     A recording goes to the process with the fewest, which decodes its recordings in turns. When a process ends, it is replaced,
     and its recordings continue in others with the first window that was not received. The one that was being decoded at that
@@ -40,10 +46,10 @@ class DecoderPool:
         self._waiting: deque[Recording] = deque()
         self._shared: list[DecoderProcess] = []
         self._own: list[DecoderProcess] = []
+        self._failed_starts = 0
         self._is_closed = False
         with self._lock:
-            for _ in range(processes):
-                self._start(self._shared)
+            self._start_missing()
 
     def open(self, file: BinaryIO | GrowingFile, *, track: int | None = None, formats: Collection[str] = ()) -> Recording:
         """A recording to decode.
@@ -63,7 +69,7 @@ class DecoderPool:
                 return False
 
     def close(self) -> None:
-        """End all processes."""
+        """End all processes. Recordings that are being decoded get nothing more."""
         with self._lock:
             self._is_closed = True
             for process in self._shared + self._own:
@@ -77,11 +83,11 @@ class DecoderPool:
 
     @contextmanager
     def _scheduled(self, recording: Recording) -> Iterator[None]:
-        with self._lock:
-            self._recordings[recording.number] = recording
-            self._waiting.append(recording)
-            self._place_waiting()
         try:
+            with self._lock:
+                self._recordings[recording.number] = recording
+                self._waiting.append(recording)
+                self._place_waiting()
             yield
         finally:
             with self._lock:
@@ -95,30 +101,44 @@ class DecoderPool:
                 self._place_waiting()
 
     def _place_waiting(self) -> None:
+        if self._waiting and not self._shared:
+            self._start_missing()
         for recording in list(self._waiting):
-            process = self._process_for(recording)
-            if process is not None:
+            if not self._shared:
+                self._waiting.remove(recording)
+                self._failed_starts = 0
+                recording.fail(EngineError(UNFORESEEN))
+            elif (process := self._process_for(recording)) is not None:
                 self._waiting.remove(recording)
                 recording.begin(process)
 
     def _process_for(self, recording: Recording) -> DecoderProcess | None:
+        """None: it has to wait."""
         if recording.deaths:
-            return self._start(self._own) if len(self._own) < self._size else None
-        if not self._shared:
-            self._start(self._shared)
+            return self._start(self._own) if len(self._own) < MAX_OWN_PROCESSES else None
         process = min(self._shared, key=self._recordings_of)
         return process if self._recordings_of(process) < MAX_JOBS else None
 
     def _recordings_of(self, process: DecoderProcess) -> int:
         return sum(recording.process is process for recording in self._recordings.values())
 
-    def _start(self, group: list[DecoderProcess]) -> DecoderProcess:
-        process = DecoderProcess(self._receive, self._ended)
+    def _start_missing(self) -> None:
+        while len(self._shared) < self._size and self._failed_starts < MAX_FAILED_STARTS:
+            self._start(self._shared)
+
+    def _start(self, group: list[DecoderProcess]) -> DecoderProcess | None:
+        try:
+            process = DecoderProcess(self._receive, self._ended)
+        except OSError:
+            self._failed_starts += 1
+            log.exception("a decoder process could not be started")
+            return None
         group.append(process)
         return process
 
     def _receive(self, process: DecoderProcess, number: int, message: Message, window: Window | None) -> None:
         with self._lock:
+            self._failed_starts = 0
             recording = self._recordings.get(number)
             if recording is not None and recording.process is process:
                 recording.receive(message, window)
@@ -126,24 +146,23 @@ class DecoderPool:
     def _ended(self, process: DecoderProcess) -> None:
         """A process has ended, and all its messages were received."""
         with self._lock:
-            group = self._own if process in self._own else self._shared
-            group.remove(process)
+            is_wanted = process in self._shared or self._recordings_of(process) > 0
+            (self._own if process in self._own else self._shared).remove(process)
             if self._is_closed:
                 return
-            left = [recording for recording in self._recordings.values() if recording.process is process]
-            current = process.current_job
-            if not process.is_ready:
-                log.error("a decoder process could not be started")
-            elif group is self._shared:
-                log.warning("decoder process %d ended (%d)", process.pid, process.exit_code)
-                self._start(self._shared)
-            for recording in left:
-                recording.process = None
-                recording.deaths += recording.number == current
-                if not process.is_ready:
-                    recording.fail(EngineError(UNFORESEEN))
-                elif recording.deaths >= MAX_DEATHS:
-                    recording.fail(AudioError("The file cannot be decoded: it crashes the decoder, or exceeds its limits."))
-                else:
-                    self._waiting.append(recording)
+            if is_wanted:
+                log.warning("decoder process %d ended (%s)", process.pid, process.exit_code)
+            self._failed_starts += not process.is_ready
+            for recording in [recording for recording in self._recordings.values() if recording.process is process]:
+                self._continue(recording, is_blamed=recording.number == process.current_job)
+            self._start_missing()
             self._place_waiting()
+
+    def _continue(self, recording: Recording, *, is_blamed: bool) -> None:
+        """Have a recording decoded in another process than before."""
+        recording.process = None
+        recording.deaths += is_blamed
+        if recording.deaths >= MAX_DEATHS:
+            recording.fail(AudioError("The file cannot be decoded: it crashes the decoder, or exceeds its limits."))
+        else:
+            self._waiting.append(recording)

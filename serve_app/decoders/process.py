@@ -1,12 +1,14 @@
 """One decoder process, as its ingress sees it."""
 
-import contextlib
+import logging
 import os
+import select
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from serve_app.decoders import messages, shared_memory
 from serve_app.decoders.messages import Ended, Failed, Message, Ready, SlotFree, Starved, WindowDone
 from serve_app.decoders.shared_memory import SharedMemory
 from serve_app.window import Window
+
+log = logging.getLogger("ray.serve")
 
 WORKER = "serve_app.decoders.worker"
 """The program of the process."""
@@ -28,6 +32,12 @@ runpy.run_module(sys.argv.pop(1), run_name="__main__")
 """
 """Runs it with the folders of PACKAGES behind those of the standard library, so that no file beside the server's own script
 takes the place of a module."""
+
+SEND_TIMEOUT_S = 1.0
+"""A process that does not read what it is sent for this long is stuck, seconds. Usually it reads within milliseconds."""
+
+MAX_LINE_BYTES = 1 << 20
+"""Maximum length of a message, bytes."""
 
 ENVIRONMENT = {
     # One file is decoded by one thread at a time.
@@ -48,17 +58,18 @@ Receive = Callable[["DecoderProcess", int, Message, Window | None], None]
 class DecoderProcess:
     """Starts a process. In a thread of its own, it calls `receive` for every message about a job, and `on_end` when it has ended.
 
-    A process that breaks the protocol is killed.
+    A process that breaks the protocol is killed. Raises OSError if the system cannot start one.
     """
 
     def __init__(self, receive: Receive, on_end: "Callable[[DecoderProcess], None]") -> None:
-        memory = shared_memory.create()
-        self._memory = SharedMemory(memory)
-        self._connection, theirs = socket.socketpair()
-        self._descriptors, their_descriptors = socket.socketpair()
         inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
-        numbers = [theirs.fileno(), their_descriptors.fileno(), memory]
-        try:
+        with ExitStack() as theirs, ExitStack() as ours:
+            memory = shared_memory.create()
+            theirs.callback(os.close, memory)
+            self._memory = SharedMemory(memory)
+            self._connection, connection = _pair(ours, theirs)
+            self._descriptors, descriptors = _pair(ours, theirs)
+            numbers = [connection.fileno(), descriptors.fileno(), memory]
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", START, _path(), WORKER, *map(str, numbers)],
                 stdin=subprocess.DEVNULL,
@@ -66,10 +77,7 @@ class DecoderProcess:
                 pass_fds=numbers,
                 env=inherited | ENVIRONMENT,
             )
-        finally:
-            theirs.close()
-            their_descriptors.close()
-            os.close(memory)
+            ours.pop_all()
         self._sending = threading.Lock()
         self.is_ready = False
         """Whether it has been started completely."""
@@ -94,12 +102,14 @@ class DecoderProcess:
         with self._sending:
             try:
                 if descriptor is not None:
+                    _wait_for_room(self._descriptors)
                     socket.send_fds(self._descriptors, [b"-"], [descriptor], socket.MSG_DONTWAIT)
                 line = messages.encode(message)
+                _wait_for_room(self._connection)
                 if self._connection.send(line, socket.MSG_DONTWAIT) < len(line):
                     self.kill()
-            except OSError:
-                # It has ended, or is stuck.
+            except (OSError, ValueError):
+                # It has ended, or is stuck. ValueError: the sockets are closed.
                 self.kill()
 
     def kill(self) -> None:
@@ -107,14 +117,22 @@ class DecoderProcess:
         self._process.kill()
 
     def _run(self, receive: Receive, on_end: "Callable[[DecoderProcess], None]") -> None:
-        with self._connection, self._descriptors:
-            # The connection of a process that is killed is reset.
-            with contextlib.suppress(ValueError, OSError), self._connection.makefile("rb") as lines:
-                for line in lines:
+        try:
+            with self._connection.makefile("rb") as lines:
+                while line := lines.readline(MAX_LINE_BYTES):
                     self._take(messages.decode(line), receive)
+        except ConnectionResetError:
+            # So ends the connection of a process that is killed.
+            pass
+        except Exception:
+            log.exception("decoder process %d broke the protocol", self.pid)
+        finally:
             self._process.kill()
             self._process.wait()
-        on_end(self)
+            with self._sending:
+                self._connection.close()
+                self._descriptors.close()
+            on_end(self)
 
     def _take(self, message: Message, receive: Receive) -> None:
         match message:
@@ -128,6 +146,18 @@ class DecoderProcess:
                 receive(self, number, message, None)
             case _:
                 raise ValueError("unexpected message")
+
+
+def _pair(ours: ExitStack, theirs: ExitStack) -> tuple[socket.socket, socket.socket]:
+    """Two connected sockets; each stack closes one."""
+    our_end, their_end = socket.socketpair()
+    return ours.enter_context(our_end), theirs.enter_context(their_end)
+
+
+def _wait_for_room(connection: socket.socket) -> None:
+    room = select.poll()
+    room.register(connection, select.POLLOUT)
+    room.poll(1000 * SEND_TIMEOUT_S)
 
 
 def _path() -> str:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, cast
 from serve_app.audio.growing_file import GrowingFile
 from serve_app.decoders.messages import Ended, Failed, Grown, Message, Open, Request, Starved, WindowDone
 from serve_app.decoders.process import DecoderProcess
-from serve_app.errors import UNFORESEEN, AudioError, EngineError, SpeechError
+from serve_app.errors import UNFORESEEN, AudioError, EngineError, SpeechError, StorageFull
 from serve_app.window import Window
 
 Schedule = Callable[["Recording"], contextlib.AbstractContextManager[None]]
@@ -50,7 +50,8 @@ class Recording:
     async def windows(self, window_s: float, overlap_s: float) -> AsyncGenerator[Window, None]:
         """Windows of at most `window_s` that overlap by `overlap_s`, seconds, without digital silence and with levels.
 
-        The next window is decoded while one is used. Raises AudioError, or EngineError if the server is at fault.
+        The next window is decoded while one is used. Raises AudioError, StorageFull, or EngineError if the server is at
+        fault.
         """
         self._loop, self._cut = asyncio.get_running_loop(), (window_s, overlap_s)
         if isinstance(self._file, GrowingFile):
@@ -104,8 +105,9 @@ class Recording:
             self._send(Grown(self.number, file.size_bytes, file.completed.is_set()))
 
     def _send(self, message: Message) -> None:
-        if self.process is not None:
-            self.process.send(message)
+        process = self.process
+        if process is not None:
+            process.send(message)
 
     def _call(self, function: Callable[..., None], argument: Any) -> None:
         assert self._loop is not None
@@ -125,6 +127,9 @@ def _descriptor(file: BinaryIO | GrowingFile) -> Iterator[int]:
             shutil.copyfileobj(cast(BinaryIO, file), copy)
             copy.flush()
             descriptor = os.dup(copy.fileno())
+    except OSError as error:
+        # A small upload is written to the disk only now.
+        raise StorageFull from error
     try:
         yield descriptor
     finally:

@@ -5,6 +5,7 @@ FFmpeg parses files that anybody may have forged. With these limits a fault in i
 
 import contextlib
 import os
+import queue
 import resource
 import socket
 import time
@@ -16,13 +17,16 @@ FREE_MEMORY_BYTES = 512 << 20
 """Address space beyond that of the started process, bytes."""
 
 MEMORY_PER_JOB_BYTES = 16 << 20
-"""More for every file, besides four of its windows, bytes."""
+"""More for every file, besides four of its windows and its index, bytes."""
+
+MAX_INDEX_BYTES = 256 << 20
+"""Maximum memory for the index of an MP4 file, which is smaller than the file, bytes: that of ten hours of AAC takes 194 MB."""
 
 START_CPU_S = 10.0
 """Processor time for a file, seconds. Real files need a thousandth of what they get in all."""
 
 CPU_S_PER_MEGABYTE = 0.2
-"""More for each megabyte of the file that was read, seconds."""
+"""More for each megabyte up to which the file was read, seconds."""
 
 CPU_S_PER_AUDIO_S = 0.1
 """More for each second of audio that was decoded, seconds. What the file announces does not count."""
@@ -33,15 +37,17 @@ class Descriptors:
 
     def __init__(self) -> None:
         self._placeholder = os.open(os.devnull, os.O_RDONLY)
-        self._free = {os.dup(self._placeholder) for _ in range(MAX_JOBS)}
+        # Twice as many: jobs that were closed may still wait for their last turn when others come.
+        numbers = [os.dup(self._placeholder) for _ in range(2 * MAX_JOBS)]
         # Numbers are given from the lowest on: below the last one all are taken, and above it there are no more.
-        limit = max(self._free) + 1
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(numbers) + 1, max(numbers) + 1))
+        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for number in numbers:
+            self._free.put(number)
 
     def receive(self, source: socket.socket) -> int:
-        """The next descriptor from a socket. Raises EOFError if the sender is gone."""
-        number = self._free.pop()
-        os.close(number)
+        """The next descriptor from a socket. Raises EOFError if the sender is gone. While it runs, one number is free."""
+        os.close(self._free.get_nowait())
         _, received, _, _ = socket.recv_fds(source, 1, 1)
         if not received:
             raise EOFError
@@ -50,7 +56,11 @@ class Descriptors:
     def close(self, descriptor: int) -> None:
         """Close a received descriptor: a placeholder takes its number."""
         os.dup2(self._placeholder, descriptor)
-        self._free.add(descriptor)
+        self._free.put(descriptor)
+
+    def wait_for_room(self) -> None:
+        """Wait until there is a placeholder."""
+        self._free.put(self._free.get())
 
 
 class Memory:
@@ -65,7 +75,13 @@ class Memory:
         self._bytes += size_bytes
         with contextlib.suppress(ValueError, OSError):
             # Some systems have no such limit.
-            resource.setrlimit(resource.RLIMIT_AS, (self._bytes, resource.RLIM_INFINITY))
+            _limit(resource.RLIMIT_AS, self._bytes)
+
+
+def _limit(what: int, value: int) -> None:
+    """Set a limit that can be raised again, within the one that the process was started with."""
+    _, hard = resource.getrlimit(what)
+    resource.setrlimit(what, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
 
 def _address_space_bytes() -> int:
@@ -90,8 +106,7 @@ class ProcessorTime:
         allowed_s = START_CPU_S + CPU_S_PER_MEGABYTE * read_bytes / 1e6 + CPU_S_PER_AUDIO_S * decoded_s
         self._began_s = time.thread_time()
         # The limit is in whole seconds, and counts all that the process has ever used.
-        limit_s = int(time.process_time() + allowed_s - self._used_s) + 1
-        resource.setrlimit(resource.RLIMIT_CPU, (limit_s, resource.RLIM_INFINITY))
+        _limit(resource.RLIMIT_CPU, int(time.process_time() + allowed_s - self._used_s) + 1)
 
     def end(self) -> None:
         self._used_s += time.thread_time() - self._began_s

@@ -7,7 +7,7 @@ from serve_app.decoders.shared_memory import SharedMemory
 
 
 class Turns:
-    """A lock that goes to whoever waits longest. The shared memory shows who has it.
+    """A lock that goes to the job that waits longest. The shared memory shows which one has it.
 
     A file gives it back after every block, so a short file never waits for the end of a long one.
     """
@@ -19,14 +19,17 @@ class Turns:
         self._waiting: deque[threading.Lock] = deque()
 
     def take(self, job: int) -> None:
-        """Wait for the turn. `job`: number of the job; 0: none."""
+        """Wait for the turn. `job`: number of the job; 0: none, which does not wait behind jobs."""
         with self._mutex:
             waits = self._is_taken
             self._is_taken = True
             if waits:
                 mine = threading.Lock()
                 mine.acquire()
-                self._waiting.append(mine)
+                if job:
+                    self._waiting.append(mine)
+                else:
+                    self._waiting.appendleft(mine)
         if waits:
             mine.acquire()
         self._memory.job = job

@@ -19,7 +19,7 @@ from serve_app.chunking import windows
 from serve_app.decoders import messages
 from serve_app.decoders.job import Job
 from serve_app.decoders.messages import Close, Grown, Message, Open, Ready, Request, SlotFree
-from serve_app.decoders.sandbox import MEMORY_PER_JOB_BYTES, Descriptors, Memory, forbid_core_dumps
+from serve_app.decoders.sandbox import MAX_INDEX_BYTES, MEMORY_PER_JOB_BYTES, Descriptors, Memory, forbid_core_dumps
 from serve_app.decoders.shared_memory import SLOTS, SharedMemory
 from serve_app.decoders.turns import Turns
 from serve_app.merging.gaps import frame_levels
@@ -64,11 +64,13 @@ class Worker:
                     job.tell(message)
 
     def _open(self, opening: Open) -> None:
+        self._descriptors.wait_for_room()
         # In a turn of its own: while a descriptor is received, one number is free, which a file must not get.
         self._turns.take(0)
         descriptor = self._descriptors.receive(self._descriptor_source)
         self._turns.give_back()
-        memory_bytes = MEMORY_PER_JOB_BYTES + 4 * round(2 * opening.window_s * SAMPLE_RATE)
+        windows_bytes = 4 * round(2 * opening.window_s * SAMPLE_RATE)
+        memory_bytes = MEMORY_PER_JOB_BYTES + windows_bytes + min(opening.size_bytes or 0, MAX_INDEX_BYTES)
         self._address_space.add(memory_bytes)
         job = Job(opening, descriptor, self._memory, self._turns, self._free_slots, self._send)
         self._jobs[opening.job] = job

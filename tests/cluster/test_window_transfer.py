@@ -16,6 +16,13 @@ def test_samples_arrive_unchanged(length: int) -> None:
     assert np.array_equal(joined(tuple(sent)), samples)
 
 
+def test_a_long_window_is_not_divided() -> None:
+    samples = np.ones(5_000_000, np.int16)
+    sent = pieces(samples)
+    assert len(sent) == 1
+    assert np.array_equal(joined(tuple(sent)), samples)
+
+
 def test_a_slice_is_sent_as_it_reads() -> None:
     samples = np.arange(100, dtype=np.int16)[::2]
     assert np.array_equal(joined(tuple(pieces(samples))), samples)

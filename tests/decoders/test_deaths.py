@@ -4,24 +4,23 @@ import asyncio
 import io
 import os
 import signal
+import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 
 from serve_app.audio.growing_file import GrowingFile
+from serve_app.decoders import messages
 from serve_app.decoders.pool import DecoderPool
 from serve_app.decoders.recording import Recording
-from serve_app.errors import AudioError
-from serve_app.window import SAMPLE_RATE, Window
+from serve_app.decoders.sandbox import MAX_JOBS
+from serve_app.errors import AudioError, EngineError
+from serve_app.window import Window
 from testing import media
-from testing.decoding import assert_same_windows, windows_of_file
-
-CUT = (4.0, 1.5)
-"""Window and overlap, seconds."""
+from testing.decoding import CUT, assert_same_windows, noise, windows_of_file
 
 TIMEOUT_S = 20.0
 
@@ -31,10 +30,6 @@ def pool() -> Iterator[DecoderPool]:
     pool = DecoderPool(2)
     yield pool
     pool.close()
-
-
-def noise(seconds: float) -> bytes:
-    return media.wav(np.random.default_rng(0).integers(-3000, 3000, round(seconds * SAMPLE_RATE), dtype=np.int16))
 
 
 def kill(recording: Recording) -> None:
@@ -132,12 +127,84 @@ async def test_a_forged_packet_gets_no_more_memory_than_the_process(pool: Decode
 
 async def test_a_process_that_never_starts_is_an_error_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/bin/false")
-    pool = DecoderPool(1)
-    with pytest.raises(Exception, match="Internal error"):
-        await asyncio.wait_for(read(pool.open(io.BytesIO(noise(5)))), TIMEOUT_S)
+    pool = DecoderPool(2)
+    for _ in range(2):
+        with pytest.raises(EngineError):
+            await asyncio.wait_for(read(pool.open(io.BytesIO(noise(5)))), TIMEOUT_S)
     monkeypatch.undo()
     assert len(await asyncio.wait_for(read(pool.open(io.BytesIO(noise(5)))), TIMEOUT_S)) == 2
+    assert len(pool.pids) == 2
     pool.close()
+
+
+async def test_a_system_that_starts_no_process_fails_recordings_and_not_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the recordings of a process that ends then, nor later ones, which might get descriptors of theirs."""
+    pool, data = DecoderPool(1), noise(60)
+    expected, windows = windows_of_file(data, *CUT), (recording := pool.open(io.BytesIO(data))).windows(*CUT)
+    await anext(windows)
+
+    def fail(*_: object, **__: object) -> None:
+        raise BlockingIOError("no more processes")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", fail)
+        kill(recording)
+        with pytest.raises(EngineError):
+            await asyncio.wait_for(rest_of(windows), TIMEOUT_S)
+        with pytest.raises(EngineError):
+            await asyncio.wait_for(read(pool.open(io.BytesIO(data))), TIMEOUT_S)
+    assert_same_windows(await read(pool.open(io.BytesIO(data))), expected)
+    pool.close()
+
+
+async def rest_of(windows: AsyncGenerator[Window, None]) -> None:
+    async for _ in windows:
+        pass
+
+
+@pytest.mark.parametrize(
+    "line", [b'["WindowDone", 1, "0", 0, 0, 16000, null]\n', b'["Open"]\n', b"[" * 100_000 + b"\n", b"x" * 2_000_000]
+)
+async def test_a_process_that_breaks_the_protocol_is_replaced(line: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, data = DecoderPool(1), noise(30)
+    recording = pool.open(io.BytesIO(data))
+    windows = recording.windows(*CUT)
+    received, (pid,), decode = [await anext(windows)], pool.pids, messages.decode
+
+    def decode_once(_: bytes) -> messages.Message:
+        monkeypatch.setattr(messages, "decode", decode)
+        return decode(line)
+
+    monkeypatch.setattr(messages, "decode", decode_once)
+    async with asyncio.timeout(TIMEOUT_S):
+        received += [window async for window in windows]
+    assert_same_windows(received, windows_of_file(data, *CUT))
+    assert pid not in pool.pids
+    assert not psutil.pid_exists(pid)
+    pool.close()
+
+
+async def test_as_many_clients_come_as_leave(pool: DecoderPool) -> None:
+    """Files that were closed are in their process until their next turn."""
+    data = noise(60)
+    before, expected = pool.pids, windows_of_file(noise(5), *CUT)
+    for _ in range(4):
+        leaving = [pool.open(io.BytesIO(data)).windows(*CUT) for _ in range(2 * MAX_JOBS)]
+        for windows in leaving:
+            await anext(windows)
+        for windows in leaving:
+            await windows.aclose()
+        for decoded in await asyncio.gather(*(read(pool.open(io.BytesIO(noise(5)))) for _ in range(2 * MAX_JOBS))):
+            assert_same_windows(decoded, expected)
+    assert pool.pids == before
+
+
+async def test_recordings_of_one_open_file_do_not_share_its_position(pool: DecoderPool, tmp_path: Path) -> None:
+    path = tmp_path / "x.wav"
+    path.write_bytes(noise(60))
+    with path.open("rb") as file:
+        for windows in await asyncio.gather(*(read(pool.open(file)) for _ in range(8))):
+            assert_same_windows(windows, windows_of_file(noise(60), *CUT))
 
 
 async def test_a_closed_pool_leaves_no_process() -> None:

@@ -16,16 +16,9 @@ from serve_app.errors import AudioError
 from serve_app.merging.gaps import frame_levels
 from serve_app.window import SAMPLE_RATE, Window
 from testing import fuzz_media, media
-from testing.decoding import assert_same_windows, windows_of_file
-
-CUT = (4.0, 1.5)
-"""Window and overlap, seconds."""
+from testing.decoding import CUT, assert_same_windows, noise, windows_of_file
 
 TIMEOUT_S = 20.0
-
-
-def noise(seconds: float) -> bytes:
-    return media.wav(np.random.default_rng(0).integers(-3000, 3000, round(seconds * SAMPLE_RATE), dtype=np.int16))
 
 
 async def read(recording: Recording) -> list[Window]:
