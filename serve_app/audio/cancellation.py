@@ -20,12 +20,9 @@ RESTORED_RATIO = 0.2
 FADE_S = 0.01
 """Length of the cross-fade between the mix and one channel, seconds."""
 
-
 MIN_CLEARANCE = 1e-3
-"""Distance from CANCELLED_RATIO at which the sums over many blocks at once decide, as a fraction of the power with any offset.
-
-Their rounding errors are far smaller.
-"""
+"""If the power of the mix exceeds the threshold by this fraction of the power with any offset, float32 sums are exact enough to
+decide."""
 
 
 class CancellationGuard:

@@ -170,8 +170,8 @@ def _units(segments: Iterable[Segment], checkpoint: Callable[[], None]) -> list[
     starts_ms = list(accumulate((max(0, unit.start_ms) for unit in units), max))
     next_starts_ms, next_texts = [*starts_ms[1:], math.inf], [*(unit.text for unit in units[1:]), ""]
     return [
-        _Unit(text, start_ms, int(min(max(start_ms, end_ms), next_start_ms)), space, width, _ending(text, next_text))
-        for (text, _, end_ms, space, width, _), start_ms, next_start_ms, next_text in zip(
+        _Unit(text, start_ms, int(min(max(start_ms, end_ms), next_start_ms)), space, chars, _ending(text, next_text))
+        for (text, _, end_ms, space, chars, _), start_ms, next_start_ms, next_text in zip(
             units, starts_ms, next_starts_ms, next_texts, strict=True
         )
     ]
@@ -236,7 +236,7 @@ def _group(units: Sequence[_Unit], rules: CueRules, checkpoint: Callable[[], Non
     pause_ms, max_ms, max_chars = rules.pause_s * 1000, _max_ms(rules), rules.max_lines * rules.max_line_chars
     reading_ms = cache(partial(_reading_ms, rules=rules))
     # The last cue may end anywhere, and its reader has all the time.
-    next_starts_ms = [*(unit.start_ms for unit in units[1:]), *[math.inf] * bool(units)]
+    next_starts_ms = [*(unit.start_ms for unit in units[1:]), math.inf] if units else []
     cut_costs = [
         unit.ending.cue_cost * max(0.0, 1 - (next_ms - unit.end_ms) / pause_ms)
         for unit, next_ms in zip(units, next_starts_ms, strict=True)
