@@ -153,7 +153,10 @@ def test_what_is_no_message_is_an_error(line: bytes) -> None:
         messages.decode(line)
 
 
-def test_shared_memory() -> None:
+@pytest.mark.parametrize("has_memfd", [True, False])
+def test_shared_memory(has_memfd: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not has_memfd:
+        monkeypatch.delattr(os, "memfd_create", raising=False)
     descriptor = shared_memory.create()
     ours, theirs = SharedMemory(descriptor), SharedMemory(descriptor)
     os.close(descriptor)
