@@ -15,7 +15,7 @@ from serve_app.chunking import windows
 from serve_app.decoders.messages import Close, Ended, Failed, Grown, Message, Open, Request, Starved, WindowDone
 from serve_app.decoders.sandbox import ProcessorTime
 from serve_app.decoders.shared_memory import SharedMemory
-from serve_app.decoders.turns import Turns
+from serve_app.decoders.time_slices import TimeSlices
 from serve_app.errors import AudioError
 from serve_app.merging.gaps import frame_levels
 from serve_app.window import SAMPLE_RATE, Samples, Window
@@ -58,7 +58,7 @@ class WholeSource:
 
 
 class GrowingSource:
-    """Reads a file that is still being sent. It is not seekable, and `read` waits for bytes outside of the job's turn."""
+    """Reads a file that is still being sent. It is not seekable, and `read` waits for bytes outside of the job's time slice."""
 
     def __init__(self, descriptor: int, wait_beyond: Callable[[int], int]) -> None:
         """`wait_beyond` returns the size of the file, bytes, once it exceeds this position or is final."""
@@ -81,7 +81,7 @@ class GrowingSource:
 
 
 class Job:
-    """Decodes the file in its turns, and sends a window whenever one is requested and a slot is free.
+    """Decodes the file in its time slices, and sends a window whenever one is requested and a slot is free.
 
     `run` belongs to the job's thread, `tell` to that of the messages.
     """
@@ -91,13 +91,13 @@ class Job:
         opening: Open,
         descriptor: int,
         memory: SharedMemory,
-        turns: Turns,
+        time_slices: TimeSlices,
         free_slots: "queue.SimpleQueue[int]",
         send: Callable[[Message], None],
     ) -> None:
         self._opening = opening
         self._memory = memory
-        self._turns = turns
+        self._time_slices = time_slices
         self._free_slots = free_slots
         self._send = send
         self._time = ProcessorTime()
@@ -128,10 +128,10 @@ class Job:
                     self._grown.notify()
 
     def run(self, on_end: Callable[[], None]) -> None:
-        """Decode the file. `on_end` is called in its last turn."""
+        """Decode the file. `on_end` is called in its last time slice."""
         number, opening = self._opening.job, self._opening
         outcome: Message | None = None
-        self._begin_turn()
+        self._begin_slice()
         try:
             for window in windows(self._blocks(), opening.window_s, opening.overlap_s):
                 if window.index >= opening.first_window:
@@ -148,7 +148,7 @@ class Job:
             traceback.print_exc()
             outcome = Failed(number, repr(error), None, is_expected=False)
         on_end()
-        self._end_turn()
+        self._end_slice()
         if outcome is not None and not self._is_closed:
             self._send(outcome)
 
@@ -156,14 +156,14 @@ class Job:
         for block in self._audio.blocks():
             self._decoded_s += len(block) / SAMPLE_RATE
             yield block
-            self._end_turn()
-            self._begin_turn()
+            self._end_slice()
+            self._begin_slice()
             self._check_open()
         self._check_open()
 
     def _hand_over(self, window: Window) -> None:
         levels = frame_levels(window.samples)
-        with self._outside_of_turn():
+        with self._outside_of_slice():
             self._requests.acquire()
             self._check_open()
             slot = self._free_slots.get()
@@ -172,7 +172,7 @@ class Job:
             self._send(WindowDone(number, slot, window.index, window.start_sample, len(window.samples), announced_s))
 
     def _wait_beyond(self, position: int) -> int:
-        with self._outside_of_turn(), self._grown:
+        with self._outside_of_slice(), self._grown:
             if self._sent_bytes <= position and not self._is_sent:
                 self._send(Starved(self._opening.job, position))
             while self._sent_bytes <= position and not self._is_sent and not self._is_closed:
@@ -183,18 +183,18 @@ class Job:
         if self._is_closed:
             raise _Closed
 
-    def _begin_turn(self) -> None:
-        self._turns.take(self._opening.job)
+    def _begin_slice(self) -> None:
+        self._time_slices.begin(self._opening.job)
         self._time.begin(self._source.read_bytes, self._decoded_s)
 
-    def _end_turn(self) -> None:
+    def _end_slice(self) -> None:
         self._time.end()
-        self._turns.give_back()
+        self._time_slices.end()
 
     @contextlib.contextmanager
-    def _outside_of_turn(self) -> Iterator[None]:
-        self._end_turn()
+    def _outside_of_slice(self) -> Iterator[None]:
+        self._end_slice()
         try:
             yield
         finally:
-            self._begin_turn()
+            self._begin_slice()

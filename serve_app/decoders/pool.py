@@ -33,9 +33,9 @@ MAX_OWN_PROCESSES = 8
 class DecoderPool:
     """Starts `processes` processes and keeps as many. Its recordings may belong to any event loop.
 
-    A recording goes to the process with the fewest, which decodes its recordings in turns. When a process ends, it is replaced,
-    and its recordings continue in others with the first window that was not received. The one that was being decoded at that
-    moment gets a process for itself; if that one ends too, the recording fails.
+    A recording goes to the process with the fewest, which decodes its recordings in time slices. When a process ends, it is
+    replaced, and its recordings continue in others with the first window that was not received. The one that was being decoded
+    at that moment gets a process for itself; if that one ends too, the recording fails.
     """
 
     def __init__(self, processes: int) -> None:

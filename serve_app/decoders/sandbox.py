@@ -11,7 +11,7 @@ import socket
 import time
 
 MAX_JOBS = 64
-"""Number of files that a process decodes in turns."""
+"""Number of files that a process decodes in time slices."""
 
 FREE_MEMORY_BYTES = 512 << 20
 """Address space beyond that of the started process, bytes."""
@@ -37,7 +37,7 @@ class Descriptors:
 
     def __init__(self) -> None:
         self._placeholder = os.open(os.devnull, os.O_RDONLY)
-        # Twice as many: jobs that were closed may still wait for their last turn when others come.
+        # Twice as many: jobs that were closed may still wait for their last time slice when others come.
         numbers = [os.dup(self._placeholder) for _ in range(2 * MAX_JOBS)]
         # Numbers are given from the lowest on: below the last one all are taken, and above it there are no more.
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(numbers) + 1, max(numbers) + 1))
@@ -95,7 +95,7 @@ def _address_space_bytes() -> int:
 class ProcessorTime:
     """The processor time of one file. The system ends the process when a file exceeds what it may use.
 
-    `begin` and `end` enclose every turn of the file, in the file's own thread.
+    `begin` and `end` enclose every time slice of the file, in the file's own thread.
     """
 
     def __init__(self) -> None:

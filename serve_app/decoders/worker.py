@@ -21,7 +21,7 @@ from serve_app.decoders.job import Job
 from serve_app.decoders.messages import Close, Grown, Message, Open, Ready, Request, SlotFree
 from serve_app.decoders.sandbox import MAX_INDEX_BYTES, MEMORY_PER_JOB_BYTES, Descriptors, Memory, forbid_core_dumps
 from serve_app.decoders.shared_memory import SLOTS, SharedMemory
-from serve_app.decoders.turns import Turns
+from serve_app.decoders.time_slices import TimeSlices
 from serve_app.merging.gaps import frame_levels
 from serve_app.window import SAMPLE_RATE
 
@@ -36,7 +36,7 @@ class Worker:
         self._connection = connection
         self._descriptor_source = descriptors
         self._memory = memory
-        self._turns = Turns(memory)
+        self._time_slices = TimeSlices(memory)
         self._jobs: dict[int, Job] = {}
         self._free_slots: queue.SimpleQueue[int] = queue.SimpleQueue()
         for slot in range(SLOTS):
@@ -65,14 +65,14 @@ class Worker:
 
     def _open(self, opening: Open) -> None:
         self._descriptors.wait_for_room()
-        # In a turn of its own: while a descriptor is received, one number is free, which a file must not get.
-        self._turns.take(0)
+        # In a time slice of its own: while a descriptor is received, one number is free, which a file must not get.
+        self._time_slices.begin(0)
         descriptor = self._descriptors.receive(self._descriptor_source)
-        self._turns.give_back()
+        self._time_slices.end()
         windows_bytes = 4 * round(2 * opening.window_s * SAMPLE_RATE)
         memory_bytes = MEMORY_PER_JOB_BYTES + windows_bytes + min(opening.size_bytes or 0, MAX_INDEX_BYTES)
         self._address_space.add(memory_bytes)
-        job = Job(opening, descriptor, self._memory, self._turns, self._free_slots, self._send)
+        job = Job(opening, descriptor, self._memory, self._time_slices, self._free_slots, self._send)
         self._jobs[opening.job] = job
 
         def end() -> None:

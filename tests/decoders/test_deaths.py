@@ -185,7 +185,7 @@ async def test_a_process_that_breaks_the_protocol_is_replaced(line: bytes, monke
 
 
 async def test_as_many_clients_come_as_leave(pool: DecoderPool) -> None:
-    """Files that were closed are in their process until their next turn."""
+    """Files that were closed are in their process until their next time slice."""
     data = noise(60)
     before, expected = pool.pids, windows_of_file(noise(5), *CUT)
     for _ in range(4):

@@ -125,8 +125,8 @@ import time
 from serve_app.decoders import sandbox
 sandbox.forbid_core_dumps()
 sandbox.START_CPU_S = 0.2
-turn = sandbox.ProcessorTime()
-turn.begin({read_bytes}, {decoded_s})
+used = sandbox.ProcessorTime()
+used.begin({read_bytes}, {decoded_s})
 while time.process_time() < 1.9:
     pass
 print("done")

@@ -1,4 +1,4 @@
-"""The order in which the files of a decoder process are decoded."""
+"""The time slices of the files in a decoder process."""
 
 import threading
 from collections import deque
@@ -6,10 +6,10 @@ from collections import deque
 from serve_app.decoders.shared_memory import SharedMemory
 
 
-class Turns:
+class TimeSlices:
     """A lock that goes to the job that waits longest. The shared memory shows which one has it.
 
-    A file gives it back after every block, so a short file never waits for the end of a long one.
+    A job gives it back after every block, so a short file never waits for the end of a long one.
     """
 
     def __init__(self, memory: SharedMemory) -> None:
@@ -18,8 +18,8 @@ class Turns:
         self._is_taken = False
         self._waiting: deque[threading.Lock] = deque()
 
-    def take(self, job: int) -> None:
-        """Wait for the turn. `job`: number of the job; 0: none, which does not wait behind jobs."""
+    def begin(self, job: int) -> None:
+        """Wait for a time slice. `job`: number of the job; 0: none, which does not wait behind jobs."""
         with self._mutex:
             waits = self._is_taken
             self._is_taken = True
@@ -34,7 +34,8 @@ class Turns:
             mine.acquire()
         self._memory.job = job
 
-    def give_back(self) -> None:
+    def end(self) -> None:
+        """Give the time slice back."""
         self._memory.job = 0
         with self._mutex:
             if self._waiting:
