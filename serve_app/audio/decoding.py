@@ -7,8 +7,10 @@ Each sample has the time at which a player plays it. So where the time stamps of
 Gaps occur where audio starts after the video, where packets were lost, and where the sender sent no packets during silence.
 """
 
+import importlib
 import itertools
 import os
+import pkgutil
 from collections.abc import Collection, Generator, Iterable, Iterator
 from typing import BinaryIO
 
@@ -196,6 +198,13 @@ class AudioFile:
                 # An empty packet would end the stream for the decoder.
                 if size_bytes > 0:
                     yield packet
+
+
+def preload() -> None:
+    """Import all of PyAV: some of its modules it would import with the first stream of their kind only."""
+    for module in pkgutil.walk_packages(av.__path__, "av."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
 
 
 def _with_gaps(frames: Iterable[AudioFrame], start_s: float | None) -> Iterator[tuple[float, AudioFrame]]:

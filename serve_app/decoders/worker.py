@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from serve_app.audio.decoding import AudioFile
+from serve_app.audio.decoding import AudioFile, preload
 from serve_app.audio.dither import without_zeros
 from serve_app.chunking import windows
 from serve_app.decoders import messages
@@ -88,7 +88,8 @@ class Worker:
 
 
 def _warm_up() -> None:
-    """Decode some audio, so that whatever is imported late is imported before files can no longer be opened."""
+    """Import, and use once, whatever is imported late: afterwards no file can be opened."""
+    preload()
     file = io.BytesIO()
     with wave.open(file, "wb") as writer:
         writer.setparams((2, 2, 8_000, 0, "NONE", ""))

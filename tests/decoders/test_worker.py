@@ -31,6 +31,17 @@ def test_it_imports_little() -> None:
     assert not {"ray", "torch", "nemo", "fastapi", "starlette", "pydantic", "soxr"} & set(imported)
 
 
+def test_it_has_imported_all_of_pyav_before_it_sees_a_file() -> None:
+    result = run("""
+import importlib.util, pkgutil, sys
+from serve_app.decoders import worker
+worker._warm_up()
+modules = pkgutil.walk_packages(importlib.util.find_spec("av").submodule_search_locations, "av.")
+print({module.name for module in modules} - set(sys.modules))
+""")
+    assert result.stdout == "{'av.__main__'}\n", result.stderr
+
+
 def test_it_is_small_and_knows_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PARAKEET_AUTH__KEYS", '["secret"]')
     pool = DecoderPool(1)
