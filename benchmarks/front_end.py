@@ -32,6 +32,7 @@ import psutil
 
 from serve_app.window import SAMPLE_RATE
 from testing.cpu_time import KINDS, Kind, snapshot, spent
+from testing.decoding import plain_loop
 from testing.paths import ROOT
 from testing.server import Server, serve_run
 from testing.speech_noise import SPEECH_FORMATS, write
@@ -98,12 +99,7 @@ def ffmpeg_s(path: Path) -> float:
 
 def plain_loop_s(path: Path) -> float:
     started = time.perf_counter()
-    resampler = av.AudioResampler("s16", "mono", SAMPLE_RATE)
-    with av.open(str(path)) as container:
-        container.streams.audio[0].codec_context.thread_count = 1
-        for frame in container.decode(audio=0):
-            for resampled in resampler.resample(frame):
-                resampled.to_ndarray()
+    plain_loop(path)
     return time.perf_counter() - started
 
 

@@ -15,6 +15,10 @@ FORM_HEAD = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r
 FORM_TAIL = b"\r\n--x--\r\n"
 
 
+WAIT_S = 20.0
+"""What a test waits for comes much sooner, seconds."""
+
+
 class OpenRequest:
     """A POST request in progress."""
 
@@ -51,11 +55,12 @@ class OpenRequest:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    """Wait until a condition holds."""
-    while True:
-        if holds():
-            return
-        await asyncio.sleep(0.01)
+    """Wait until a condition holds. Raises TimeoutError after WAIT_S."""
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            if holds():
+                return
+            await asyncio.sleep(0.01)
 
 
 class LoopTime:

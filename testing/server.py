@@ -154,8 +154,13 @@ def open_files(process: psutil.Process) -> set[str]:
 def held_bytes(process: psutil.Process) -> int:
     """Memory of a process's own. Pages of files are not: Linux takes those of idle processes away and brings them back when they
     are used, which looks like growth. Nor are those of Ray's object store, which a process has once it has read there."""
-    status = dict(line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
-    return 1024 * int(status["RssAnon"].split()[0])
+    return status_bytes(process.pid, "RssAnon")
+
+
+def status_bytes(process_id: int, field: str) -> int:
+    """A size in a process's status, such as `VmPeak` (see proc_pid_status(5))."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{process_id}/status").read_text().splitlines())
+    return 1024 * int(status[field].split()[0])
 
 
 def _wait_until_up(server: Server, process: "subprocess.Popen[bytes]") -> None:

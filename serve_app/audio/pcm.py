@@ -10,7 +10,7 @@ import soxr
 from av.audio.codeccontext import AudioCodecContext
 from numpy.typing import NDArray
 
-from serve_app.audio.cancellation import BLOCK_S, CancellationGuard
+from serve_app.audio.cancellation import CancellationGuard
 from serve_app.errors import AudioError
 from serve_app.window import SAMPLE_RATE, Samples
 
@@ -66,8 +66,8 @@ class PcmDecoder:
         self._unit_bytes, self._guard = audio_format.frame_bytes, None
         if (channels := audio_format.channels) > 1:
             # Channels are compared in blocks, which must not depend on how the bytes are split.
-            self._unit_bytes *= round(BLOCK_S * audio_format.sample_rate)
             self._guard = CancellationGuard(np.full(channels, 1 / channels, np.float32), audio_format.sample_rate)
+            self._unit_bytes *= self._guard.block_samples
         is_same_rate = audio_format.sample_rate == SAMPLE_RATE
         self._resampler = None if is_same_rate else soxr.ResampleStream(audio_format.sample_rate, SAMPLE_RATE, 1, "float32")
 
@@ -104,10 +104,8 @@ class PcmDecoder:
         else:
             samples = np.frombuffer(data, "<i2").astype(np.float32) / 32768.0
         interleaved = samples.reshape(-1, self._format.channels)
-        if self._guard is not None:
-            size = self._unit_bytes // self._format.frame_bytes
-            blocks = [interleaved[start : start + size] for start in range(0, len(interleaved), size)]
-            interleaved = np.concatenate([interleaved[:0], *(self._guard(block.T).T for block in blocks)])
+        if self._guard is not None and len(interleaved):
+            interleaved = self._guard(interleaved.T).T
         mono: NDArray[np.float32] = interleaved.mean(axis=1, dtype=np.float32)
         return mono
 

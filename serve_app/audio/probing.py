@@ -1,11 +1,6 @@
 """Recognise media files by their first bytes, to distinguish them from raw samples."""
 
-import io
-
 import numpy as np
-
-from serve_app.audio.decoding import AudioFile
-from serve_app.errors import AudioError
 
 MAGIC = (
     b"fLaC",
@@ -48,7 +43,7 @@ PROBED_FORMATS = (
     *("gsm", "latm", "loas", "matroska", "mlp", "mov", "mpc", "mpc8", "mpeg", "mpegts", "mxf", "nut", "ogg", "oma"),
     *("qcp", "rm", "sbc", "shn", "sox", "tak", "truehd", "tta", "voc", "w64", "wav", "wv"),
 )
-"""Containers that `decodes` accepts, by FFmpeg's names.
+"""Containers in which FFmpeg may recognise a media file by its first bytes, by FFmpeg's names.
 
 MP3 is not among them, because FFmpeg takes one in a thousand raw streams for it.
 """
@@ -75,24 +70,14 @@ MPEG_RATES_HZ = (44_100, 48_000, 32_000)
 def is_media(head: bytes) -> bool | None:
     """Whether `head`, the first bytes of a stream, begins a media file, by magic numbers and frame headers alone.
 
-    None if more bytes are needed, at most SNIFFED_BYTES. Where it is False, `decodes` may still find a media file.
+    None if more bytes are needed, at most SNIFFED_BYTES. Where it is False, FFmpeg may still recognise one
+    of PROBED_FORMATS.
     """
     if head.startswith((*MAGIC, b"RIFF", b"RF64")) or needs_whole_file(head) or _is_transport_stream(head):
         return True
     if head[:1] == b"\xff" and _is_frame_sequence(head):
         return True
     return False if len(head) >= SNIFFED_BYTES else None
-
-
-def decodes(head: bytes) -> bool:
-    """Whether FFmpeg recognises a media file in `head`, its first SNIFFED_BYTES or more, and decodes audio from it.
-
-    It takes milliseconds, so do not call it on the event loop.
-    """
-    try:
-        return next(AudioFile(io.BytesIO(head), formats=PROBED_FORMATS).blocks(), None) is not None
-    except AudioError:
-        return False
 
 
 def may_be_samples(head: bytes) -> bool:

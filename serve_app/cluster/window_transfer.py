@@ -1,7 +1,6 @@
 """How the audio of a window travels to a replica: in pieces that Ray sends along with the call.
 
-An argument above 100 kB would go through Ray's object store. That costs each window a request to the raylet on either side, and
-twice the processor time of all processes together.
+An argument above 100 kB would go through Ray's object store, which costs each window requests to the raylet on either side.
 """
 
 import numpy as np

@@ -1,11 +1,24 @@
 """Media files are distinguished from raw samples by their first bytes."""
 
+import io
+
 import numpy as np
 import pytest
 
-from serve_app.audio.probing import SNIFFED_BYTES, decodes, is_media, may_be_samples, needs_whole_file
+from serve_app.audio.decoding import AudioFile
+from serve_app.audio.probing import PROBED_FORMATS, SNIFFED_BYTES, is_media, may_be_samples, needs_whole_file
+from serve_app.errors import AudioError
 from serve_app.window import Samples
 from testing import media
+
+
+def decodes(head: bytes) -> bool:
+    """Whether FFmpeg recognises a media file by these bytes, and decodes audio from them."""
+    try:
+        return next(AudioFile(io.BytesIO(head), formats=PROBED_FORMATS).blocks(), None) is not None
+    except AudioError:
+        return False
+
 
 FORMATS = {
     "wav": ("wav", "pcm_s16le"),

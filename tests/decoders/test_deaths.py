@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 
 import psutil
@@ -21,6 +21,8 @@ from serve_app.errors import AudioError, EngineError
 from serve_app.window import Window
 from testing import media
 from testing.decoding import CUT, assert_same_windows, noise, windows_of_file
+from testing.open_requests import until
+from testing.server import status_bytes
 
 TIMEOUT_S = 20.0
 
@@ -122,7 +124,7 @@ async def test_a_forged_packet_gets_no_more_memory_than_the_process(pool: Decode
             assert recording.warnings
     assert_same_windows(await harmless, windows_of_file(noise(60), *CUT))
     assert pool.pids == before
-    assert max(map(peak_bytes, before)) < 1_000_000_000
+    assert max(status_bytes(pid, "VmPeak") for pid in before) < 1_000_000_000
 
 
 async def test_a_process_that_never_starts_is_an_error_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,15 +215,3 @@ async def test_a_closed_pool_leaves_no_process() -> None:
     await read(closing.open(io.BytesIO(noise(5))))
     closing.close()
     await until(lambda: not process.is_running())
-
-
-def peak_bytes(pid: int) -> int:
-    """The largest address space that a process has had."""
-    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return 1024 * int(status["VmPeak"].split()[0])
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(TIMEOUT_S):
-        while not condition():  # noqa: ASYNC110  # it waits for another process
-            await asyncio.sleep(0.01)

@@ -17,6 +17,7 @@ from serve_app.merging.gaps import frame_levels
 from serve_app.window import SAMPLE_RATE, Window
 from testing import fuzz_media, media
 from testing.decoding import CUT, assert_same_windows, noise, windows_of_file
+from testing.open_requests import until
 
 TIMEOUT_S = 20.0
 
@@ -120,9 +121,7 @@ async def test_a_closed_recording_leaves_nothing_behind(pool: DecoderPool) -> No
     for windows in recordings:
         await anext(windows)
         await windows.aclose()
-    async with asyncio.timeout(TIMEOUT_S):
-        while process.num_threads() > threads:  # noqa: ASYNC110  # it waits for another process
-            await asyncio.sleep(0.01)
+    await until(lambda: process.num_threads() <= threads)
     assert (descriptors(process), descriptors(psutil.Process())) == (files, own)
 
 
