@@ -10,7 +10,7 @@ import soxr
 from av.audio.codeccontext import AudioCodecContext
 from numpy.typing import NDArray
 
-from serve_app.audio.cancellation import CancellationGuard
+from serve_app.audio.mixing import MonoMixer
 from serve_app.errors import AudioError
 from serve_app.window import SAMPLE_RATE, Samples
 
@@ -63,11 +63,11 @@ class PcmDecoder:
         self._rest = b""
         codec = CODECS.get(audio_format.encoding)
         self._table = None if codec is None else _table(codec)
-        self._unit_bytes, self._guard = audio_format.frame_bytes, None
+        self._unit_bytes, self._mixer = audio_format.frame_bytes, None
         if (channels := audio_format.channels) > 1:
             # Channels are compared in blocks, which must not depend on how the bytes are split.
-            self._guard = CancellationGuard(np.full(channels, 1 / channels, np.float32), audio_format.sample_rate)
-            self._unit_bytes *= self._guard.block_samples
+            self._mixer = MonoMixer(np.full(channels, 1 / channels, np.float32), audio_format.sample_rate)
+            self._unit_bytes *= self._mixer.block_samples
         is_same_rate = audio_format.sample_rate == SAMPLE_RATE
         self._resampler = None if is_same_rate else soxr.ResampleStream(audio_format.sample_rate, SAMPLE_RATE, 1, "float32")
 
@@ -103,11 +103,7 @@ class PcmDecoder:
             samples = np.nan_to_num(np.frombuffer(data, "<f4"), nan=0.0, posinf=0.0, neginf=0.0)
         else:
             samples = np.frombuffer(data, "<i2").astype(np.float32) / 32768.0
-        interleaved = samples.reshape(-1, self._format.channels)
-        if self._guard is not None and len(interleaved):
-            interleaved = self._guard(interleaved.T).T
-        mono: NDArray[np.float32] = interleaved.mean(axis=1, dtype=np.float32)
-        return mono
+        return samples if self._mixer is None else self._mixer(samples.reshape(-1, self._format.channels).T)
 
     def _converted(self, samples: NDArray[np.float32], *, is_last: bool) -> Samples:
         if self._resampler is not None:

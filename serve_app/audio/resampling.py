@@ -13,11 +13,14 @@ from av.audio.resampler import AudioResampler
 from av.filter import Graph
 from numpy.typing import NDArray
 
-from serve_app.audio.cancellation import CancellationGuard
+from serve_app.audio.mixing import MonoMixer
 from serve_app.window import SAMPLE_RATE, Samples
 
 MAX_PLANES = 7
 """Maximum number of channels of a planar frame that PyAV reads. With more, it reads beyond FFmpeg's list of planes."""
+
+MAX_CHANNELS = 64
+"""Maximum number of channels, as in libswresample. More come from a forged header, and each would cost time and memory."""
 
 MAX_GATHERED_BYTES = 2**19
 """Size of the samples that are converted at once, bytes. More would not fit into the cache of a CPU core."""
@@ -58,17 +61,22 @@ class _Converter:
 
     def __init__(self, frame: AudioFrame) -> None:
         self._format, self._layout, self._rate_hz = frame.format.name, frame.layout.name, frame.sample_rate
-        channels, weights = frame.layout.nb_channels, _mix_weights(self._layout)
+        channels = frame.layout.nb_channels
+        if channels > MAX_CHANNELS:
+            raise ValueError(f"It has {channels} channels.")
+        weights = _mix_weights(self._layout)
         self._resampler = AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
-        self._mixer = _even_mixer(frame) if weights is None else None
         self._may_have_nan = self._format in FORMATS_WITH_NAN
-        self._guard: CancellationGuard | None = None
-        # PyAV makes no array of the other formats.
+        self._mixer: MonoMixer | None = None
+        self._even_mixer: Graph | None = None
+        # Mixed before they are resampled, several channels cost about as much as one. PyAV makes no array of the other formats.
         if channels > 1 and not self._format.startswith("s64") and (frame.format.is_packed or channels <= MAX_PLANES):
-            self._guard = CancellationGuard(np.ones(channels, np.float32) if weights is None else weights, self._rate_hz)
+            self._mixer = MonoMixer(np.full(channels, 1 / channels, np.float32) if weights is None else weights, self._rate_hz)
+        elif weights is None:
+            self._even_mixer = _even_mixer(frame)
         self._fifo, self._gathered = AudioFifo(), 0
         self._delay = 0 if self._rate_hz == SAMPLE_RATE else RESAMPLER_DELAY
-        self._unit = 1 if self._guard is None else self._guard.block_samples
+        self._unit = 1 if self._mixer is None else self._mixer.block_samples
         self._max_gathered = max(1, MAX_GATHERED_BYTES // (frame.format.bytes * channels * self._unit)) * self._unit
 
     def has_format_of(self, frame: AudioFrame) -> bool:
@@ -77,7 +85,7 @@ class _Converter:
     def push(self, frame: AudioFrame, wanted: int) -> Iterator[Samples]:
         # decoding.py fills gaps. Without time stamps, the resampler neither drops nor inserts samples.
         frame.pts = None
-        if self._guard is None and frame.samples >= self._max_gathered:
+        if self._mixer is None and frame.samples >= self._max_gathered:
             # A forged frame can be huge, and the queue would hold a copy of it.
             yield from self._gathered_samples(1)
             yield from self._converted(frame)
@@ -100,32 +108,33 @@ class _Converter:
             yield from self._converted(cast(AudioFrame, self._fifo.read(count)))
 
     def _converted(self, frame: AudioFrame) -> Iterator[Samples]:
-        frame = self._checked(frame)
-        if self._mixer is not None:
-            self._mixer.push(frame)
-            frame = cast(AudioFrame, self._mixer.pull())
-        for out in self._resampler.resample(frame):
+        for out in self._resampler.resample(self._mono(frame)):
             yield out.to_ndarray()[0]
 
-    def _checked(self, frame: AudioFrame) -> AudioFrame:
-        """The frame with finite samples, and with one channel in the place of all where these cancel out."""
-        if self._guard is None and not self._may_have_nan:
+    def _mono(self, frame: AudioFrame) -> AudioFrame:
+        """The frame with finite samples, mixed to mono if it is one that PyAV makes an array of."""
+        if self._even_mixer is not None:
+            self._even_mixer.push(frame)
+            return cast(AudioFrame, self._even_mixer.pull())
+        if self._mixer is None and not self._may_have_nan:
             return frame
-        original = _array(frame)
-        array = original
-        if self._may_have_nan and not np.isfinite(array).all():
+        array = _array(frame)
+        if self._mixer is not None and array.dtype == np.float64:
+            with np.errstate(over="ignore"):
+                array = array.astype(np.float32)
+        has_nan = self._may_have_nan and not np.isfinite(array).all()
+        if has_nan:
             # A resampler would spread NaN and infinity to the samples around them.
             array = np.nan_to_num(array, nan=0.0, posinf=0.0, neginf=0.0)
-        if self._guard is not None:
-            channels, is_planar = frame.layout.nb_channels, frame.format.is_planar
-            samples = array if is_planar else array.reshape(-1, channels).T
-            if (guarded := self._guard(samples)) is not samples:
-                array = guarded if is_planar else guarded.T.reshape(1, -1)
-        if array is original:
-            return frame
-        changed = AudioFrame.from_ndarray(np.ascontiguousarray(array), format=self._format, layout=self._layout)
-        changed.sample_rate = self._rate_hz
-        return changed
+        if self._mixer is not None:
+            samples = array if frame.format.is_planar else array.reshape(-1, frame.layout.nb_channels).T
+            return self._frame(_as_fraction(self._mixer(samples), array.dtype)[None], "flt", "mono")
+        return self._frame(array, self._format, self._layout) if has_nan else frame
+
+    def _frame(self, array: NDArray[Any], sample_format: str, layout: str) -> AudioFrame:
+        frame = AudioFrame.from_ndarray(array, format=sample_format, layout=layout)
+        frame.sample_rate = self._rate_hz
+        return frame
 
 
 def _array(frame: AudioFrame) -> NDArray[Any]:
@@ -137,9 +146,17 @@ def _array(frame: AudioFrame) -> NDArray[Any]:
     return np.frombuffer(samples, format_dtypes[frame.format.name], frame.samples * frame.layout.nb_channels)[None]
 
 
+def _as_fraction(samples: NDArray[np.float32], dtype: "np.dtype[Any]") -> NDArray[np.float32]:
+    """Samples in the unit of `dtype` as fractions of full scale, float32 [samples]."""
+    if dtype.kind == "f":
+        return samples
+    full_scale = 2.0 ** (8 * dtype.itemsize - 1)
+    return (samples - full_scale if dtype.kind == "u" else samples) * np.float32(1 / full_scale)
+
+
 @functools.lru_cache(maxsize=256)
 def _mix_weights(layout: str) -> NDArray[np.float32] | None:
-    """The weight of each channel in FFmpeg's mix to mono, float32 [channels].
+    """The weight of each channel in FFmpeg's mix to mono, which is never louder than full scale, float32 [channels].
 
     None if FFmpeg has no rule for the layout: for ambisonics, and for most layouts above eight channels.
     """
@@ -151,7 +168,10 @@ def _mix_weights(layout: str) -> NDArray[np.float32] | None:
         mixed = AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE).resample(probe)
     except (av.FFmpegError, ValueError):
         return None
-    return cast(NDArray[np.float32], mixed[0].to_ndarray()[0])
+    weights: NDArray[np.float32] = mixed[0].to_ndarray()[0]
+    # FFmpeg does that for integers, and its mix of floats would be clipped later.
+    weights /= max(np.float32(1), weights.sum())
+    return weights
 
 
 def _even_mixer(frame: AudioFrame) -> Graph:
