@@ -11,6 +11,7 @@ import ray
 from dotenv import load_dotenv
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
 
 from serve_app.cluster.status import StatusRegistry
 from serve_app.deployments import ModelReplica
@@ -101,6 +102,9 @@ def _model_deployment(model: ModelSettings, settings: Settings, gpus: float, sta
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
         ray_actor_options={"num_cpus": model.cpus_per_replica, "num_gpus": gpus},
+        request_router_config=RequestRouterConfig(
+            request_router_class="serve_app.cluster.routing.LeastOutstandingRouter"  # type: ignore[arg-type]  # wrong in Ray 2.60
+        ),
         autoscaling_config={
             "min_replicas": model.min_replicas,
             "max_replicas": model.max_replicas,

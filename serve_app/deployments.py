@@ -14,7 +14,6 @@ from ray import serve
 
 from serve_app.cluster.model_client import LOAD_FAILED, DeploymentHandle
 from serve_app.cluster.status import HEARTBEAT_S, ModelState, ReplicaStatus
-from serve_app.cluster.window_transfer import joined
 from serve_app.engine.batch_policy import batch_limits, max_batch_windows
 from serve_app.engine.batch_queue import MAX_FAILED_BATCHES, Batcher
 from serve_app.engine.model_files import DownloadProgress, find_model_file
@@ -71,12 +70,9 @@ class ModelReplica:
         # is loaded. A failed load must not fail the constructor: Serve would retry it blindly and no client would get the reason.
         await asyncio.wait([self._loading])
 
-    async def transcribe(self, lane: int, job: Job, is_isolated: bool, *pieces: bytes) -> list[Token]:
-        """Tokens of one window, with times from its start. Raises ModelUnavailable or EngineError.
-
-        `pieces`: the audio of the window, as `window_transfer.pieces` divides it.
-        """
-        batcher, samples = await self._ready_batcher(), joined(pieces)
+    async def transcribe(self, lane: int, job: Job, is_isolated: bool, samples: Samples) -> list[Token]:
+        """Tokens of one window, int16 [samples], with times from its start. Raises ModelUnavailable or EngineError."""
+        batcher = await self._ready_batcher()
         return await batcher.submit((samples, job.keywords), len(samples), Lane(lane), job.job_id, is_isolated=is_isolated)
 
     async def _ready_batcher(self) -> "Batcher[BatchItem, list[Token]]":

@@ -11,7 +11,7 @@ from ray import serve
 from serve_app.api import create_api
 from serve_app.api.errors import error_response
 from serve_app.cluster import backpressure, proxies
-from serve_app.cluster.model_client import DeploymentHandle, ModelClient
+from serve_app.cluster.model_client import DeploymentHandle, ModelClient, by_value
 from serve_app.cluster.running_application import RunningApplication
 from serve_app.cluster.status import HEARTBEAT_S, ClusterStatus, ReplicaStatus
 from serve_app.cores import usable_cores
@@ -50,7 +50,7 @@ class Ingress:
             model.name: ModelClient(
                 model,
                 settings,
-                models[model.name],
+                by_value(models[model.name]),
                 partial(self._last_statuses, model.name),
                 partial(self._application.includes, models[model.name].deployment_name),
             )

@@ -13,7 +13,7 @@ MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path
 MAX_LINES = 300
 
 RAY_CLUSTER = [
-    *("cluster.model_client", "cluster.running_application", "cluster.backpressure"),
+    *("cluster.model_client", "cluster.routing", "cluster.running_application", "cluster.backpressure"),
     *("cluster.proxies", "cluster.proxy_patch"),
 ]
 """The modules of cluster/ that know Ray."""

@@ -7,12 +7,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from grpc.aio import AioRpcError
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle as _DeploymentHandle
 
 from serve_app.cluster.status import ReplicaStatus
-from serve_app.cluster.window_transfer import pieces
 from serve_app.engine.batch_policy import max_batch_windows
 from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable, SpeechError
 from serve_app.settings import ModelSettings, Settings
@@ -34,13 +34,17 @@ REPLICA_LOST = (
     OutOfMemoryError,
     ObjectLostError,
     DeploymentUnavailableError,
+    AioRpcError,
     EngineBroken,
 )
 """The replica or its node is lost, or its engine is broken: the window is sent again. OutOfMemoryError is not CUDA's but Ray's,
-for a process that it killed."""
+for a process that it killed. A connection that breaks is most often a RayActorError, else an AioRpcError."""
 
 CHECK_S = 2.0
 """How often a window that waits checks whether its model is still deployed, seconds."""
+
+MAX_BY_VALUE_BYTES = 4_000_000
+"""Maximum audio of a window that is sent by value, bytes (125 s). A message of Serve's may have 4 MiB."""
 
 BATCHES_PER_REPLICA = 2
 """Batches in flight per replica that keep it busy: one running, one waiting."""
@@ -54,12 +58,17 @@ LOAD_FAILED = "it could not be loaded; `/ready` and the server's log say why"
 DeploymentHandle: TypeAlias = _DeploymentHandle[Any]
 
 
+def by_value(replicas: DeploymentHandle) -> DeploymentHandle:
+    """A handle whose calls go straight to the replica, by gRPC, and not through Ray's tasks and object store."""
+    return replicas.options(_by_reference=False, request_serialization="pickle", response_serialization="pickle")
+
+
 @dataclass(frozen=True, slots=True)
 class ModelClient:
     """One per model and ingress.
 
-    `statuses` returns the last known statuses of the model's replicas; `is_deployed` whether the model is part of the running
-    application.
+    `replicas`: see `by_value`. `statuses` returns the last known statuses of the model's replicas; `is_deployed` whether the
+    model is part of the running application.
     """
 
     model: ModelSettings
@@ -110,17 +119,22 @@ class ModelClient:
             answer.cancel()
 
     async def _call(self, window: Window, lane: Lane, job: Job, is_isolated: bool) -> list[Token]:
-        response = self.replicas.transcribe.remote(int(lane), job, is_isolated, *pieces(window.samples))
+        is_small = window.samples.nbytes <= MAX_BY_VALUE_BYTES
+        replicas = self.replicas if is_small else self.replicas.options(_by_reference=True)
+        response = replicas.transcribe.remote(int(lane), job, is_isolated, window.samples)
         try:
             tokens: list[Token] = await response
         except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is not None and not task.cancelling():
+                raise EngineBroken("The replica stopped before it was done.") from None
             # Cancelling the wait alone would leave the window in the replica's queue.
             response.cancel()  # type: ignore[no-untyped-call]
             raise
-        except RayTaskError as error:
-            if isinstance(error.cause, SpeechError):
-                raise error.cause from None
-            log.error("recognition by %s failed: %r", self.model.name, error.cause)
+        except Exception as error:
+            cause = error.cause if isinstance(error, RayTaskError) else error
+            if isinstance(cause, (SpeechError, *REPLICA_LOST)):
+                raise cause from None
+            log.error("recognition by %s failed: %r", self.model.name, cause)
             raise EngineError(UNFORESEEN) from error
         return tokens
 

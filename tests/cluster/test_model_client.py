@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from grpc import StatusCode
+from grpc.aio import AioRpcError, Metadata
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 
-from serve_app.cluster.model_client import CHECK_S, LOAD_FAILED, MAX_ATTEMPTS, RETRY_DELAY_S, ModelClient
+from serve_app.cluster.model_client import CHECK_S, LOAD_FAILED, MAX_ATTEMPTS, MAX_BY_VALUE_BYTES, RETRY_DELAY_S, ModelClient
 from serve_app.cluster.status import ReplicaStatus
-from serve_app.cluster.window_transfer import joined
 from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable
 from serve_app.settings import LimitSettings, ModelSettings, Settings
 from serve_app.transcript import Token
@@ -43,8 +44,13 @@ class FakeHandle:
 
     def __init__(self, name: str, answer: Callable[..., Awaitable[Any]]) -> None:
         self.calls: list[tuple[Any, ...]] = []
+        self.by_reference: list[bool] = []
         setattr(self, name, self)
         self._answer = answer
+
+    def options(self, *, _by_reference: bool) -> "FakeHandle":
+        self.by_reference.append(_by_reference)
+        return self
 
     def remote(self, *args: Any) -> Awaitable[Any]:
         self.calls.append(args)
@@ -62,7 +68,7 @@ def client_with(
     return ModelClient(MODEL, SETTINGS, replicas, lambda: statuses, is_deployed), replicas
 
 
-def failing(*failures: Exception) -> Callable[..., Awaitable[list[Token]]]:
+def failing(*failures: BaseException) -> Callable[..., Awaitable[list[Token]]]:
     """Fails in these ways, then answers."""
     left = list(failures)
 
@@ -82,9 +88,16 @@ class TestModelClient:
     def test_an_answer_is_passed_on(self) -> None:
         client, handle = client_with(failing())
         assert virtual_time.run(client.recognise(WINDOW, Lane.BULK, JOB)) == TOKENS
-        ((lane, job, is_isolated, *pieces),) = handle.calls
-        assert np.array_equal(joined(tuple(pieces)), WINDOW.samples)
+        ((lane, job, is_isolated, samples),) = handle.calls
+        assert samples is WINDOW.samples
         assert (lane, job, is_isolated) == (Lane.BULK, JOB, False)
+        assert not handle.by_reference
+
+    def test_a_window_that_is_too_long_for_a_message_is_sent_by_reference(self) -> None:
+        client, handle = client_with(failing())
+        long = Window(0, 0, np.zeros(MAX_BY_VALUE_BYTES // 2 + 1, np.int16))
+        assert virtual_time.run(client.recognise(long, Lane.BULK, JOB)) == TOKENS
+        assert handle.by_reference == [True]
 
     @pytest.mark.parametrize(
         "lost",
@@ -93,9 +106,12 @@ class TestModelClient:
             OutOfMemoryError("killed"),  # type: ignore[no-untyped-call]
             WorkerCrashedError(),
             as_seen_by_a_caller(EngineBroken("the GPU failed")),
+            EngineBroken("the GPU failed"),
+            AioRpcError(StatusCode.INTERNAL, Metadata(), Metadata()),
+            asyncio.CancelledError(),
         ],
     )
-    def test_a_window_lost_with_its_replica_is_sent_again(self, lost: Exception) -> None:
+    def test_a_window_lost_with_its_replica_is_sent_again(self, lost: BaseException) -> None:
         client, handle = client_with(failing(lost, lost))
         assert virtual_time.run(client.recognise(WINDOW, Lane.BULK, JOB)) == TOKENS
         assert [(lane, is_isolated) for lane, _, is_isolated, *_ in handle.calls] == [
@@ -110,14 +126,20 @@ class TestModelClient:
             virtual_time.run(client.recognise(WINDOW, Lane.BULK, JOB))
         assert len(handle.calls) == MAX_ATTEMPTS
 
-    def test_a_failure_of_ours_arrives_as_it_was(self) -> None:
-        client, _ = client_with(failing(as_seen_by_a_caller(ModelUnavailable("no file", param="model"))))
+    @pytest.mark.parametrize("by_reference", [True, False])
+    def test_a_failure_of_ours_arrives_as_it_was(self, by_reference: bool) -> None:
+        error = ModelUnavailable("no file", param="model")
+        client, _ = client_with(failing(as_seen_by_a_caller(error) if by_reference else error))
         with pytest.raises(ModelUnavailable, match="no file") as caught:
             virtual_time.run(client.recognise(WINDOW, Lane.BULK, JOB))
         assert caught.value.param == "model"
 
-    def test_any_other_failure_is_an_engine_error_without_internal_text(self, caplog: pytest.LogCaptureFixture) -> None:
-        client, _ = client_with(failing(as_seen_by_a_caller(KeyError("/secret/path"))))
+    @pytest.mark.parametrize("by_reference", [True, False])
+    def test_any_other_failure_is_an_engine_error_without_internal_text(
+        self, by_reference: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        error = KeyError("/secret/path")
+        client, _ = client_with(failing(as_seen_by_a_caller(error) if by_reference else error))
         with pytest.raises(EngineError, match=UNFORESEEN):
             virtual_time.run(client.recognise(WINDOW, Lane.BULK, JOB))
         assert "KeyError('/secret/path')" in caplog.text

@@ -19,6 +19,7 @@ import numpy as np
 import psutil
 import pytest
 
+from serve_app.cluster.model_client import MAX_BY_VALUE_BYTES
 from serve_app.window import SAMPLE_RATE, Samples
 from testing import media
 from testing.digit_strings import DigitString, with_pauses
@@ -56,8 +57,16 @@ def digits() -> dict[str, Any]:
     return {"name": "digits", "source": "bundled", "min_replicas": 1}
 
 
+LONG_WINDOW_S = 200.0
+"""Its audio does not fit into a message between an ingress and a replica."""
+
 ARGS = {
-    "models": [digits(), simulated("pair", 2), simulated("single", 1)],
+    "models": [
+        digits(),
+        simulated("pair", 2),
+        simulated("single", 1),
+        simulated("single", 1) | {"name": "long", "windows": {"window_s": LONG_WINDOW_S}},
+    ],
     "windows": {"window_s": WINDOW_S, "overlap_s": OVERLAP_S},
     "batching": {"max_batch_items": BATCH_ITEMS},
 }
@@ -86,6 +95,15 @@ def undisturbed(server: Server, noise: bytes) -> dict[str, Any]:
     answer = transcript(server, noise, "pair")
     assert len(answer["words"]) > NOISE_S
     return answer
+
+
+def test_windows_too_long_for_a_message(server: Server, noise: bytes) -> None:
+    assert 2 * LONG_WINDOW_S * SAMPLE_RATE > MAX_BY_VALUE_BYTES
+    server.wait_for_state("long", "ready")
+    taken = windows_taken(server, "long")
+    assert len(transcript(server, noise, "long")["words"]) > NOISE_S
+    wait_until(lambda: windows_taken(server, "long") > taken)
+    assert windows_taken(server, "long") - taken < 3 * NOISE_S / LONG_WINDOW_S
 
 
 class TestReplicasKilled:
