@@ -48,6 +48,10 @@ class Row:
     usages: list[Usage] = field(default_factory=list)
 
     @property
+    def name(self) -> str:
+        return f"{self.replicas} replica{'s' * (self.replicas > 1)}"
+
+    @property
     def median_s(self) -> float:
         return median(self.file_s)
 
@@ -83,7 +87,7 @@ def measure(row: Row, path: Path, audio_s: float, warm_up: Path, rounds: int) ->
 def times(rows: Sequence[Row], audio_s: float) -> str:
     first = rows[0]
     compared = f"speedup against {first.replicas}"
-    head = ["replicas", "wall time, s", "fastest to slowest", "x real time", compared, "of the replicas added"]
+    head = ["replicas", "wall time, s", "fastest to slowest", "x real time", compared, "speedup per replica"]
     return table(
         [*head, "windows", "batches", "busiest ingress, cores", "busiest decoder, cores"],
         [
@@ -93,7 +97,7 @@ def times(rows: Sequence[Row], audio_s: float) -> str:
                 f"{min(row.file_s):.2f} to {max(row.file_s):.2f}",
                 f"{audio_s / row.median_s:,.0f}",
                 f"{first.median_s / row.median_s:.2f}",
-                f"{100 * first.median_s / row.median_s * first.replicas / row.replicas:.0f} %",
+                f"{first.median_s * first.replicas / (row.median_s * row.replicas):.2f}",
                 f"{median(row.windows):.0f}",
                 f"{median(row.batches):.0f}",
                 *(f"{median(usage.busiest_cores[kind] for usage in row.usages):.2f}" for kind in ("ingress", "decoder")),
@@ -116,10 +120,10 @@ def main() -> None:
     rows = [Row(replicas) for replicas in options.replicas]
     for row in rows:
         measure(row, path, audio_s, warm_up, options.rounds)
-        print(f"{row.replicas} replicas: {row.median_s:.2f} s", flush=True)
+        print(f"{row.name}: {row.median_s:.2f} s", flush=True)
     cpu = table(
         cpu_head("CPU s per hour of audio"),
-        [[f"{row.replicas} replicas", *cpu_cells(row.usages, options.rounds * audio_s / 3600)] for row in rows],
+        [[row.name, *cpu_cells(row.usages, options.rounds * audio_s / 3600)] for row in rows],
     )
     finish(
         options.json,
