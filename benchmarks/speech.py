@@ -10,11 +10,14 @@ from serve_app.chunking import windows
 from serve_app.output.segments import Segmenter
 from serve_app.settings import WindowSettings
 from serve_app.transcript import Token
-from serve_app.window import SAMPLE_RATE, Samples
+from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE, Samples
 from testing.digit_strings import Bank, compose, to_int16
 
 STRING_DIGITS = 4
 """Digits of a string, which is in one voice."""
+
+HOARSENESS = 0.5
+"""Level of the noise in a hoarse voice, as a fraction of the voice's."""
 
 
 def spoken_digits(bank: Bank, seconds: float, seed: int) -> Samples:
@@ -30,6 +33,18 @@ def spoken_digits(bank: Bank, seconds: float, seed: int) -> Samples:
         audio[end : end + len(string)] = string
         end += len(string)
     return to_int16(audio)
+
+
+def hoarse(samples: Samples, seed: int) -> Samples:
+    """Speech, int16 [samples], with noise that is as loud as HOARSENESS of each of its frames.
+
+    A voice alone is too quiet between two vibrations for the simulated engine, which would find few words in it. A voice activity
+    detector still takes it for speech.
+    """
+    frames = samples[: len(samples) // FRAME_SAMPLES * FRAME_SAMPLES].reshape(-1, FRAME_SAMPLES).astype(np.float32)
+    levels = np.sqrt(np.vecdot(frames, frames) / FRAME_SAMPLES)
+    noise = HOARSENESS * levels[:, None] * np.random.default_rng(seed).standard_normal(frames.shape, np.float32)
+    return np.asarray(np.clip(np.round(frames + noise), -32768, 32767), np.int16).ravel()
 
 
 def cut(samples: Samples, settings: WindowSettings) -> list[Samples]:
