@@ -23,12 +23,16 @@ from statistics import median
 from typing import Literal
 
 import httpx2
-import psutil
 
 from benchmarks.report import (
+    ELSEWHERE,
     SERVER_KINDS,
+    Meter,
+    Usage,
     add_json_option,
+    cpu_cells,
     cpu_head,
+    elsewhere_cell,
     finish,
     machine,
     simulated_model,
@@ -36,7 +40,7 @@ from benchmarks.report import (
     table,
 )
 from serve_app.window import SAMPLE_RATE
-from testing.cpu_time import KINDS, Kind, snapshot, spent
+from testing.cpu_time import Kind
 from testing.decoding import plain_loop
 from testing.paths import ROOT
 from testing.server import Server
@@ -64,9 +68,7 @@ class Row:
     """Of the files of one round together."""
     server_s: list[float] = field(default_factory=list)
     reference_s: list[float] = field(default_factory=list)
-    cpu_s: list[dict[Kind, float]] = field(default_factory=list)
-    elsewhere_cores: list[float] = field(default_factory=list)
-    """CPU time of processes that are no part of this, per second."""
+    usages: list[Usage] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -81,7 +83,7 @@ class Row:
         return self.audio_s / self.at_once / median(self.reference_s)
 
     def cpu_s_per_hour(self, kind: Kind) -> float:
-        return sum(round_s[kind] for round_s in self.cpu_s) / len(self.cpu_s) * 3600 / self.audio_s
+        return sum(usage.cpu_s[kind] for usage in self.usages) / len(self.usages) * 3600 / self.audio_s
 
     @property
     def server_cpu_s_per_hour(self) -> float:
@@ -149,24 +151,15 @@ def measure(server: Server, row: Row, path: Path, reference_s: Reference, rounds
         upload_all()
         for _ in range(rounds):
             row.reference_s.append(reference_s(path))
-            before, busy_before_s, started = snapshot(server.process_id), busy_s(), time.perf_counter()
+            meter = Meter(server)
             upload_all()
-            row.server_s.append(time.perf_counter() - started)
-            busy_after_s, after = busy_s(), snapshot(server.process_id)
-            row.cpu_s.append(spent(before, after))
-            elsewhere_s = busy_after_s - busy_before_s - sum(row.cpu_s[-1].values())
-            row.elsewhere_cores.append(max(0.0, elsewhere_s / row.server_s[-1]))
-
-
-def busy_s() -> float:
-    """CPU seconds of the whole machine so far."""
-    times = psutil.cpu_times()
-    return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice)
+            row.usages.append(meter.stop())
+            row.server_s.append(row.usages[-1].wall_s)
 
 
 def rates(rows: Sequence[Row], reference_name: str) -> str:
     beside = f"{reference_name}, one thread, x"
-    head = ["upload", "server, x real time", "slowest to fastest round", beside, "ratio", "load elsewhere, cores"]
+    head = ["upload", "server, x real time", "slowest to fastest round", beside, "ratio", ELSEWHERE]
     return table(
         head,
         [
@@ -176,7 +169,7 @@ def rates(rows: Sequence[Row], reference_name: str) -> str:
                 f"{row.audio_s / max(row.server_s):,.0f} to {row.audio_s / min(row.server_s):,.0f}",
                 f"{row.reference_rate:,.0f}",
                 f"{row.server_rate / row.reference_rate:.2f}",
-                f"{max(row.elsewhere_cores):.2f}",
+                elsewhere_cell(row.usages),
             ]
             for row in rows
         ],
@@ -186,7 +179,7 @@ def rates(rows: Sequence[Row], reference_name: str) -> str:
 def costs(rows: Sequence[Row]) -> str:
     return table(
         cpu_head("CPU s per hour of audio"),
-        [[row.name, *(f"{row.cpu_s_per_hour(kind):.2f}" for kind in KINDS), f"{row.server_cpu_s_per_hour:.2f}"] for row in rows],
+        [[row.name, *cpu_cells(row.usages, len(row.usages) * row.audio_s / 3600)] for row in rows],
     )
 
 

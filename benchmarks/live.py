@@ -28,12 +28,14 @@ import numpy as np
 from benchmarks.live_streams import Outcome, run_streams
 from benchmarks.report import (
     CONFIG,
+    ELSEWHERE,
     PLAIN_NICENESS,
     Meter,
     Usage,
     add_json_option,
     cpu_cells,
     cpu_head,
+    elsewhere_cell,
     finish,
     machine,
     percentiles,
@@ -181,12 +183,13 @@ def delays(rows: Sequence[Figures]) -> str:
 
 def costs(rows: Sequence[Figures]) -> str:
     return table(
-        [*cpu_head("streams, CPU ms per stream and second"), *(f"busiest {kind}, % of a core" for kind in BUSY)],
+        [*cpu_head("streams, CPU ms per stream and second"), *(f"busiest {kind}, % of a core" for kind in BUSY), ELSEWHERE],
         [
             [
                 str(row.streams),
                 *cpu_cells([row.usage], row.audio_s / 1000),
                 *(f"{100 * row.usage.busiest_cores[kind]:.0f}" for kind in BUSY),
+                elsewhere_cell([row.usage]),
             ]
             for row in rows
         ],

@@ -16,11 +16,13 @@ from statistics import median
 
 from benchmarks.front_end import noise_file, upload
 from benchmarks.report import (
+    ELSEWHERE,
     Meter,
     Usage,
     add_json_option,
     cpu_cells,
     cpu_head,
+    elsewhere_cell,
     finish,
     machine,
     simulated_model,
@@ -89,7 +91,7 @@ def times(rows: Sequence[Row], audio_s: float) -> str:
     compared = f"speedup against {first.replicas}"
     head = ["replicas", "wall time, s", "fastest to slowest", "x real time", compared, "speedup per replica"]
     return table(
-        [*head, "windows", "batches", "busiest ingress, cores", "busiest decoder, cores"],
+        [*head, "windows", "batches", "busiest ingress, cores", "busiest decoder, cores", ELSEWHERE],
         [
             [
                 str(row.replicas),
@@ -101,6 +103,7 @@ def times(rows: Sequence[Row], audio_s: float) -> str:
                 f"{median(row.windows):.0f}",
                 f"{median(row.batches):.0f}",
                 *(f"{median(usage.busiest_cores[kind] for usage in row.usages):.2f}" for kind in ("ingress", "decoder")),
+                elsewhere_cell(row.usages),
             ]
             for row in rows
         ],

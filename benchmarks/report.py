@@ -6,7 +6,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -66,6 +66,8 @@ class Usage:
     """By kind of process."""
     busiest_cores: Mapping[Kind, float]
     """CPU time per second of the busiest process of a kind: at 1 it uses a core in full."""
+    elsewhere_cores: float
+    """CPU time per second of processes that are no part of the measurement."""
 
 
 class Meter:
@@ -73,15 +75,22 @@ class Meter:
 
     def __init__(self, server: Server) -> None:
         self._server_id = server.process_id
-        self._before, self._started_s = snapshot(self._server_id), time.perf_counter()
+        self._before, self._busy_before_s, self._started_s = snapshot(self._server_id), busy_s(), time.perf_counter()
 
     def stop(self, client_cpu_s: float | None = None) -> Usage:
         """CPU time so far. `client_cpu_s`: that of the clients, seconds, where they are not in this process."""
-        wall_s, after = time.perf_counter() - self._started_s, snapshot(self._server_id)
+        wall_s, busy_after_s, after = time.perf_counter() - self._started_s, busy_s(), snapshot(self._server_id)
         cpu_s, busiest = spent(self._before, after), busiest_cores(self._before, after, wall_s)
         if client_cpu_s is not None:
             cpu_s["client"], busiest["client"] = client_cpu_s, client_cpu_s / wall_s
-        return Usage(wall_s, cpu_s, busiest)
+        elsewhere_s = busy_after_s - self._busy_before_s - sum(cpu_s.values())
+        return Usage(wall_s, cpu_s, busiest, max(0.0, elsewhere_s / wall_s))
+
+
+def busy_s() -> float:
+    """CPU seconds of the whole machine so far."""
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice)
 
 
 def busiest_cores(before: Snapshot, after: Snapshot, wall_s: float) -> dict[Kind, float]:
@@ -91,6 +100,14 @@ def busiest_cores(before: Snapshot, after: Snapshot, wall_s: float) -> dict[Kind
         if not key.is_ended_below:
             cores[kind] = max(cores[kind], (total - before.get(key, (kind, 0.0))[1]) / wall_s)
     return cores
+
+
+ELSEWHERE = "load elsewhere, cores"
+
+
+def elsewhere_cell(usages: Iterable[Usage]) -> str:
+    """The largest load of other programs in any of the measurements; `ELSEWHERE` heads it."""
+    return f"{max(usage.elsewhere_cores for usage in usages):.2f}"
 
 
 def cpu_cells(usages: Sequence[Usage], units: float, format_spec: str = ".2f") -> list[str]:

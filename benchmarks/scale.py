@@ -18,11 +18,13 @@ import numpy as np
 
 from benchmarks.load import LoadProcess, Request, transcription
 from benchmarks.report import (
+    ELSEWHERE,
     Meter,
     Usage,
     add_json_option,
     cpu_cells,
     cpu_head,
+    elsewhere_cell,
     finish,
     machine,
     percentiles,
@@ -110,7 +112,7 @@ def measure(rows: Sequence[Row], requests: Sequence[Request], seconds: float, ro
 def rates(rows: Sequence[Row]) -> str:
     head = ["load", "requests/s", "slowest to fastest round", "x real time", "p50, ms", "p95", "p99"]
     return table(
-        [*head, *(f"busiest {kind}, % of a core" for kind in BUSY), "all processes, cores"],
+        [*head, *(f"busiest {kind}, % of a core" for kind in BUSY), "all processes, cores", ELSEWHERE],
         [
             [
                 row.name,
@@ -120,6 +122,7 @@ def rates(rows: Sequence[Row]) -> str:
                 *(f"{1000 * s:,.0f}" for s in percentiles(row.latencies_s)),
                 *(f"{100 * row.cores(kind):.0f}" for kind in BUSY),
                 f"{row.all_cores:.2f}",
+                elsewhere_cell(row.usages),
             ]
             for row in rows
         ],

@@ -25,12 +25,14 @@ import yaml
 from benchmarks.load import Load, LoadProcess, Request, poisson_arrivals, transcription
 from benchmarks.report import (
     CONFIG,
+    ELSEWHERE,
     PLAIN_NICENESS,
     Meter,
     Usage,
     add_json_option,
     cpu_cells,
     cpu_head,
+    elsewhere_cell,
     finish,
     machine,
     percentiles,
@@ -69,6 +71,8 @@ class Bare:
     rtfx: list[float] = field(default_factory=list)
     """Seconds of audio per second."""
     cpu_s_per_hour: list[float] = field(default_factory=list)
+    usages: list[Usage] = field(default_factory=list)
+    """`client` is the bare engine, the rest the idle server."""
 
 
 @dataclass(slots=True)
@@ -107,14 +111,13 @@ class BareEngine:
     def texts(self) -> list[str]:
         return [text_of(self._engine.transcribe([window])[0]) for window in self._windows]
 
-    def run(self, batch: int, seconds: float) -> tuple[float, float]:
-        """Decode batches for so long. Seconds of audio per second, and CPU seconds per hour of audio."""
+    def run(self, batch: int, seconds: float) -> tuple[int, float, float]:
+        """Decode batches for so long. The number of windows decoded, the seconds that it took, and its CPU seconds."""
         done, cpu_s, started_s = 0, time.process_time(), time.perf_counter()
         while time.perf_counter() < started_s + seconds:
             self._engine.transcribe([self._windows[n % len(self._windows)] for n in range(done, done + batch)])
             done += batch
-        wall_s, cpu_s = time.perf_counter() - started_s, time.process_time() - cpu_s
-        return done * FILE_S / wall_s, cpu_s * 3600 / (done * FILE_S)
+        return done, time.perf_counter() - started_s, time.process_time() - cpu_s
 
 
 def load_bare(model: ModelSettings, windows: Sequence[Samples]) -> None:
@@ -125,7 +128,7 @@ def bare_texts() -> list[str]:
     return BareEngine.loaded.texts()
 
 
-def run_bare(batch: int, seconds: float) -> tuple[float, float]:
+def run_bare(batch: int, seconds: float) -> tuple[int, float, float]:
     return BareEngine.loaded.run(batch, seconds)
 
 
@@ -146,9 +149,11 @@ def one_round(
 ) -> None:
     """Add one round to every row."""
     for row in bare:
-        rtfx, cpu_s_per_hour = engine.submit(run_bare, row.batch, seconds).result()
-        row.rtfx.append(rtfx)
-        row.cpu_s_per_hour.append(cpu_s_per_hour)
+        meter = Meter(server)
+        windows, wall_s, cpu_s = engine.submit(run_bare, row.batch, seconds).result()
+        row.usages.append(meter.stop(cpu_s))
+        row.rtfx.append(windows * FILE_S / wall_s)
+        row.cpu_s_per_hour.append(cpu_s * 3600 / (windows * FILE_S))
     closed = [row for row in served if row.clients]
     for loop in closed:
         measured(server, loop, partial(clients.closed_loop, requests, loop.clients, seconds))
@@ -171,7 +176,7 @@ def ratio(rates: Sequence[float], to: Sequence[float]) -> float:
 def bare_table(bare: Sequence[Bare]) -> str:
     head = ["bare engine, windows per batch", "RTFx", "slowest to fastest round", "ratio to one", "CPU s per hour of audio"]
     return table(
-        head,
+        [*head, ELSEWHERE],
         [
             [
                 str(row.batch),
@@ -179,6 +184,7 @@ def bare_table(bare: Sequence[Bare]) -> str:
                 f"{min(row.rtfx):,.0f} to {max(row.rtfx):,.0f}",
                 f"{ratio(row.rtfx, bare[0].rtfx):.2f}",
                 f"{median(row.cpu_s_per_hour):.2f}",
+                elsewhere_cell(row.usages),
             ]
             for row in bare
         ],
@@ -188,7 +194,7 @@ def bare_table(bare: Sequence[Bare]) -> str:
 def served_table(served: Sequence[Served], bare: Sequence[Bare]) -> str:
     best = best_of(bare)
     ratios = ["to one window at a time", f"to the best batch ({best.batch})"]
-    head = ["served", "RTFx", "slowest to fastest round", *ratios, "requests", "p50, ms", "p95", "p99"]
+    head = ["served", "RTFx", "slowest to fastest round", *ratios, "requests", "p50, ms", "p95", "p99", ELSEWHERE]
     return table(
         head,
         [
@@ -199,6 +205,7 @@ def served_table(served: Sequence[Served], bare: Sequence[Bare]) -> str:
                 *(f"{ratio(row.rtfx, to.rtfx):.2f}" if row.clients else "-" for to in (bare[0], best)),
                 str(sum(row.requests)),
                 *(f"{1000 * s:,.0f}" for s in percentiles(row.latencies_s)),
+                elsewhere_cell(row.usages),
             ]
             for row in served
         ],
