@@ -66,7 +66,10 @@ def poisson_arrivals(per_s: float, seconds: float, seed: int) -> list[float]:
 
 
 class LoadProcess:
-    """Runs loops in a process of its own, one at a time. A context manager. The loops raise RuntimeError for a wrong answer."""
+    """Runs loops in a process of its own, one at a time. A context manager.
+
+    A wrong answer ends a loop with an ExceptionGroup of RuntimeError.
+    """
 
     def __init__(self, url: str) -> None:
         self._url = url
