@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 
+import numpy as np
+
 from benchmarks.front_end import noise_file, upload
 from benchmarks.report import (
     ELSEWHERE,
@@ -45,7 +47,8 @@ class Row:
     replicas: int
     file_s: list[float] = field(default_factory=list)
     """From the first byte of the request to the last one of the answer."""
-    windows: list[int] = field(default_factory=list)
+    windows: list[list[int]] = field(default_factory=list)
+    """By replica."""
     batches: list[int] = field(default_factory=list)
     usages: list[Usage] = field(default_factory=list)
 
@@ -58,12 +61,11 @@ class Row:
         return median(self.file_s)
 
 
-def decoded(server: Server) -> tuple[int, int]:
-    """Windows and batches of all replicas, once two reports in a row are the same."""
-    counts = (-1, -1)
+def decoded(server: Server) -> list[tuple[int, int]]:
+    """Windows and batches of every replica so far, in the order of the report, once two reports in a row are the same."""
+    counts = list[tuple[int, int]]()
     while True:
-        replicas = server.model("simulated")["replicas"]
-        now = sum(replica["windows"] for replica in replicas), sum(replica["batches"] for replica in replicas)
+        now = [(replica["windows"], replica["batches"]) for replica in server.model("simulated")["replicas"]]
         if now == counts:
             return now
         counts = now
@@ -82,8 +84,9 @@ def measure(row: Row, path: Path, audio_s: float, warm_up: Path, rounds: int) ->
             after = decoded(server)
             row.file_s.append(usage.wall_s)
             row.usages.append(usage)
-            row.windows.append(after[0] - before[0])
-            row.batches.append(after[1] - before[1])
+            windows, batches = (np.subtract(after, before)[:, column].tolist() for column in range(2))
+            row.windows.append(windows)
+            row.batches.append(sum(batches))
 
 
 def times(rows: Sequence[Row], audio_s: float) -> str:
@@ -91,7 +94,7 @@ def times(rows: Sequence[Row], audio_s: float) -> str:
     compared = f"speedup against {first.replicas}"
     head = ["replicas", "wall time, s", "fastest to slowest", "x real time", compared, "speedup per replica"]
     return table(
-        [*head, "windows", "batches", "busiest ingress, cores", "busiest decoder, cores", ELSEWHERE],
+        [*head, "windows", "of one replica", "batches", "busiest ingress, cores", "busiest decoder, cores", ELSEWHERE],
         [
             [
                 str(row.replicas),
@@ -100,7 +103,8 @@ def times(rows: Sequence[Row], audio_s: float) -> str:
                 f"{audio_s / row.median_s:,.0f}",
                 f"{first.median_s / row.median_s:.2f}",
                 f"{first.median_s * first.replicas / (row.median_s * row.replicas):.2f}",
-                f"{median(row.windows):.0f}",
+                f"{median(map(sum, row.windows)):.0f}",
+                f"{min(map(min, row.windows))} to {max(map(max, row.windows))}",
                 f"{median(row.batches):.0f}",
                 *(f"{median(usage.busiest_cores[kind] for usage in row.usages):.2f}" for kind in ("ingress", "decoder")),
                 elsewhere_cell(row.usages),
