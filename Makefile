@@ -30,7 +30,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 .DEFAULT_GOAL := help
 # Two goals that install at the same time would write into one .venv.
 .NOTPARALLEL:
-.PHONY: help demo serve test soak clients check lint types unit format evaluate screenshots train constraints clean
+.PHONY: help demo serve test soak clients check lint types unit format bench evaluate screenshots train constraints clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +71,16 @@ unit: $(DEV) ## Run the quick tests: no Ray Serve, nothing slow
 format: $(DEV) ## Format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
+
+# Sizes at which all of it takes six minutes on two cores; what the figures mean is in docs/performance.md.
+bench: $(DEV) ## Run a short form of every benchmark; docs/performance.md has the long ones
+	$(BIN)/python -m benchmarks.served --seconds 2 --rounds 1
+	$(BIN)/python -m benchmarks.long_file --minutes 20 --replicas 1 8 --rounds 1
+	$(BIN)/python -m benchmarks.live --simulated --minutes 0.4 --streams 1 16
+	$(BIN)/python -m benchmarks.scale --ingresses 1 2 --clients 32 --seconds 4 --rounds 1
+	$(BIN)/python -m benchmarks.latency --requests 12 --rounds 1 --minutes 3
+	$(BIN)/python -m benchmarks.front_end --minutes 5 --formats mp3 wav --rounds 1
+	$(BIN)/python -m benchmarks.decoding --minutes 1 --rounds 1
 
 evaluate: recordings $(DEV) ## Measure the bundled model on FSDD_RECORDINGS
 	$(BIN)/python -m tools.evaluate_bundled_model "$(FSDD_RECORDINGS)"

@@ -9,12 +9,8 @@ takes its place. The files are made once, in build/front_end.
 """
 
 import argparse
-import json
-import os
-import platform
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -26,25 +22,31 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
-import av
 import httpx2
-import psutil
 
+from benchmarks.report import (
+    ELSEWHERE,
+    SERVER_KINDS,
+    Meter,
+    Usage,
+    add_json_option,
+    cpu_cells,
+    cpu_head,
+    elsewhere_cell,
+    finish,
+    machine,
+    simulated_model,
+    simulated_server,
+    table,
+)
 from serve_app.window import SAMPLE_RATE
-from testing.cpu_time import KINDS, Kind, snapshot, spent
+from testing.cpu_time import Kind
 from testing.decoding import plain_loop
 from testing.paths import ROOT
-from testing.server import Server, serve_run
+from testing.server import Server
 from testing.speech_noise import SPEECH_FORMATS, write
 
 FILES = ROOT / "build" / "front_end"
-
-MODEL = {
-    "name": "simulated",
-    "source": "simulated",
-    "min_replicas": 1,
-    "simulation": {"step_s": 0, "seconds_per_audio_s": 0},
-}
 
 MIN_WORDS_PER_S = 0.8
 """The simulated engine recognises about 1.7 words per second in these files; fewer than this means that windows are missing."""
@@ -66,9 +68,7 @@ class Row:
     """Of the files of one round together."""
     server_s: list[float] = field(default_factory=list)
     reference_s: list[float] = field(default_factory=list)
-    cpu_s: list[dict[Kind, float]] = field(default_factory=list)
-    elsewhere_cores: list[float] = field(default_factory=list)
-    """CPU time of processes that are no part of this, per second."""
+    usages: list[Usage] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -83,11 +83,11 @@ class Row:
         return self.audio_s / self.at_once / median(self.reference_s)
 
     def cpu_s_per_hour(self, kind: Kind) -> float:
-        return sum(round_s[kind] for round_s in self.cpu_s) / len(self.cpu_s) * 3600 / self.audio_s
+        return sum(usage.cpu_s[kind] for usage in self.usages) / len(self.usages) * 3600 / self.audio_s
 
     @property
     def server_cpu_s_per_hour(self) -> float:
-        return sum(self.cpu_s_per_hour(kind) for kind in KINDS if kind != "client")
+        return sum(self.cpu_s_per_hour(kind) for kind in SERVER_KINDS)
 
 
 def ffmpeg_s(path: Path) -> float:
@@ -117,6 +117,16 @@ def output_of(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
+def noise_file(name: str, minutes: float) -> Path:
+    """A file of noise that sounds like speech, in the format SPEECH_FORMATS[name]; made when it is missing."""
+    path = FILES / f"{minutes:g}-minutes.{name}"
+    if not path.exists():
+        print(f"making {path.relative_to(ROOT)}", flush=True)
+        FILES.mkdir(parents=True, exist_ok=True)
+        write(path, SPEECH_FORMATS[name], 60 * minutes)
+    return path
+
+
 def upload(server: Server, path: Path, audio_s: float) -> None:
     """Raises RuntimeError if the transcript does not cover the file."""
     with path.open("rb") as file, httpx2.Client(base_url=server.url, timeout=None) as client:
@@ -141,45 +151,15 @@ def measure(server: Server, row: Row, path: Path, reference_s: Reference, rounds
         upload_all()
         for _ in range(rounds):
             row.reference_s.append(reference_s(path))
-            before, busy_before_s, started = snapshot(server.process_id), busy_s(), time.perf_counter()
+            meter = Meter(server)
             upload_all()
-            row.server_s.append(time.perf_counter() - started)
-            busy_after_s, after = busy_s(), snapshot(server.process_id)
-            row.cpu_s.append(spent(before, after))
-            elsewhere_s = busy_after_s - busy_before_s - sum(row.cpu_s[-1].values())
-            row.elsewhere_cores.append(max(0.0, elsewhere_s / row.server_s[-1]))
-
-
-def busy_s() -> float:
-    """CPU seconds of the whole machine so far."""
-    times = psutil.cpu_times()
-    return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice)
-
-
-def machine(reference_name: str) -> dict[str, str]:
-    cpu_info = Path("/proc/cpuinfo")
-    models = [line.partition(":")[2].strip() for line in cpu_info.read_text().splitlines() if line.startswith("model name")]
-    libraries = {name: version(name) for name in ("av", "numpy", "ray")}
-    return {
-        "cores": str(os.cpu_count()),
-        "cpu": models[0] if models else platform.processor(),
-        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        **libraries,
-        "ffmpeg in av": av.ffmpeg_version_info,
-        "reference": reference_name,
-    }
-
-
-def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *lines])
+            row.usages.append(meter.stop())
+            row.server_s.append(row.usages[-1].wall_s)
 
 
 def rates(rows: Sequence[Row], reference_name: str) -> str:
     beside = f"{reference_name}, one thread, x"
-    head = ["upload", "server, x real time", "slowest to fastest round", beside, "ratio", "load elsewhere, cores"]
+    head = ["upload", "server, x real time", "slowest to fastest round", beside, "ratio", ELSEWHERE]
     return table(
         head,
         [
@@ -189,7 +169,7 @@ def rates(rows: Sequence[Row], reference_name: str) -> str:
                 f"{row.audio_s / max(row.server_s):,.0f} to {row.audio_s / min(row.server_s):,.0f}",
                 f"{row.reference_rate:,.0f}",
                 f"{row.server_rate / row.reference_rate:.2f}",
-                f"{max(row.elsewhere_cores):.2f}",
+                elsewhere_cell(row.usages),
             ]
             for row in rows
         ],
@@ -198,8 +178,8 @@ def rates(rows: Sequence[Row], reference_name: str) -> str:
 
 def costs(rows: Sequence[Row]) -> str:
     return table(
-        ["CPU s per hour of audio", *KINDS, "server (all but client)"],
-        [[row.name, *(f"{row.cpu_s_per_hour(kind):.2f}" for kind in KINDS), f"{row.server_cpu_s_per_hour:.2f}"] for row in rows],
+        cpu_head("CPU s per hour of audio"),
+        [[row.name, *cpu_cells(row.usages, len(row.usages) * row.audio_s / 3600)] for row in rows],
     )
 
 
@@ -230,37 +210,25 @@ def main() -> None:
     parser.add_argument("--formats", nargs="+", choices=SPEECH_FORMATS, default=list(SPEECH_FORMATS))
     parser.add_argument("--at-once", type=int, nargs="*", default=[2], help="numbers of files of the first format")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="where to write the results and a description of the machine")
+    add_json_option(parser)
     options = parser.parse_args()
     audio_s = 60 * options.minutes
-    paths = {name: FILES / f"{options.minutes:g}-minutes.{name}" for name in options.formats}
-    FILES.mkdir(parents=True, exist_ok=True)
-    for name, path in paths.items():
-        if not path.exists():
-            print(f"making {path.relative_to(ROOT)}", flush=True)
-            write(path, SPEECH_FORMATS[name], audio_s)
+    paths = {name: noise_file(name, options.minutes) for name in options.formats}
     rows = [Row(name, 1, audio_s) for name in options.formats]
     rows += [Row(options.formats[0], count, count * audio_s) for count in options.at_once]
     # The niceness is that of FFmpeg, so that other load slows both.
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        reference() as (reference_name, reference_s),
-        serve_run(
-            ROOT / "configs" / "demo.yaml", Path(folder), args={"models": [MODEL]}, env={"RAY_worker_niceness": "0"}
-        ) as server,
-    ):
-        server.wait_for_state("simulated", "ready")
+    with reference() as (reference_name, reference_s), simulated_server(simulated_model()) as server:
         for row in rows:
             measure(server, row, paths[row.format], reference_s, options.rounds)
             print(f"{row.name}: {row.server_rate:,.0f} x real time", flush=True)
-    description = machine(reference_name)
-    print("", ", ".join(f"{name} {value}" for name, value in description.items()), sep="\n")
-    print(f"{options.minutes:g} minutes per file, median of {options.rounds} rounds")
-    for part in (rates(rows, reference_name), costs(rows), on_paper(rows)):
-        print("", part, sep="\n")
-    if options.json:
-        results = {"machine": description, "minutes": options.minutes, "rows": [asdict(row) for row in rows]}
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+    finish(
+        options.json,
+        machine(reference=reference_name),
+        f"{options.minutes:g} minutes per file, median of {options.rounds} rounds",
+        [rates(rows, reference_name), costs(rows), on_paper(rows)],
+        minutes=options.minutes,
+        rows=[asdict(row) for row in rows],
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Latency of short requests while long files are transcribed, compared with an idle server.
 
-    python -m benchmarks.latency [--requests 60] [--rounds 3] [--minutes 20] [--check]
+    python -m benchmarks.latency [--requests 60] [--rounds 3] [--minutes 20] [--check] [--json PATH]
 
 Starts its own server with configs/demo.yaml. Each round sends its share of the requests (3 s of speech each, one at a time) first
 to the idle server, then while two clients send a long file repeatedly. The bound on the 95th percentile under load is twice the
@@ -15,13 +15,14 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import httpx2
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.report import add_json_option, machine, write_json
 from serve_app.engine.batch_policy import max_batch_audio_s
 from serve_app.engine.parakeet import ParakeetEngine
 from serve_app.settings import Settings, bundled_model_path
@@ -172,6 +173,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20.0, help="length of each long file")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--check", action="store_true", help="exit with 1 if the bound does not hold")
+    add_json_option(parser)
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
     bank = load_bank(DIGITS)
@@ -194,6 +196,16 @@ def main() -> None:
                 latencies.loaded_s = measure(server, short, share, rng)
             print(line(f"round {number + 1}, {LONG_FILES} long files", latencies.loaded_s), flush=True)
     holds = report(rounds, windows, step_s)
+    write_json(
+        arguments.json,
+        machine(),
+        long_files=LONG_FILES,
+        minutes=arguments.minutes,
+        rounds=[asdict(latencies) for latencies in rounds],
+        step_windows=windows,
+        step_s=step_s,
+        holds=holds,
+    )
     sys.exit(int(arguments.check and not holds))
 
 

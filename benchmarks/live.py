@@ -1,64 +1,110 @@
-"""Delay and accuracy of live transcription with several streams at once.
+"""Delay, accuracy and CPU time of live transcription with several streams at once.
 
-    python -m benchmarks.live RECORDINGS [--minutes 2] [--streams 1 4 8 16]
+    python -m benchmarks.live RECORDINGS [--minutes 2] [--streams 1 4 8 16] [--json PATH]
+    python -m benchmarks.live --simulated [--minutes 2] [--streams 1 4 8 16] [--json PATH]
 
-Starts its own server with configs/demo.yaml. RECORDINGS is the folder of the Free Spoken Digit Dataset; recordings that the model
-was not trained on are used. For every number of streams, each stream sends digit strings of its own at the pace of speech. The
-delays of a word are measured from its end, as the decoder places it, to its first appearance and to its final form. Word errors
-are given for the live text and for the same audio sent as a file.
+Starts its own server with configs/demo.yaml. For every number of streams, each stream sends digit strings of its own at the pace
+of speech, from a process that all streams share. The delays of a word are measured from its end, as the decoder places it, to its
+first appearance and to its final form.
+
+RECORDINGS is the folder of the Free Spoken Digit Dataset; recordings that the bundled model was not trained on are used. Word
+errors are given for the live text and for the same audio sent as a file. With --simulated, the model takes the time of an H200
+and recognises words that depend on the audio alone, so that a word which is lost or doubled is certain to be.
 """
 
 import argparse
-import asyncio
-import json
 import tempfile
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import jiwer
 import numpy as np
-import websockets
 
-from serve_app.api.websocket import PATH
-from serve_app.window import SAMPLE_RATE, Samples
+from benchmarks.live_streams import Outcome, run_streams
+from benchmarks.report import (
+    CONFIG,
+    ELSEWHERE,
+    PLAIN_NICENESS,
+    Meter,
+    Usage,
+    add_json_option,
+    cpu_cells,
+    cpu_head,
+    elsewhere_cell,
+    finish,
+    machine,
+    percentiles,
+    simulated_model,
+    simulated_server,
+    table,
+)
+from benchmarks.speech import hoarse, spoken_digits
+from serve_app.engine.simulated import SimulatedEngine
+from serve_app.settings import SimulationSettings
+from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE, Samples
 from testing import media
 from testing.accuracy import HELD_OUT_INDEXES, held_out_strings
+from testing.cpu_time import Kind
 from testing.digit_strings import Bank, load_bank, to_int16
-from testing.paths import ROOT
+from testing.paths import DIGITS
 from testing.server import Server, serve_run
-
-FRAME_S = 0.1
-"""Audio per WebSocket frame, seconds."""
 
 MAX_PAUSE_S = 2.0
 """Longest pause between two digit strings, seconds."""
 
-SAME_WORD_S = 0.3
-"""Words of two hypotheses that start within this time of each other are the same word, seconds."""
+STEP_S, SECONDS_PER_AUDIO_S = 0.03, 0.00015
+"""Duration of a batch of the simulated model: fixed, and for every second of its padded audio."""
+
+BUSY: tuple[Kind, ...] = ("proxy", "ingress", "replica", "client")
+"""The kinds of which the busiest process is shown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Speech:
-    """The audio of one stream, int16 [samples] at 16 kHz, and its true text."""
+    """The audio of one stream, int16 [samples] at 16 kHz, and its true text, where that is known."""
 
     samples: Samples
-    text: str
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """Result of one stream. Delays in seconds, one for every word."""
+class Errors:
+    """Words of a text that differ from the true ones."""
 
-    text: str
+    words: int
+    """Of the true text."""
+    substitutions: int
+    insertions: int
+    deletions: int
+
+    @property
+    def wer(self) -> float:
+        return (self.substitutions + self.insertions + self.deletions) / max(1, self.words)
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Results of several streams at once. Delays in seconds, one for every word."""
+
+    streams: int
+    audio_s: float
+    """Of all streams together."""
     first_s: list[float]
     final_s: list[float]
     changed_finals: int
+    usage: Usage
+    live: Errors
+    """Of the live text."""
+    files: Errors | None
+    """Of the same audio sent as files; None with the simulated model."""
 
 
-def speech(bank: Bank, minutes: float, seed: int) -> Speech:
+def recorded(bank: Bank, minutes: float, seed: int) -> Speech:
     """Digit strings with pauses between them."""
     rng = np.random.default_rng(seed)
     parts, words, samples = list[np.ndarray](), list[str](), 0
@@ -72,108 +118,130 @@ def speech(bank: Bank, minutes: float, seed: int) -> Speech:
     return Speech(to_int16(np.concatenate(parts)), " ".join(words))
 
 
-async def stream(server: Server, spoken: Speech) -> Outcome:
-    """Send one stream at the pace of speech, and collect the delays and the final words."""
-    first: list[tuple[float, float]] = []
-    finals: list[tuple[str, float]] = []
-    final_s, changed = list[float](), 0
-    async with websockets.connect(server.url.replace("http", "ws") + PATH, max_size=None) as socket:
-        await socket.send(json.dumps({"encoding": "pcm_s16le", "interim_results": True}))
-        began_s = time.monotonic()
-
-        async def speak() -> None:
-            step = round(FRAME_S * SAMPLE_RATE)
-            for number, start in enumerate(range(0, len(spoken.samples), step), 1):
-                await asyncio.sleep(max(0.0, began_s + number * FRAME_S - time.monotonic()))
-                await socket.send(spoken.samples[start : start + step].tobytes())
-            await socket.send("END")
-
-        speaking = asyncio.create_task(speak())
-        done = 0
-        async for data in socket:
-            now_s, message = time.monotonic() - began_s, json.loads(data)
-            if message["type"] == "error":
-                raise RuntimeError(message["error"])
-            words: list[dict[str, Any]] = message.get("words", [])
-            for word in words:
-                if not any(abs(start_s - word["start"]) < SAME_WORD_S for start_s, _ in first[-40:]):
-                    first.append((word["start"], now_s - word["end"]))
-            known = [w for w in words if message["type"] == "segment" or w.get("is_final")]
-            for place, word in enumerate(known, done):
-                if place == len(finals):
-                    finals.append((word["word"], word["start"]))
-                    final_s.append(now_s - word["end"])
-                elif finals[place] != (word["word"], word["start"]):
-                    changed += 1
-            if message["type"] == "segment":
-                done += len(known)
-        await speaking
-    return Outcome(" ".join(word for word, _ in finals), [delay for _, delay in first], final_s, changed)
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """Results of several streams at once. Delays in seconds, one for every word."""
-
-    streams: int
-    first_s: list[float]
-    final_s: list[float]
-    changed_finals: int
-    live: jiwer.WordOutput
-    """Errors of the live text."""
-    files: jiwer.WordOutput
-    """Errors of the same audio sent as files."""
-
-    def __str__(self) -> str:
-        return (
-            f"{self.streams} streams: first partial {percentiles(self.first_s)}; final {percentiles(self.final_s)}; "
-            f"word errors {errors(self.live)}, as files {errors(self.files)}; finals changed: {self.changed_finals}"
-        )
-
-
-def word_errors(true_texts: Sequence[str], texts: Sequence[str]) -> jiwer.WordOutput:
+def word_errors(true_texts: Sequence[str], texts: Sequence[str]) -> Errors:
     reference, hypothesis = ([text.lower().replace(".", "") for text in each] for each in (true_texts, texts))
-    return jiwer.process_words(reference, hypothesis)
+    found = jiwer.process_words(reference, hypothesis)
+    words = found.hits + found.substitutions + found.deletions
+    return Errors(words, found.substitutions, found.insertions, found.deletions)
 
 
-def errors(words: jiwer.WordOutput) -> str:
-    return f"{100 * words.wer:.2f} % ({words.insertions} inserted, {words.deletions} deleted)"
+def simulated_errors(spoken: Sequence[Speech], outcomes: Sequence[Outcome]) -> Errors:
+    """Words of the simulated engine that are missing, and those that are too many or at another time."""
+    engine, words, lost, extra = SimulatedEngine(SimulationSettings(step_s=0, seconds_per_audio_s=0)), 0, 0, 0
+    for speech, outcome in zip(spoken, outcomes, strict=True):
+        tokens = engine.transcribe([speech.samples])[0]
+        expected = Counter((token.piece.strip("▁"), token.start_sample // FRAME_SAMPLES) for token in tokens)
+        received = Counter((word, round(start_s * SAMPLE_RATE / FRAME_SAMPLES)) for word, start_s in outcome.words)
+        words += expected.total()
+        lost += (expected - received).total()
+        extra += (received - expected).total()
+    return Errors(words, 0, extra, lost)
 
 
-def percentiles(seconds: Sequence[float]) -> str:
-    return f"p50 {np.percentile(seconds, 50):.2f} s, p95 {np.percentile(seconds, 95):.2f} s"
-
-
-async def measure(server: Server, bank: Bank, minutes: float, streams: int) -> Figures:
-    """Figures of `streams` streams at once, each `minutes` long."""
-    spoken = [speech(bank, minutes, seed) for seed in range(streams)]
-    outcomes = await asyncio.gather(*(stream(server, each) for each in spoken))
-    files = [server.transcribe(media.wav(each.samples)).json()["text"] for each in spoken]
-    true_texts = [each.text for each in spoken]
+def measure(server: Server, spoken: Sequence[Speech], *, is_simulated: bool = False) -> Figures:
+    """Figures of one stream for each speech, all at once."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        # The process has imported everything before the measurement starts.
+        process.submit(run_streams, server.url, []).result()
+        meter = Meter(server)
+        outcomes, client_cpu_s = process.submit(run_streams, server.url, [each.samples for each in spoken]).result()
+        usage = meter.stop(client_cpu_s)
+    files = None
+    if is_simulated:
+        live = simulated_errors(spoken, outcomes)
+    else:
+        true_texts = [each.text for each in spoken]
+        live = word_errors(true_texts, [outcome.text for outcome in outcomes])
+        files = word_errors(true_texts, [server.transcribe(media.wav(each.samples)).json()["text"] for each in spoken])
     return Figures(
-        streams,
-        [seconds for outcome in outcomes for seconds in outcome.first_s],
-        [seconds for outcome in outcomes for seconds in outcome.final_s],
-        sum(outcome.changed_finals for outcome in outcomes),
-        word_errors(true_texts, [outcome.text for outcome in outcomes]),
-        word_errors(true_texts, files),
+        streams=len(spoken),
+        audio_s=sum(len(each.samples) for each in spoken) / SAMPLE_RATE,
+        first_s=[seconds for outcome in outcomes for seconds in outcome.first_s],
+        final_s=[seconds for outcome in outcomes for seconds in outcome.final_s],
+        changed_finals=sum(outcome.changed_finals for outcome in outcomes),
+        usage=usage,
+        live=live,
+        files=files,
     )
+
+
+def delays(rows: Sequence[Figures]) -> str:
+    head = ["streams", "first partial, s: p50", "p95", "final word, s: p50", "p95", "words", "deleted", "inserted"]
+    return table(
+        [*head, "final words changed", "WER live", "WER of the same audio as files"],
+        [
+            [
+                str(row.streams),
+                *(f"{s:.2f}" for seconds in (row.first_s, row.final_s) for s in percentiles(seconds, (50, 95))),
+                *(str(number) for number in (row.live.words, row.live.deletions, row.live.insertions, row.changed_finals)),
+                *(f"{100 * errors.wer:.2f} %" if errors else "-" for errors in (row.files and row.live, row.files)),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def costs(rows: Sequence[Figures]) -> str:
+    return table(
+        [*cpu_head("streams, CPU ms per stream and second"), *(f"busiest {kind}, % of a core" for kind in BUSY), ELSEWHERE],
+        [
+            [
+                str(row.streams),
+                *cpu_cells([row.usage], row.audio_s / 1000),
+                *(f"{100 * row.usage.busiest_cores[kind]:.0f}" for kind in BUSY),
+                elsewhere_cell([row.usage]),
+            ]
+            for row in rows
+        ],
+    )
+
+
+@contextmanager
+def server_of(is_simulated: bool) -> Iterator[Server]:
+    """A server that is ready: of the simulated model, or of the bundled one."""
+    if is_simulated:
+        with simulated_server(simulated_model(STEP_S, SECONDS_PER_AUDIO_S)) as server:
+            yield server
+        return
+    with tempfile.TemporaryDirectory() as folder, serve_run(CONFIG, Path(folder), env=PLAIN_NICENESS) as server:
+        server.wait_for_state("digits", "ready")
+        yield server
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recordings", type=Path)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("recordings", type=Path, nargs="?")
+    source.add_argument("--simulated", action="store_true", help="a model that takes the time of an H200; needs no recordings")
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 8, 16])
+    add_json_option(parser)
     options = parser.parse_args()
-    bank = load_bank(options.recordings, HELD_OUT_INDEXES)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        serve_run(ROOT / "configs" / "demo.yaml", Path(folder), env={"RAY_worker_niceness": "0"}) as server,
-    ):
-        server.wait_for_state("digits", "ready")
+    bank = load_bank(DIGITS) if options.simulated else load_bank(options.recordings, HELD_OUT_INDEXES)
+
+    def speech(seed: int) -> Speech:
+        if options.simulated:
+            return Speech(hoarse(spoken_digits(bank, 60 * options.minutes, seed), seed))
+        return recorded(bank, options.minutes, seed)
+
+    rows = list[Figures]()
+    with server_of(options.simulated) as server:
         for streams in options.streams:
-            print(asyncio.run(measure(server, bank, options.minutes, streams)), flush=True)
+            spoken = [speech(seed) for seed in range(streams)]
+            rows.append(measure(server, spoken, is_simulated=options.simulated))
+            print(f"streams: {streams}, done", flush=True)
+    model = (
+        f"simulated, {STEP_S} s and {SECONDS_PER_AUDIO_S} s per second of audio for a batch" if options.simulated else "bundled"
+    )
+    finish(
+        options.json,
+        machine(),
+        f"streams of {options.minutes:g} minutes; model: {model}",
+        [delays(rows), costs(rows)],
+        minutes=options.minutes,
+        model=model,
+        rows=[asdict(row) for row in rows],
+    )
 
 
 if __name__ == "__main__":

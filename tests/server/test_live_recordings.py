@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.live import measure
+from benchmarks.live import delays, measure, recorded
 from testing.accuracy import HELD_OUT_INDEXES
 from testing.digit_strings import load_bank
 from testing.paths import ROOT
@@ -25,10 +25,12 @@ def server(tmp_path: Path) -> Iterator[Server]:
         yield server
 
 
-async def test_ten_minutes(server: Server, recordings: Path) -> None:
-    figures = await measure(server, load_bank(recordings, HELD_OUT_INDEXES), MINUTES, STREAMS)
-    print(figures)
+def test_ten_minutes(server: Server, recordings: Path) -> None:
+    bank = load_bank(recordings, HELD_OUT_INDEXES)
+    figures = measure(server, [recorded(bank, MINUTES, seed) for seed in range(STREAMS)])
+    print(delays([figures]))
     assert figures.changed_finals == 0
+    assert figures.files is not None
     assert figures.live.wer <= figures.files.wer + WORD_ERROR_MARGIN / 100
     # A doubled word is an insertion, a lost one a deletion.
     assert figures.live.insertions + figures.live.deletions <= figures.files.insertions + figures.files.deletions

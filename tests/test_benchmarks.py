@@ -1,0 +1,87 @@
+"""What the benchmarks compute from what they measure."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.live import Speech, simulated_errors
+from benchmarks.live_streams import Outcome
+from benchmarks.load import poisson_arrivals, transcription
+from benchmarks.report import busiest_cores, write_json
+from benchmarks.served import FILE_S, ratio
+from benchmarks.speech import cut, hoarse, spoken_digits
+from serve_app.engine.simulated import SimulatedEngine
+from serve_app.settings import SimulationSettings, WindowSettings
+from serve_app.window import SAMPLE_RATE
+from testing.cpu_time import Key, Snapshot
+from testing.digit_strings import load_bank
+from testing.paths import DIGITS
+
+
+def test_arrivals_have_their_rate_and_the_distances_of_a_poisson_process() -> None:
+    times = poisson_arrivals(20.0, 500.0, seed=1)
+    distances = np.diff([0.0, *times])
+    assert times == sorted(times)
+    assert times[-1] < 500
+    assert len(times) == pytest.approx(10_000, rel=0.05)
+    # The standard deviation of an exponential distribution is its mean.
+    assert np.std(distances) == pytest.approx(1 / 20, rel=0.05)
+
+
+def test_arrivals_are_the_same_for_a_seed_and_others_for_another() -> None:
+    assert poisson_arrivals(5.0, 10.0, seed=1) == poisson_arrivals(5.0, 10.0, seed=1) != poisson_arrivals(5.0, 10.0, seed=2)
+
+
+def test_a_ratio_is_of_one_round() -> None:
+    # The machine was half as fast in the second round: the ratio of the medians would be 0.6.
+    assert ratio([90.0, 40.0, 60.0], [100.0, 50.0, 120.0]) == 0.8
+
+
+def test_the_busiest_process_of_a_kind_is_one_process() -> None:
+    first, second, new = (Key(number, 0.0) for number in range(3))
+    before: Snapshot = {first: ("ingress", 10.0), second: ("ingress", 1.0)}
+    ended = Key(0, 0.0, is_ended_below=True)
+    after: Snapshot = {
+        first: ("ingress", 11.0),
+        second: ("ingress", 4.0),
+        new: ("decoder", 0.5),
+        ended: ("decoder", 9.0),
+    }
+    cores = busiest_cores(before, after, wall_s=4.0)
+    assert (cores["ingress"], cores["decoder"], cores["proxy"]) == (0.75, 0.125, 0.0)
+
+
+def test_a_request_states_the_length_of_its_body() -> None:
+    head, _, body = transcription(b"audio\r\n\r\n", "text").data.partition(b"\r\n\r\n")
+    assert f"Content-Length: {len(body)}".encode() in head.split(b"\r\n")
+
+
+def test_a_file_of_the_served_benchmark_is_one_window_and_full_of_speech() -> None:
+    samples = spoken_digits(load_bank(DIGITS), FILE_S, seed=1)
+    (window,) = cut(samples, WindowSettings())
+    assert len(samples) == len(window) == FILE_S * SAMPLE_RATE
+    assert samples[-5 * SAMPLE_RATE :].any()
+
+
+def test_lost_and_doubled_words_of_a_stream_are_counted() -> None:
+    speech = Speech(hoarse(spoken_digits(load_bank(DIGITS), 20.0, seed=1), seed=1))
+    tokens = SimulatedEngine(SimulationSettings(step_s=0, seconds_per_audio_s=0)).transcribe([speech.samples])[0]
+    words = [(token.piece.removeprefix("▁"), round(token.start_sample / SAMPLE_RATE, 3)) for token in tokens]
+    assert len(words) > 10
+
+    def errors(received: list[tuple[str, float]]) -> tuple[int, int, int]:
+        found = simulated_errors([speech], [Outcome(received, [], [], 0)])
+        return found.words, found.deletions, found.insertions
+
+    assert errors(words) == (len(words), 0, 0)
+    assert errors(words[1:]) == (len(words), 1, 0)
+    assert errors([*words, words[-1]]) == (len(words), 0, 1)
+
+
+def test_results_are_written_with_the_machine(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    write_json(path, {"cores": "2"}, rows=[1.5])
+    assert json.loads(path.read_text()) == {"machine": {"cores": "2"}, "rows": [1.5]}
+    write_json(None, {})
