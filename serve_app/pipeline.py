@@ -14,6 +14,7 @@ from typing import Any
 from serve_app.audio.dither import without_zeros
 from serve_app.chunking import Merger
 from serve_app.events import Done, Event, LiveEvent, Progress, SegmentFinal
+from serve_app.live.detection import Heard, heard
 from serve_app.live.endpointing import VoiceActivityDetector
 from serve_app.live.session import LiveSession
 from serve_app.merging.gaps import GapRepair
@@ -94,7 +95,8 @@ async def transcribe_live(
     One step at a time: where the models are slow, steps grow. No audio is read while more than `max_backlog` samples are not
     decoded, or while an utterance is ending. Errors of `audio` and `recognise` pass through.
     """
-    reading: asyncio.Future[Samples | Commit | None] | None = None
+    reading: asyncio.Future[Heard | Commit | None] | None = None
+    audio_and_events = heard(audio, vad)
     step: asyncio.Future[list[Token]] | None = None
     try:
         while True:
@@ -104,26 +106,26 @@ async def transcribe_live(
                 yield event
             can_read = not session.is_finished and not session.is_ending and session.backlog < max_backlog
             if reading is None and can_read:
-                reading = asyncio.ensure_future(anext(audio, None))
+                reading = asyncio.ensure_future(anext(audio_and_events, None))
             waiting = {task for task in (reading, step) if task is not None}
             if not waiting:
                 break
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             # Audio before the step: whether a pause ends the utterance depends on the newest VAD events.
             if reading is not None and reading.done():
-                block, reading = reading.result(), None
-                if block is None:
+                item, reading = reading.result(), None
+                if item is None:
                     session.finish()
-                elif isinstance(block, Commit):
+                elif isinstance(item, Commit):
                     session.commit()
                 else:
-                    session.push(block, await vad.push(block), vad.possible_speech_until)
+                    session.push(item.block, item.vad_events, item.possible_speech_until)
             if step is not None and step.done():
                 tokens, step = step.result(), None
                 session.add(tokens)
     finally:
         await stop(reading, step)
-        await audio.aclose()
+        await audio_and_events.aclose()
 
 
 async def stop(*tasks: asyncio.Future[Any] | None) -> None:

@@ -31,7 +31,7 @@ MAY_IMPORT = {
 """By package: the folders and modules of serve_app that may import it, anywhere in them."""
 
 PURE = [
-    *("audio", "decoders", "merging", "output", "live.session", "live.windows", "live.endpointing"),
+    *("audio", "decoders", "merging", "output", "live.session", "live.windows", "live.endpointing", "live.detection"),
     *("engine.protocol", "engine.batch_queue", "engine.batch_policy", "cluster.status", "cluster.admission"),
     *(
         "chunking",

@@ -21,6 +21,10 @@ WARM_UP_FRAMES = 4
 MAX_STREAMS = 256
 """Streams per batch."""
 
+BATCH_INTERVAL_S = 0.05
+"""Time from the start of a batch to the start of the next one, seconds, so that streams share batches: a frame costs 0.2 ms of
+processor time by itself, and 0.05 ms in a batch of twelve."""
+
 
 @dataclass(slots=True)
 class _Stream:
@@ -72,13 +76,16 @@ class SileroModel:
 
     async def _work(self) -> None:
         """Run everything that waits as one batch, again and again, until nothing does."""
+        now_s = asyncio.get_running_loop().time
         try:
             while self._waiting:
+                began_s = now_s()
                 # Requests of streams that have left are done: cancelled.
                 waiting = [request for request in self._waiting if not request.result.done()]
                 batch, self._waiting = waiting[:MAX_STREAMS], waiting[MAX_STREAMS:]
                 if batch:
                     await self._process(batch)
+                await asyncio.sleep(began_s + BATCH_INTERVAL_S - now_s())
         finally:
             self._worker = None
 
@@ -117,23 +124,35 @@ class SileroDetector:
 def _run(batch: Sequence[tuple[_Stream, Samples]]) -> list[list[float]]:
     """Speech probabilities of the frames, int16 [frames, VAD_FRAME_SAMPLES], of each stream.
 
-    Frame by frame, as the model is recurrent, for all streams at once.
+    The network's encoder takes all frames of all streams at once; its decoder is recurrent, and takes one of each stream.
     """
     import torch
 
     model = _model()
+    inputs = np.concatenate([_with_context(stream, frames) for stream, frames in batch])
+    firsts = np.cumsum([0, *(len(frames) for _, frames in batch)])
     found: list[list[float]] = [[] for _ in batch]
     with torch.inference_mode():
+        features = model.encoder(model.run_extractors(torch.from_numpy(inputs.astype(np.float32) / 32768.0)))
         for step in range(max(len(frames) for _, frames in batch)):
             active = [i for i, (_, frames) in enumerate(batch) if step < len(frames)]
-            streams = [batch[i][0] for i in active]
-            inputs = [np.concatenate([stream.context, batch[i][1][step]]) for i, stream in zip(active, streams, strict=True)]
-            states = [torch.zeros(2, 128) if stream.state is None else stream.state for stream in streams]
-            out, after = model(torch.from_numpy(np.stack(inputs)).float() / 32768.0, torch.stack(states, dim=1))
-            for place, (i, stream) in enumerate(zip(active, streams, strict=True)):
-                found[i].append(float(out[place]))
-                stream.state, stream.context = after[:, place].clone(), inputs[place][-CONTEXT_SAMPLES:]
+            states = [batch[i][0].state for i in active]
+            before = torch.stack([torch.zeros(2, 128) if state is None else state for state in states], dim=1)
+            out, after = model.decoder(features[firsts[active] + step], before)
+            for place, (i, probability) in enumerate(zip(active, out.flatten().tolist(), strict=True)):
+                found[i].append(probability)
+                batch[i][0].state = after[:, place]
+    for stream, _ in batch:
+        # Otherwise the states of all streams would be kept with each of them.
+        stream.state = stream.state.clone()
     return found
+
+
+def _with_context(stream: _Stream, frames: Samples) -> Samples:
+    """Each frame with the samples before it, int16 [frames, CONTEXT_SAMPLES + VAD_FRAME_SAMPLES]."""
+    samples = np.concatenate([stream.context, frames.ravel()])
+    stream.context = samples[-CONTEXT_SAMPLES:]
+    return np.lib.stride_tricks.sliding_window_view(samples, CONTEXT_SAMPLES + VAD_FRAME_SAMPLES)[::VAD_FRAME_SAMPLES]
 
 
 @functools.cache

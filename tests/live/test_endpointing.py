@@ -6,13 +6,20 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import torch
 
 from serve_app.live.endpointing import VAD_FRAME_SAMPLES, Endpointer, Endpointing, VadEvent
-from serve_app.live.vad import SileroModel, _model
+from serve_app.live.vad import SileroModel, _model, _run, _Stream
 from serve_app.window import SAMPLE_RATE, Samples
 from testing.digit_strings import DigitString, to_int16
 
 SILENCE = np.zeros(3 * SAMPLE_RATE, np.int16)
+
+
+@pytest.fixture(autouse=True)
+def batches_without_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here audio comes much faster than it is spoken."""
+    monkeypatch.setattr("serve_app.live.vad.BATCH_INTERVAL_S", 0.0)
 
 
 def test_an_utterance_ends_after_the_silence() -> None:
@@ -131,6 +138,21 @@ async def test_a_stream_that_left_costs_nothing(spoken: Samples, monkeypatch: py
     pushes[1].cancel()
     await asyncio.wait(pushes)
     assert sum(batches) == 2
+
+
+def test_probabilities_are_those_of_the_whole_network() -> None:
+    """The streams have different numbers of frames in every batch."""
+    rng, network, streams = np.random.default_rng(1), _model(), [_Stream() for _ in range(3)]
+    states, contexts = [torch.zeros(2, 1, 128)] * 3, [np.zeros(64, np.int16)] * 3
+    for _ in range(10):
+        batch = [(stream, rng.normal(0, 2_000, (rng.integers(1, 5), VAD_FRAME_SAMPLES)).astype(np.int16)) for stream in streams]
+        found = _run(batch)
+        for i, (_, frames) in enumerate(batch):
+            for frame, probability in zip(frames, found[i], strict=True):
+                samples = np.concatenate([contexts[i], frame])
+                out, states[i] = network(torch.from_numpy(samples[None]).float() / 32768.0, states[i])
+                contexts[i] = frame[-64:]
+                assert float(out) == pytest.approx(probability, abs=1e-4)
 
 
 def test_streams_that_share_batches_do_not_disturb_each_other(spoken: Samples) -> None:
