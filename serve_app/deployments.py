@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TypeAlias
@@ -12,6 +13,7 @@ from typing import TypeAlias
 import ray
 from ray import serve
 
+from serve_app.cluster.live_calls import LiveWindow, Outcome
 from serve_app.cluster.model_client import LOAD_FAILED, DeploymentHandle
 from serve_app.cluster.status import HEARTBEAT_S, ModelState, ReplicaStatus
 from serve_app.engine.batch_policy import batch_limits, max_batch_windows
@@ -74,6 +76,15 @@ class ModelReplica:
         """Tokens of one window, int16 [samples], with times from its start. Raises ModelUnavailable or EngineError."""
         batcher = await self._ready_batcher()
         return await batcher.submit((samples, job.keywords), len(samples), Lane(lane), job.job_id, is_isolated=is_isolated)
+
+    async def transcribe_live(self, windows: Sequence[LiveWindow]) -> list[Outcome]:
+        """The same for windows of several live streams; their failures are part of the answer."""
+        calls = (self.transcribe(Lane.LIVE, job, False, samples) for job, samples in windows)
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException) and not isinstance(outcome, SpeechError):
+                log.error("model %s failed", self._model.name, exc_info=outcome)
+        return outcomes
 
     async def _ready_batcher(self) -> "Batcher[BatchItem, list[Token]]":
         if self._loading.done() and self._batcher is None and time.monotonic() - self._failed_at_s > LOAD_RETRY_S:

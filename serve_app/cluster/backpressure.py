@@ -11,6 +11,7 @@ docs/design.md; tests/server/demo/test_uploads.py measures the effect.
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -21,6 +22,13 @@ from ray.serve._private.http_util import ASGIReceiveProxy
 from starlette.types import Message, Receive, Scope
 
 log = logging.getLogger("ray.serve")
+
+SOCKET_FETCH_INTERVAL_S = 0.05
+"""Minimum time between two fetches of the messages of a live stream from the proxy, seconds. A fetch is a call of an actor, and
+brings all messages that have arrived; many clients send a message every 20 ms."""
+
+MAX_LIVE_FETCH_BYTES = 32 << 10
+"""A fetch of a WebSocket that brings more than this is no live audio, but a file: the next one follows at once."""
 
 MAX_HELD_BYTES = 512 << 10
 """Limit of each queue, bytes per request. Data in transit between the two processes uses Ray's object store as well: during a
@@ -78,10 +86,18 @@ class _Receive(ASGIReceiveProxy):
     """Fetches messages from Serve's own proxy only while the queue has room. A client whose proxy is lost is gone."""
 
     def __init__(self, scope: Scope, request_metadata: Any, receive_asgi_messages: Callable[[Any], Awaitable[bytes]]) -> None:
+        is_socket, next_fetch_s = scope["type"] == "websocket", 0.0
+
         async def fetch(metadata: Any) -> bytes:
+            nonlocal next_fetch_s
             await queue.room()
+            if is_socket and (pause_s := next_fetch_s - time.monotonic()) > 0:
+                await asyncio.sleep(pause_s)
             try:
-                return await receive_asgi_messages(metadata)
+                messages = await receive_asgi_messages(metadata)
+                is_live = len(messages) <= MAX_LIVE_FETCH_BYTES
+                next_fetch_s = time.monotonic() + SOCKET_FETCH_INTERVAL_S if is_live else 0.0
+                return messages
             except RayActorError as error:
                 # By which Serve's own code knows that a client is gone.
                 raise KeyError("the proxy is lost") from error

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from grpc.aio import AioRpcError
@@ -12,6 +11,7 @@ from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, Ray
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle as _DeploymentHandle
 
+from serve_app.cluster.live_calls import LiveCalls, LiveWindow, Outcome
 from serve_app.cluster.status import ReplicaStatus
 from serve_app.engine.batch_policy import max_batch_windows
 from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable, SpeechError
@@ -63,19 +63,27 @@ def by_value(replicas: DeploymentHandle) -> DeploymentHandle:
     return replicas.options(_by_reference=False, request_serialization="pickle", response_serialization="pickle")
 
 
-@dataclass(frozen=True, slots=True)
 class ModelClient:
-    """One per model and ingress.
+    """One per model and ingress."""
 
-    `replicas`: see `by_value`. `statuses` returns the last known statuses of the model's replicas; `is_deployed` whether the
-    model is part of the running application.
-    """
-
-    model: ModelSettings
-    settings: Settings
-    replicas: DeploymentHandle
-    statuses: Callable[[], Sequence[ReplicaStatus]]
-    is_deployed: Callable[[], Awaitable[bool]]
+    def __init__(
+        self,
+        model: ModelSettings,
+        settings: Settings,
+        replicas: DeploymentHandle,
+        statuses: Callable[[], Sequence[ReplicaStatus]],
+        is_deployed: Callable[[], Awaitable[bool]],
+    ) -> None:
+        """`replicas`: see `by_value`. `statuses` returns the last known statuses of the model's replicas; `is_deployed` whether
+        the model is part of the running application."""
+        self.model = model
+        self.settings = settings
+        self.replicas = replicas
+        self.statuses = statuses
+        self.is_deployed = is_deployed
+        live = settings.live
+        live_windows_per_batch = max_batch_windows(settings.batching, live.left_s + live.step_s + live.right_s, on_gpu=False)
+        self._live_calls = LiveCalls(self._call_together, live_windows_per_batch, MAX_BY_VALUE_BYTES)
 
     def target_windows_in_flight(self, window_s: float) -> int:
         """Windows of `window_s` seconds that keep the loaded replicas busy."""
@@ -120,23 +128,36 @@ class ModelClient:
 
     async def _call(self, window: Window, lane: Lane, job: Job, is_isolated: bool) -> list[Token]:
         is_small = window.samples.nbytes <= MAX_BY_VALUE_BYTES
+        if lane == Lane.LIVE and is_small and not is_isolated:
+            return await self._live_calls.recognise(job, window.samples)
         replicas = self.replicas if is_small else self.replicas.options(_by_reference=True)
-        response = replicas.transcribe.remote(int(lane), job, is_isolated, window.samples)
+        tokens: list[Token] = await self._answer(replicas.transcribe.remote(int(lane), job, is_isolated, window.samples))
+        return tokens
+
+    async def _call_together(self, windows: Sequence[LiveWindow]) -> Sequence[Outcome]:
+        outcomes: Sequence[Outcome] = await self._answer(self.replicas.transcribe_live.remote(windows))
+        return [self._as_ours(outcome) if isinstance(outcome, BaseException) else outcome for outcome in outcomes]
+
+    async def _answer(self, response: Any) -> Any:
+        """The answer to a call. Raises one of REPLICA_LOST or another SpeechError."""
         try:
-            tokens: list[Token] = await response
+            return await response
         except asyncio.CancelledError:
             if (task := asyncio.current_task()) is not None and not task.cancelling():
                 raise EngineBroken("The replica stopped before it was done.") from None
-            # Cancelling the wait alone would leave the window in the replica's queue.
-            response.cancel()  # type: ignore[no-untyped-call]
+            # Cancelling the wait alone would leave the windows in the replica's queue.
+            response.cancel()
             raise
         except Exception as error:
-            cause = error.cause if isinstance(error, RayTaskError) else error
-            if isinstance(cause, (SpeechError, *REPLICA_LOST)):
-                raise cause from None
-            log.error("recognition by %s failed: %r", self.model.name, cause)
-            raise EngineError(UNFORESEEN) from error
-        return tokens
+            raise self._as_ours(error) from None
+
+    def _as_ours(self, error: BaseException) -> Exception:
+        """What a client of the server may know of a failure in a replica."""
+        cause: BaseException = error.cause if isinstance(error, RayTaskError) else error
+        if isinstance(cause, (SpeechError, *REPLICA_LOST)):
+            return cause
+        log.error("recognition by %s failed: %r", self.model.name, cause)
+        return EngineError(UNFORESEEN)
 
     def _require_loaded(self) -> None:
         """Raises ModelUnavailable, with the load progress or the reason, unless a replica is ready."""

@@ -4,6 +4,7 @@ server."""
 import asyncio
 import pickle
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from ray.serve._private import replica as _replica
 
 from serve_app.cluster import backpressure
 from serve_app.cluster.backpressure import MAX_HELD_BYTES
+from testing import virtual_time
 
 replica: Any = _replica
 
@@ -64,6 +66,34 @@ async def test_a_replica_stops_fetching_until_the_application_has_taken(message:
         assert await receive() == message
     assert await settled(lambda: fetched) == 2 * held
     fetching.cancel()
+
+
+@pytest.mark.usefixtures("bounded_replica")
+@pytest.mark.parametrize(
+    ("kind", "size_bytes", "fetches"), [("websocket", 640, 10), ("websocket", 40_000, 100), ("http", 640, 100)]
+)
+def test_messages_of_a_live_stream_are_fetched_together(kind: str, size_bytes: int, fetches: int) -> None:
+    """A message comes every 5 ms of virtual time, for half a second."""
+    message = {"type": "websocket.receive", "bytes": bytes(size_bytes)}
+    fetched: list[int] = []
+
+    async def receive_asgi_messages(_: Any) -> bytes:
+        await asyncio.sleep(0.005)
+        arrived = round(time.monotonic() / 0.005) - sum(fetched)
+        fetched.append(arrived)
+        return pickle.dumps([message] * arrived)
+
+    async def stream() -> None:
+        receive = replica.ASGIReceiveProxy({"type": kind}, None, receive_asgi_messages)
+        fetching = asyncio.create_task(receive.fetch_until_disconnect())
+        for _ in range(100):
+            assert await receive() == message
+        fetching.cancel()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("time.monotonic", virtual_time.now_s)
+        virtual_time.run(stream())
+    assert len(fetched) == pytest.approx(fetches, abs=1)
 
 
 @MESSAGES
