@@ -5,6 +5,7 @@ this module it would silently pass a raw dict instead.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -25,6 +26,9 @@ load_dotenv(".env")
 UNLIMITED = 1_000_000
 """For Serve's own queues. The ingress refuses requests above the limits with errors of its own, and windows wait in a replica's
 queue, which knows lanes and fair queueing, not in Serve's routers."""
+
+CORES_PER_INGRESS = 8
+"""CPU cores of a node that one ingress replica keeps busy: its own, and those of the decoders whose windows it passes on."""
 
 UPSCALE_DELAY_S = 5.0
 """Load must last this long before a replica is added, seconds."""
@@ -53,21 +57,32 @@ def build_app(args: Settings) -> Application:
     status_registry = _deploy(StatusRegistry, "status", args, num_replicas=1, ray_actor_options={"num_cpus": 0}).bind()
     nodes: list[dict[str, Any]] = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     cluster_gpus = sum(node["Resources"].get("GPU", 0.0) for node in nodes)
-    hosts = sum(node["Resources"].get("CPU", 0.0) >= args.ingress.cpus_per_replica for node in nodes)
+    ingress_replicas = ingress_replicas_by_node(args, [node["Resources"].get("CPU", 0.0) for node in nodes])
     gpus = gpus_per_replica(args, cluster_gpus)
     models = {model.name: _model_deployment(model, args, gpus[model.name], status_registry) for model in args.models}
-    replicas = args.ingress.replicas or max(1, hosts)
+    per_node = max(ingress_replicas)
     ingress = _deploy(
         Ingress,
         "ingress",
         args,
-        num_replicas=replicas,
+        num_replicas=sum(ingress_replicas),
         max_ongoing_requests=UNLIMITED,
-        max_replicas_per_node=None if args.ingress.replicas else 1,
+        max_replicas_per_node=None if args.ingress.replicas else per_node,
         graceful_shutdown_timeout_s=DRAIN_S,
         ray_actor_options={"num_cpus": args.ingress.cpus_per_replica},
     )
-    return ingress.bind(args, status_registry, models, replicas_per_node=math.ceil(replicas / max(1, hosts)))
+    return ingress.bind(args, status_registry, models, replicas_per_node=per_node)
+
+
+def ingress_replicas_by_node(settings: Settings, node_cpus: Sequence[float]) -> list[int]:
+    """Number of ingress replicas of each node that has enough CPUs for one; at least one node is counted.
+
+    Where the settings give a number for all, they are distributed evenly. Otherwise one for every CORES_PER_INGRESS.
+    """
+    hosts = [cpus for cpus in node_cpus if cpus >= settings.ingress.cpus_per_replica] or [0.0]
+    if total := settings.ingress.replicas:
+        return [total // len(hosts) + (place < total % len(hosts)) for place in range(len(hosts))]
+    return [max(1, int(cpus // CORES_PER_INGRESS)) for cpus in hosts]
 
 
 def gpus_per_replica(settings: Settings, cluster_gpus: float) -> dict[str, float]:

@@ -103,7 +103,10 @@ def serve_run(
         (folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in {**dot_env, "PORT": str(port)}.items()))
     content = yaml.safe_load(config.read_text())
     content["http_options"] = {"host": "127.0.0.1", "port": free_port() if dot_env else port}
-    content["applications"][0]["args"] |= args
+    arguments = content["applications"][0]["args"]
+    arguments |= args
+    # What is measured and counted is one ingress process, on a machine with many cores too.
+    arguments["ingress"] = {"replicas": 1} | arguments.get("ingress", {})
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(content))
     log_path = folder / "serve.log"

@@ -2,7 +2,8 @@
 
 import pytest
 
-from serve_app.app import gpus_per_replica
+from serve_app.app import gpus_per_replica, ingress_replicas_by_node
+from serve_app.request_settings import IngressSettings
 from serve_app.settings import ModelSettings, Settings
 
 
@@ -21,3 +22,18 @@ class TestGpusPerReplica:
     @pytest.mark.parametrize(("gpus", "share"), [(0, 0.0), (1, 0.33), (2, 0.5), (3, 1.0), (8, 1.0)])
     def test_one_for_each_model_that_leaves_it_open_or_an_equal_share(self, gpus: float, share: float) -> None:
         assert gpus_per_replica(self.MODELS, gpus) == {"a": share, "b": share, "f": share, "c": 0.0, "d": 0.0, "e": 0.25}
+
+
+class TestIngressReplicas:
+    @pytest.mark.parametrize(
+        ("node_cpus", "by_node"),
+        [([2], [1]), ([15], [1]), ([16], [2]), ([100, 8, 4], [12, 1, 1]), ([0, 8, 0.1], [1]), ([0], [1]), ([], [1])],
+    )
+    def test_one_for_every_eight_cores_of_each_node(self, node_cpus: list[float], by_node: list[int]) -> None:
+        settings = Settings(ingress=IngressSettings(replicas=0, cpus_per_replica=0.25))
+        assert ingress_replicas_by_node(settings, node_cpus) == by_node
+
+    @pytest.mark.parametrize(("node_cpus", "by_node"), [([2], [5]), ([32, 2], [3, 2]), ([], [5])])
+    def test_a_number_of_ones_own(self, node_cpus: list[float], by_node: list[int]) -> None:
+        settings = Settings(ingress=IngressSettings(replicas=5))
+        assert ingress_replicas_by_node(settings, node_cpus) == by_node
