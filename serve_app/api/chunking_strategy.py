@@ -37,7 +37,7 @@ class ChunkingStrategy:
             raise RequestError(_reason(error), param=FIELD) from error
 
 
-def chunking_strategy(
+async def chunking_strategy(
     value: Annotated[
         str | None,
         Form(

@@ -33,7 +33,7 @@ MAX_LISTED_WORDS = 3
 """Words of a phrase in a prompt; with a longer one the prompt counts as prose."""
 
 
-def keywords(
+async def from_form(
     given: Annotated[
         list[str] | None,
         Form(
@@ -50,7 +50,12 @@ def keywords(
         ),
     ] = None,
 ) -> Keywords:
-    """FastAPI dependency: the phrases without repetitions. Raises RequestError where `keywords[]` exceeds a limit."""
+    """FastAPI dependency: see `keywords`."""
+    return keywords(given, prompt)
+
+
+def keywords(given: list[str] | None = None, prompt: str | None = None) -> Keywords:
+    """The phrases without repetitions. Raises RequestError where `keywords[]` exceeds a limit."""
     found = _normalised(given or [])
     if len(found) > MAX_KEYWORDS:
         raise RequestError(f"There are {len(found)} keywords; at most {MAX_KEYWORDS} are allowed.", param=FIELD)

@@ -31,7 +31,7 @@ REGION = re.compile(r"(?<=\w)[\W_].*", re.DOTALL)
 """All that follows the language in `en-US`, `en_US.UTF-8`, `auto-detect` and `English (United States)`."""
 
 
-def languages(
+async def languages(
     language: Annotated[
         str | None,
         Form(description="A code (`en`, `en-US`, `eng`) or an English name. The model must support it."),

@@ -27,6 +27,9 @@ MaxCueS = Annotated[float, Field(ge=1, le=60, description="Subtitles: maximum du
 MEDIA_TYPES = {"csv": "text/csv", "tsv": "text/tab-separated-values"}
 """Media types by response format; the other text formats are `text/plain`."""
 
+MAX_INLINE_S = 30.0
+"""Maximum duration of a recording whose response is rendered on the event loop, seconds; it takes about a millisecond."""
+
 
 @dataclass(frozen=True, slots=True)
 class Timing:
@@ -52,6 +55,8 @@ class Rendering:
 
     async def response(self, transcript: Transcript, defaults: SubtitleSettings, timing: Timing) -> Response:
         """The response. `defaults` are the server's rules for cues."""
+        if transcript.duration_s <= MAX_INLINE_S:
+            return self.respond(transcript, defaults, timing)
         # In a thread: an hour of speech takes some tenths of a second, which would block the event loop.
         return await run_in_thread(partial(self.respond, transcript, defaults, timing))
 
@@ -101,7 +106,7 @@ class Rendering:
         }
 
 
-def rendering(
+async def rendering(
     response_format: Annotated[
         ResponseFormat | None,
         Form(

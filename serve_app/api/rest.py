@@ -64,7 +64,10 @@ TRANSCRIPTION_RESPONSES = ERROR_RESPONSES | {
 
 
 def create_router(service: SpeechService, keys: Keys) -> APIRouter:
-    """The routes of one service."""
+    """The routes of one service.
+
+    The dependencies are coroutines, because FastAPI runs plain functions in threads.
+    """
     router = APIRouter(route_class=FormRoute)
     started_at = int(time.time())
 
@@ -84,7 +87,7 @@ def create_router(service: SpeechService, keys: Keys) -> APIRouter:
         asked_languages: Annotated[list[str], Depends(language.languages)] = [],  # noqa: B006
         rendering: Annotated[Rendering, Depends(response_formats.rendering)] = Rendering(),  # noqa: B008
         stream: Annotated[bool, Form(description="Send each part of the text as a server-sent event once it is final.")] = False,
-        phrases: Annotated[Keywords, Depends(keywords.keywords)] = (),
+        phrases: Annotated[Keywords, Depends(keywords.from_form)] = (),
         strategy: Annotated[ChunkingStrategy, Depends(chunking_strategy)] = ChunkingStrategy(),  # noqa: B008
         track: Track = None,
         temperature: Temperature = None,
@@ -118,7 +121,7 @@ def create_router(service: SpeechService, keys: Keys) -> APIRouter:
         file: File_,
         model: ModelName = None,
         rendering: Annotated[Rendering, Depends(response_formats.rendering)] = Rendering(),  # noqa: B008
-        phrases: Annotated[Keywords, Depends(keywords.keywords)] = (),
+        phrases: Annotated[Keywords, Depends(keywords.from_form)] = (),
         track: Track = None,
         temperature: Temperature = None,
     ) -> Response:

@@ -5,6 +5,7 @@ audio has speech energy. The phrase is usually decoded in a window that starts e
 of long transcriptions. All spans are samples from the window's start.
 """
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -79,9 +80,9 @@ def suspicious_gaps(window: Window, tokens: Sequence[Token]) -> list[Gap]:
     has_token = np.zeros(len(level), dtype=bool)
     for token in tokens:
         has_token[token.start_sample // FRAME_SAMPLES : token.end_sample // FRAME_SAMPLES + 1] = True
-    threshold = max(_MIN_LEVEL, _MIN_NOISE_RATIO * float(np.percentile(level, 10)))
+    threshold = max(_MIN_LEVEL, _MIN_NOISE_RATIO * _quantile(level, 0.1))
     if has_token.any():
-        threshold = max(threshold, _MIN_TOKEN_RATIO * float(np.median(level[has_token])))
+        threshold = max(threshold, _MIN_TOKEN_RATIO * _quantile(level[has_token], 0.5))
 
     gaps, start = [], 0
     for end, next_start in [*((token.start_sample, token.end_sample) for token in tokens), (len(window.samples), 0)]:
@@ -91,6 +92,14 @@ def suspicious_gaps(window: Window, tokens: Sequence[Token]) -> list[Gap]:
             gaps.append(Gap(start, end, int(speech[0]) * FRAME_SAMPLES, int(speech[-1] + 1) * FRAME_SAMPLES))
         start = max(start, next_start)
     return gaps
+
+
+def _quantile(values: Levels, share: float) -> float:
+    """As np.quantile, which takes several times as long on so few values."""
+    ordered = np.sort(values)
+    place = share * (len(ordered) - 1)
+    below = ordered[int(place)]
+    return float(below + (ordered[math.ceil(place)] - below) * (place - int(place)))
 
 
 def retry_window(window: Window, gap: Gap) -> Window:
