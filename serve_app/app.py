@@ -57,15 +57,16 @@ def build_app(args: Settings) -> Application:
     status_registry = _deploy(StatusRegistry, "status", args, num_replicas=1, ray_actor_options={"num_cpus": 0}).bind()
     nodes: list[dict[str, Any]] = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     cluster_gpus = sum(node["Resources"].get("GPU", 0.0) for node in nodes)
-    ingress_replicas = ingress_replicas_by_node(args, [node["Resources"].get("CPU", 0.0) for node in nodes])
+    node_cpus = [node["Resources"].get("CPU", 0.0) for node in nodes]
+    hosts = [cpus for cpus in node_cpus if cpus >= args.ingress.cpus_per_replica] or [0.0]
+    per_node = ingress_replicas_per_node(args, hosts)
     gpus = gpus_per_replica(args, cluster_gpus)
     models = {model.name: _model_deployment(model, args, gpus[model.name], status_registry) for model in args.models}
-    per_node = max(ingress_replicas)
     ingress = _deploy(
         Ingress,
         "ingress",
         args,
-        num_replicas=sum(ingress_replicas),
+        num_replicas=args.ingress.replicas or per_node * len(hosts),
         max_ongoing_requests=UNLIMITED,
         max_replicas_per_node=None if args.ingress.replicas else per_node,
         graceful_shutdown_timeout_s=DRAIN_S,
@@ -74,15 +75,14 @@ def build_app(args: Settings) -> Application:
     return ingress.bind(args, status_registry, models, replicas_per_node=per_node)
 
 
-def ingress_replicas_by_node(settings: Settings, node_cpus: Sequence[float]) -> list[int]:
-    """Number of ingress replicas of each node that has enough CPUs for one; at least one node is counted.
+def ingress_replicas_per_node(settings: Settings, node_cpus: Sequence[float]) -> int:
+    """Number of ingress replicas on each of the nodes with so many CPUs, at most.
 
-    Where the settings give a number for all, they are distributed evenly. Otherwise one for every CORES_PER_INGRESS.
+    Serve distributes them evenly, so the smallest node decides, unless the settings give a number for all nodes together.
     """
-    hosts = [cpus for cpus in node_cpus if cpus >= settings.ingress.cpus_per_replica] or [0.0]
-    if total := settings.ingress.replicas:
-        return [total // len(hosts) + (place < total % len(hosts)) for place in range(len(hosts))]
-    return [max(1, int(cpus // CORES_PER_INGRESS)) for cpus in hosts]
+    if settings.ingress.replicas:
+        return math.ceil(settings.ingress.replicas / len(node_cpus))
+    return max(1, int(min(node_cpus) // CORES_PER_INGRESS))
 
 
 def gpus_per_replica(settings: Settings, cluster_gpus: float) -> dict[str, float]:
@@ -118,7 +118,8 @@ def _model_deployment(model: ModelSettings, settings: Settings, gpus: float, sta
         health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
         ray_actor_options={"num_cpus": model.cpus_per_replica, "num_gpus": gpus},
         request_router_config=RequestRouterConfig(
-            request_router_class="serve_app.cluster.routing.LeastOutstandingRouter"  # type: ignore[arg-type]  # wrong in Ray 2.60
+            request_router_class="serve_app.cluster.routing.LeastOutstandingRouter",  # type: ignore[arg-type]  # wrong in Ray 2.60
+            request_router_kwargs={"drain_s": MODEL_DRAIN_S},
         ),
         autoscaling_config={
             "min_replicas": model.min_replicas,

@@ -22,7 +22,7 @@ from serve_app.engine.model_files import DownloadProgress, find_model_file
 from serve_app.engine.parakeet import ParakeetEngine
 from serve_app.engine.protocol import Engine
 from serve_app.engine.simulated import SimulatedEngine
-from serve_app.errors import EngineBroken, ModelUnavailable, SpeechError
+from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable, SpeechError
 from serve_app.settings import BatchingSettings, ModelSettings
 from serve_app.transcript import Token
 from serve_app.window import SAMPLE_RATE, Job, Keywords, Lane, Samples
@@ -79,12 +79,16 @@ class ModelReplica:
 
     async def transcribe_live(self, windows: Sequence[LiveWindow]) -> list[Outcome]:
         """The same for windows of several live streams; their failures are part of the answer."""
-        calls = (self.transcribe(Lane.LIVE, job, False, samples) for job, samples in windows)
-        outcomes = await asyncio.gather(*calls, return_exceptions=True)
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException) and not isinstance(outcome, SpeechError):
-                log.error("model %s failed", self._model.name, exc_info=outcome)
-        return outcomes
+        return await asyncio.gather(*(self._outcome(job, samples) for job, samples in windows))
+
+    async def _outcome(self, job: Job, samples: Samples) -> Outcome:
+        try:
+            return await self.transcribe(Lane.LIVE, job, False, samples)
+        except SpeechError as error:
+            return error
+        except Exception:
+            log.exception("model %s failed", self._model.name)
+            return EngineError(UNFORESEEN)
 
     async def _ready_batcher(self) -> "Batcher[BatchItem, list[Token]]":
         if self._loading.done() and self._batcher is None and time.monotonic() - self._failed_at_s > LOAD_RETRY_S:

@@ -90,7 +90,10 @@ class IngressSettings(SettingsGroup):
         description="Addresses and networks of reverse proxies, which put the client's address into `X-Forwarded-For`.",
     )
     replicas: int = Field(
-        0, ge=0, description="Number of ingress replicas; 0: one for every 8 CPU cores of each node at deployment, at least one."
+        0,
+        ge=0,
+        description="Number of ingress replicas; 0: at deployment, on every node one for every 8 CPU cores of the smallest node, "
+        "at least one.",
     )
     cpus_per_replica: float = Field(
         0.25, ge=0, description="CPUs that Ray's scheduler reserves for an ingress replica; not a limit."

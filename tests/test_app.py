@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve_app.app import gpus_per_replica, ingress_replicas_by_node
+from serve_app.app import gpus_per_replica, ingress_replicas_per_node
 from serve_app.request_settings import IngressSettings
 from serve_app.settings import ModelSettings, Settings
 
@@ -26,14 +26,11 @@ class TestGpusPerReplica:
 
 class TestIngressReplicas:
     @pytest.mark.parametrize(
-        ("node_cpus", "by_node"),
-        [([2], [1]), ([15], [1]), ([16], [2]), ([100, 8, 4], [12, 1, 1]), ([0, 8, 0.1], [1]), ([0], [1]), ([], [1])],
+        ("node_cpus", "per_node"), [([2], 1), ([15], 1), ([16], 2), ([100, 100], 12), ([100, 8, 4], 1), ([0], 1)]
     )
-    def test_one_for_every_eight_cores_of_each_node(self, node_cpus: list[float], by_node: list[int]) -> None:
-        settings = Settings(ingress=IngressSettings(replicas=0, cpus_per_replica=0.25))
-        assert ingress_replicas_by_node(settings, node_cpus) == by_node
+    def test_one_for_every_eight_cores_of_the_smallest_node(self, node_cpus: list[float], per_node: int) -> None:
+        assert ingress_replicas_per_node(Settings(ingress=IngressSettings(replicas=0)), node_cpus) == per_node
 
-    @pytest.mark.parametrize(("node_cpus", "by_node"), [([2], [5]), ([32, 2], [3, 2]), ([], [5])])
-    def test_a_number_of_ones_own(self, node_cpus: list[float], by_node: list[int]) -> None:
-        settings = Settings(ingress=IngressSettings(replicas=5))
-        assert ingress_replicas_by_node(settings, node_cpus) == by_node
+    @pytest.mark.parametrize(("node_cpus", "per_node"), [([2], 5), ([32, 2], 3), ([2] * 9, 1)])
+    def test_a_number_of_ones_own(self, node_cpus: list[float], per_node: int) -> None:
+        assert ingress_replicas_per_node(Settings(ingress=IngressSettings(replicas=5)), node_cpus) == per_node

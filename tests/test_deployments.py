@@ -1,11 +1,15 @@
-"""The model replica's log. tests/server/ drives whole replicas."""
+"""Failures in a model replica: its log and its answers. tests/server/ drives whole replicas."""
 
 import logging
 
+import numpy as np
 import pytest
 
-from serve_app.deployments import without_traceback
-from serve_app.errors import ModelUnavailable
+from serve_app.deployments import ModelReplica, without_traceback
+from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable
+from serve_app.settings import ModelSettings
+from serve_app.transcript import Token
+from serve_app.window import Job, Lane, Samples
 
 
 @pytest.mark.parametrize(("error", "has_traceback"), [(ModelUnavailable("it is not there"), False), (KeyError("x"), True)])
@@ -21,3 +25,26 @@ def test_what_is_foreseen_is_logged_without_a_traceback(
     assert "Request failed." in caplog.text
     assert ("Traceback" in caplog.text) == has_traceback
     assert type(error).__name__ in caplog.text
+
+
+async def test_windows_of_live_streams_that_fail_are_part_of_the_answer(caplog: pytest.LogCaptureFixture) -> None:
+    """What is no SpeechError is logged here: an ingress may not even be able to unpickle it."""
+    failures = {"broken": EngineBroken("the GPU failed"), "unforeseen": KeyError("/secret/path")}
+    tokens = [Token("▁one", 1, 0, 1280, 0.9)]
+
+    class Replica(ModelReplica):
+        async def transcribe(self, lane: int, job: Job, is_isolated: bool, samples: Samples) -> list[Token]:
+            assert (lane, is_isolated) == (Lane.LIVE, False)
+            if job.job_id in failures:
+                raise failures[job.job_id]
+            return tokens
+
+    replica = object.__new__(Replica)
+    replica._model = ModelSettings(name="m", source="bundled")
+    windows = [(Job(name), np.zeros(1_600, np.int16)) for name in ("fine", "broken", "unforeseen", "fine")]
+    fine, broken, unforeseen, also_fine = await replica.transcribe_live(windows)
+    assert fine == also_fine == tokens
+    assert broken is failures["broken"]
+    assert isinstance(unforeseen, EngineError)
+    assert unforeseen.message == UNFORESEEN
+    assert "/secret/path" in caplog.text

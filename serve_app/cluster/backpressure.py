@@ -27,6 +27,9 @@ SOCKET_FETCH_INTERVAL_S = 0.05
 """Minimum time between two fetches of the messages of a live stream from the proxy, seconds. A fetch is a call of an actor, and
 brings all messages that have arrived; many clients send a message every 20 ms."""
 
+SETUP_FETCHES = 2
+"""Fetches at the start of a WebSocket that the next one follows at once: they bring the connection and its configuration."""
+
 MAX_LIVE_FETCH_BYTES = 32 << 10
 """A fetch of a WebSocket that brings more than this is no live audio, but a file: the next one follows at once."""
 
@@ -86,16 +89,17 @@ class _Receive(ASGIReceiveProxy):
     """Fetches messages from Serve's own proxy only while the queue has room. A client whose proxy is lost is gone."""
 
     def __init__(self, scope: Scope, request_metadata: Any, receive_asgi_messages: Callable[[Any], Awaitable[bytes]]) -> None:
-        is_socket, next_fetch_s = scope["type"] == "websocket", 0.0
+        is_socket, next_fetch_s, fetches = scope["type"] == "websocket", 0.0, 0
 
         async def fetch(metadata: Any) -> bytes:
-            nonlocal next_fetch_s
+            nonlocal next_fetch_s, fetches
             await queue.room()
             if is_socket and (pause_s := next_fetch_s - time.monotonic()) > 0:
                 await asyncio.sleep(pause_s)
             try:
                 messages = await receive_asgi_messages(metadata)
-                is_live = len(messages) <= MAX_LIVE_FETCH_BYTES
+                fetches += 1
+                is_live = fetches > SETUP_FETCHES and len(messages) <= MAX_LIVE_FETCH_BYTES
                 next_fetch_s = time.monotonic() + SOCKET_FETCH_INTERVAL_S if is_live else 0.0
                 return messages
             except RayActorError as error:

@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
 from dataclasses import dataclass
 
+from serve_app.errors import SpeechError
 from serve_app.transcript import Token
 from serve_app.window import Job, Samples
 
@@ -13,7 +15,7 @@ GATHER_S = 0.005
 LiveWindow = tuple[Job, Samples]
 """The stream, and the window's audio, int16 [samples]."""
 
-Outcome = list[Token] | BaseException
+Outcome = list[Token] | SpeechError
 """The tokens of a window, or why there are none."""
 
 Call = Callable[[Sequence[LiveWindow]], Awaitable[Sequence[Outcome]]]
@@ -30,11 +32,11 @@ class _Waiting:
 class LiveCalls:
     """Makes the calls of one ingress to one model."""
 
-    def __init__(self, call: Call, max_windows: int, max_bytes: int) -> None:
-        """`max_windows`: maximum number of windows per call, so that they fit into one batch. `max_bytes`: maximum size of their
-        audio, bytes."""
+    def __init__(self, call: Call, max_windows: int, max_samples: int) -> None:
+        """A call has at most `max_windows` windows and `max_samples` samples, with every window as long as the longest: what
+        fits into one batch, so that no window waits for the batch after its own."""
         self._call = call
-        self._max_windows, self._max_bytes = max_windows, max_bytes
+        self._max_windows, self._max_samples = max_windows, max_samples
         self._waiting: list[_Waiting] = []
         self._running: set[asyncio.Task[None]] = set()
 
@@ -42,7 +44,8 @@ class LiveCalls:
         """The tokens of one window. Raises what its recognition, or the call, raised."""
         loop = asyncio.get_running_loop()
         if not self._waiting:
-            loop.call_later(GATHER_S, self._send_waiting)
+            # In a context of its own: Serve would cancel the call together with the request of the first stream.
+            loop.call_later(GATHER_S, self._send_waiting, context=Context())
         waiting = _Waiting(job, samples, loop.create_future())
         self._waiting.append(waiting)
         return await waiting.outcome
@@ -51,14 +54,13 @@ class LiveCalls:
         # The outcome of a stream that has left is cancelled.
         waiting, self._waiting = [window for window in self._waiting if not window.outcome.done()], []
         together: list[_Waiting] = []
-        total_bytes = 0
+        longest = 0
         for window in waiting:
-            size_bytes = window.samples.nbytes
-            if together and (len(together) == self._max_windows or total_bytes + size_bytes > self._max_bytes):
+            longest = max(longest, len(window.samples))
+            if together and (len(together) == self._max_windows or longest * (len(together) + 1) > self._max_samples):
                 self._start(together)
-                together, total_bytes = [], 0
+                together, longest = [], len(window.samples)
             together.append(window)
-            total_bytes += size_bytes
         if together:
             self._start(together)
 
@@ -76,7 +78,7 @@ class LiveCalls:
 
         for waiting in windows:
             waiting.outcome.add_done_callback(stop_unless_wanted)
-        outcomes: Sequence[Outcome]
+        outcomes: Sequence[list[Token] | BaseException]
         try:
             outcomes = await calling
         except (Exception, asyncio.CancelledError) as error:

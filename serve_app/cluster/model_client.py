@@ -1,11 +1,13 @@
 """The ingress's client of a model's replicas: sends windows, retries those lost with a replica, explains failures."""
 
 import asyncio
+import contextlib
 import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
+from grpc import StatusCode
 from grpc.aio import AioRpcError
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
 from ray.serve.exceptions import DeploymentUnavailableError
@@ -13,11 +15,11 @@ from ray.serve.handle import DeploymentHandle as _DeploymentHandle
 
 from serve_app.cluster.live_calls import LiveCalls, LiveWindow, Outcome
 from serve_app.cluster.status import ReplicaStatus
-from serve_app.engine.batch_policy import max_batch_windows
+from serve_app.engine.batch_policy import max_batch_audio_s, max_batch_windows
 from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable, SpeechError
 from serve_app.settings import ModelSettings, Settings
 from serve_app.transcript import Token
-from serve_app.window import Job, Lane, Window
+from serve_app.window import SAMPLE_RATE, Job, Lane, Window
 
 log = logging.getLogger("ray.serve")
 
@@ -39,6 +41,9 @@ REPLICA_LOST = (
 )
 """The replica or its node is lost, or its engine is broken: the window is sent again. OutOfMemoryError is not CUDA's but Ray's,
 for a process that it killed. A connection that breaks is most often a RayActorError, else an AioRpcError."""
+
+LOST_CODES = (StatusCode.UNAVAILABLE, StatusCode.CANCELLED, StatusCode.INTERNAL)
+"""Status codes of an AioRpcError that a lost connection has."""
 
 CHECK_S = 2.0
 """How often a window that waits checks whether its model is still deployed, seconds."""
@@ -81,9 +86,9 @@ class ModelClient:
         self.replicas = replicas
         self.statuses = statuses
         self.is_deployed = is_deployed
-        live = settings.live
-        live_windows_per_batch = max_batch_windows(settings.batching, live.left_s + live.step_s + live.right_s, on_gpu=False)
-        self._live_calls = LiveCalls(self._call_together, live_windows_per_batch, MAX_BY_VALUE_BYTES)
+        batching = settings.batching
+        max_samples = min(round(max_batch_audio_s(batching, on_gpu=False) * SAMPLE_RATE), MAX_BY_VALUE_BYTES // 2)
+        self._live_calls = LiveCalls(self._call_together, batching.max_batch_items, max_samples)
 
     def target_windows_in_flight(self, window_s: float) -> int:
         """Windows of `window_s` seconds that keep the loaded replicas busy."""
@@ -136,7 +141,7 @@ class ModelClient:
 
     async def _call_together(self, windows: Sequence[LiveWindow]) -> Sequence[Outcome]:
         outcomes: Sequence[Outcome] = await self._answer(self.replicas.transcribe_live.remote(windows))
-        return [self._as_ours(outcome) if isinstance(outcome, BaseException) else outcome for outcome in outcomes]
+        return outcomes
 
     async def _answer(self, response: Any) -> Any:
         """The answer to a call. Raises one of REPLICA_LOST or another SpeechError."""
@@ -146,15 +151,17 @@ class ModelClient:
             if (task := asyncio.current_task()) is not None and not task.cancelling():
                 raise EngineBroken("The replica stopped before it was done.") from None
             # Cancelling the wait alone would leave the windows in the replica's queue.
-            response.cancel()
+            with contextlib.suppress(Exception):  # It has failed by now.
+                response.cancel()
             raise
         except Exception as error:
             raise self._as_ours(error) from None
 
-    def _as_ours(self, error: BaseException) -> Exception:
+    def _as_ours(self, error: BaseException) -> BaseException:
         """What a client of the server may know of a failure in a replica."""
         cause: BaseException = error.cause if isinstance(error, RayTaskError) else error
-        if isinstance(cause, (SpeechError, *REPLICA_LOST)):
+        is_lost = isinstance(cause, REPLICA_LOST) and not (isinstance(cause, AioRpcError) and cause.code() not in LOST_CODES)
+        if is_lost or isinstance(cause, SpeechError):
             return cause
         log.error("recognition by %s failed: %r", self.model.name, cause)
         return EngineError(UNFORESEEN)

@@ -16,7 +16,7 @@ import numpy as np
 
 from serve_app.cores import usable_cores
 from serve_app.engine.boosting import Booster
-from serve_app.engine.cpu import CPU_ENVIRONMENT
+from serve_app.engine.cpu import CPU_ENVIRONMENT, keep_freed_memory
 from serve_app.engine.device_errors import is_device_failure, is_out_of_memory
 from serve_app.engine.precision import choose_precision
 from serve_app.engine.protocol import EngineInfo
@@ -105,6 +105,8 @@ class ParakeetEngine:
             decoding.greedy.use_cuda_graph_decoder = device == "cuda"
             decoding.greedy.max_symbols = 10
         model.change_decoding_strategy(decoding, verbose=False)
+        if device == "cpu":
+            keep_freed_memory()
         engine = cls(model, device, precision, keyword_weight)
         seconds = time.monotonic() - started
         log.info("loaded %s: %.1f M parameters, %s, %.1f s", path.name, parameters / 1e6, engine.info, seconds)

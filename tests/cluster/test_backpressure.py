@@ -70,7 +70,7 @@ async def test_a_replica_stops_fetching_until_the_application_has_taken(message:
 
 @pytest.mark.usefixtures("bounded_replica")
 @pytest.mark.parametrize(
-    ("kind", "size_bytes", "fetches"), [("websocket", 640, 10), ("websocket", 40_000, 100), ("http", 640, 100)]
+    ("kind", "size_bytes", "fetches"), [("websocket", 640, 12), ("websocket", 40_000, 100), ("http", 640, 100)]
 )
 def test_messages_of_a_live_stream_are_fetched_together(kind: str, size_bytes: int, fetches: int) -> None:
     """A message comes every 5 ms of virtual time, for half a second."""

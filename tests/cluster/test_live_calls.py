@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextvars import ContextVar
 
 import numpy as np
 import pytest
@@ -24,7 +25,8 @@ def tokens_of(job: Job) -> list[Token]:
 class Model:
     """`failing` streams fail in their own outcome; with `error`, whole calls do."""
 
-    def __init__(self, *, failing: str = "", error: BaseException | None = None) -> None:
+    def __init__(self, *, failing: str = "", error: BaseException | None = None, has_equal_windows: bool = True) -> None:
+        self._has_equal_windows = has_equal_windows
         self.calls: list[str] = []
         self.cancelled: list[str] = []
         self._failing = failing
@@ -32,7 +34,7 @@ class Model:
 
     async def __call__(self, windows: Sequence[LiveWindow]) -> Sequence[Outcome]:
         names = "".join(job.job_id for job, _ in windows)
-        assert all(len(samples) == SAMPLES for _, samples in windows)
+        assert not self._has_equal_windows or all(len(samples) == SAMPLES for _, samples in windows)
         self.calls.append(names)
         try:
             await asyncio.sleep(CALL_S)
@@ -44,11 +46,13 @@ class Model:
         return [EngineError("it failed") if job.job_id in self._failing else tokens_of(job) for job, _ in windows]
 
 
-def recognise(model: Model, names: str, *, gone: str = "", pause_s: float = 0.0, max_windows: int = 3) -> list[Outcome]:
+def recognise(
+    model: Model, names: str, *, gone: str = "", pause_s: float = 0.0, max_windows: int = 3
+) -> list[list[Token] | BaseException]:
     """One window of each stream, one after the other; those in `gone` leave while the call runs."""
 
-    async def run() -> list[Outcome]:
-        calls = LiveCalls(model, max_windows, max_bytes=5 * 2 * SAMPLES)
+    async def run() -> list[list[Token] | BaseException]:
+        calls = LiveCalls(model, max_windows, max_samples=5 * SAMPLES)
         waiting = {}
         for name in names:
             waiting[name] = asyncio.ensure_future(calls.recognise(Job(name), np.zeros(SAMPLES, np.int16)))
@@ -56,8 +60,7 @@ def recognise(model: Model, names: str, *, gone: str = "", pause_s: float = 0.0,
         await asyncio.sleep(CALL_S / 2)
         for name in gone:
             waiting[name].cancel()
-        outcomes = await asyncio.gather(*waiting.values(), return_exceptions=True)
-        return list(outcomes)
+        return await asyncio.gather(*waiting.values(), return_exceptions=True)
 
     return virtual_time.run(run())
 
@@ -74,10 +77,37 @@ def test_windows_that_come_together_share_a_call(pause_s: float, max_windows: in
     assert model.calls == calls
 
 
-def test_a_call_is_no_larger_than_a_message() -> None:
+def test_a_call_fits_into_one_batch_which_is_as_long_as_its_longest_window() -> None:
     model = Model()
     recognise(model, "abcdefgh", max_windows=100)
     assert model.calls == ["abcde", "fgh"]
+
+    async def run() -> list[list[Token]]:
+        calls = LiveCalls(model, 100, max_samples=60)
+        lengths = {"a": 10, "b": 20, "c": 30, "d": 10, "e": 10, "f": 60, "g": 10}
+        return await asyncio.gather(*(calls.recognise(Job(name), np.zeros(n, np.int16)) for name, n in lengths.items()))
+
+    model = Model(has_equal_windows=False)
+    assert virtual_time.run(run()) == [tokens_of(Job(name)) for name in "abcdefg"]
+    assert model.calls == ["ab", "cd", "e", "f", "g"]
+
+
+def test_a_call_does_not_belong_to_the_request_of_its_first_stream() -> None:
+    """Serve knows by a context variable which calls a request has made, and cancels them with it."""
+    request = ContextVar("request", default="none")
+    seen = []
+
+    async def call(windows: Sequence[LiveWindow]) -> Sequence[Outcome]:
+        seen.append(request.get())
+        return [tokens_of(job) for job, _ in windows]
+
+    async def run() -> None:
+        calls = LiveCalls(call, 3, 5 * SAMPLES)
+        request.set("first")
+        await calls.recognise(Job("a"), np.zeros(SAMPLES, np.int16))
+
+    virtual_time.run(run())
+    assert seen == ["none"]
 
 
 def test_a_window_that_fails_fails_alone() -> None:

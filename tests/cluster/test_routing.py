@@ -5,6 +5,7 @@ from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from ray.serve._private.common import DeploymentHandleSource, DeploymentID, ReplicaID
 
 from serve_app.cluster.routing import LeastOutstandingRouter
@@ -13,10 +14,16 @@ MODEL = DeploymentID("model", "app")
 REPLICAS: list[Any] = [SimpleNamespace(replica_id=ReplicaID(name, MODEL)) for name in "abcd"]
 
 
-def new_router() -> LeastOutstandingRouter:
+def new_router(drain_s: float = 0.0) -> LeastOutstandingRouter:
     router = LeastOutstandingRouter(MODEL, DeploymentHandleSource.REPLICA)  # type: ignore[no-untyped-call]
-    router.initialize_state()
+    router.initialize_state(drain_s=drain_s)
     return router
+
+
+def call() -> Any:
+    """A call that is being routed."""
+    context = SimpleNamespace(should_backoff=False)
+    return SimpleNamespace(routing_context=context, future=asyncio.get_running_loop().create_future())
 
 
 def choose(router: LeastOutstandingRouter, replicas: list[Any] = REPLICAS) -> list[str]:
@@ -52,10 +59,63 @@ def test_the_replica_with_the_fewest_windows_comes_first_and_all_others_follow()
     assert choose(router) == ["d", "c", "b", "a"]
 
 
-def test_choices_before_anything_was_sent_go_to_different_replicas() -> None:
-    """Several windows are routed at once: the second is chosen for before the first was sent."""
+@pytest.mark.parametrize("loads", ["", "bccddd", "bcd"])
+async def test_calls_that_are_routed_before_any_of_them_is_sent(loads: str) -> None:
+    router, counts = new_router(), Counter(loads)
+    for name in loads:
+        send(router, name)
+    for _ in range(12):
+        ranks = await router.choose_replicas(REPLICAS, call())
+        counts[ranks[0][0].replica_id.unique_id] += 1
+    assert max(counts.values()) - min(counts.values()) <= 1
+
+
+@pytest.mark.parametrize("is_cancelled", [True, False])
+async def test_a_choice_counts_until_its_call_is_sent_or_cancelled(is_cancelled: bool) -> None:
     router = new_router()
-    assert {choose(router)[0] for _ in REPLICAS} == set("abcd")
+    calls = [call() for _ in range(4)]
+    for pending in calls:
+        await router.choose_replicas(REPLICAS[:1], pending)
+    for name in "bbcccdddd":
+        send(router, name)
+    assert (await router.choose_replicas(REPLICAS))[0][0].replica_id.unique_id == "b"
+    for pending in calls:
+        if is_cancelled:
+            pending.future.cancel()
+        else:
+            pending.future.set_result(REPLICAS[0])
+            send(router, "a")
+    await asyncio.sleep(0)
+    best = (await router.choose_replicas(REPLICAS))[0][0].replica_id.unique_id
+    assert best == ("a" if is_cancelled else "b")
+
+
+async def test_the_connection_to_a_removed_replica_is_closed_once_it_had_its_time() -> None:
+    """In place of Serve's replicas: all that the router uses of them."""
+    closed = []
+
+    class Channel:
+        def __init__(self, name: str) -> None:
+            self._name = name
+
+        async def close(self) -> None:
+            closed.append(self._name)
+
+    async def get_queue_len(**_: object) -> int:
+        return 0
+
+    def replica(name: str, channel: Channel | None) -> Any:
+        replica_id = ReplicaID(name, MODEL)
+        return SimpleNamespace(replica_id=replica_id, _channel=channel, multiplexed_model_ids=(), get_queue_len=get_queue_len)
+
+    router = new_router(drain_s=0.1)
+    replicas = [replica("a", Channel("a")), replica("b", Channel("b")), replica("c", None)]
+    router.update_replicas(replicas)
+    router.update_replicas(replicas[1:2])
+    await asyncio.sleep(0)
+    assert closed == []
+    await asyncio.sleep(0.3)
+    assert closed == ["a"]
 
 
 def test_ingress_processes_do_not_all_begin_with_the_same_replica() -> None:
@@ -73,9 +133,9 @@ def test_a_replica_that_failed_before_anything_was_sent_is_not_preferred_for_eve
     assert choose(router)[0] == "b"
 
 
-def test_a_request_that_no_replica_takes_waits_before_the_next_try() -> None:
-    pending: Any = SimpleNamespace(routing_context=SimpleNamespace(should_backoff=False))
-    asyncio.run(new_router().choose_replicas(REPLICAS, pending))
+async def test_a_call_that_no_replica_takes_waits_before_the_next_try() -> None:
+    pending = call()
+    await new_router().choose_replicas([], pending)
     assert pending.routing_context.should_backoff
 
 

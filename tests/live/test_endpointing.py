@@ -124,6 +124,27 @@ async def test_a_model_whose_thread_is_gone_raises(spoken: Samples) -> None:
             await model.detector(Endpointing(0.8)).push(spoken[:1_024])
 
 
+@pytest.mark.parametrize(("frames", "is_paused"), [(1, True), (4, True), (31, False)])
+async def test_streams_share_batches_but_a_recording_is_not_held_back(
+    frames: int, is_paused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recording is sent at once, so that more audio waits for every batch than is spoken in between."""
+    pauses_s: list[float] = []
+    sleep = asyncio.sleep
+
+    async def note(delay_s: float) -> None:
+        pauses_s.append(delay_s)
+        await sleep(0)
+
+    monkeypatch.setattr("serve_app.live.vad._run", lambda batch: [[] for _ in batch])
+    monkeypatch.setattr("serve_app.live.vad.asyncio.sleep", note)
+    detector = SileroModel().detector(Endpointing(0.8))
+    for _ in range(3):
+        await detector.push(np.zeros(frames * VAD_FRAME_SAMPLES, np.int16))
+        await sleep(0)
+    assert bool(pauses_s) == is_paused
+
+
 async def test_a_stream_that_left_costs_nothing(spoken: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[int] = []
 
