@@ -1,12 +1,14 @@
 """The ingress deployment: HTTP and WebSocket, the decoder processes, and the clients of the models. The routes are in `api/`."""
 
 import asyncio
+import builtins
 import logging
 from collections.abc import Mapping
 from functools import partial
 
 from fastapi import FastAPI
 from ray import serve
+from ray.serve._private import logging_utils
 
 from serve_app.api import create_api
 from serve_app.api.errors import error_response
@@ -41,6 +43,7 @@ class Ingress:
         models: dict[str, DeploymentHandle],
         replicas_per_node: int,
     ) -> None:
+        restore_print()
         self._status_registry = status_registry
         context = serve.get_replica_context()
         self._replica_id = context.replica_id.unique_id
@@ -97,3 +100,11 @@ class Ingress:
         while True:
             await self._statuses()
             await asyncio.sleep(HEARTBEAT_S)
+
+
+def restore_print() -> None:
+    """Undo Serve's replacement of `print` where its log goes to files only (RAY_SERVE_LOG_TO_STDERR=0).
+
+    In Ray 2.60 it prints a tuple in the place of text into files, and pysubs2 prints cues into one.
+    """
+    builtins.print = logging_utils.buildin_print

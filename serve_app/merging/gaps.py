@@ -86,10 +86,11 @@ def suspicious_gaps(window: Window, tokens: Sequence[Token]) -> list[Gap]:
 
     gaps, start = [], 0
     for end, next_start in [*((token.start_sample, token.end_sample) for token in tokens), (len(window.samples), 0)]:
-        first = (start + WORD_TAIL) // FRAME_SAMPLES
-        speech = first + np.flatnonzero(level[first : (end - WORD_ONSET) // FRAME_SAMPLES] > threshold)
-        if end - start >= MIN_GAP and len(speech) >= MIN_SPEECH_FRAMES:
-            gaps.append(Gap(start, end, int(speech[0]) * FRAME_SAMPLES, int(speech[-1] + 1) * FRAME_SAMPLES))
+        if end - start >= MIN_GAP:
+            first = (start + WORD_TAIL) // FRAME_SAMPLES
+            speech = first + np.flatnonzero(level[first : (end - WORD_ONSET) // FRAME_SAMPLES] > threshold)
+            if len(speech) >= MIN_SPEECH_FRAMES:
+                gaps.append(Gap(start, end, int(speech[0]) * FRAME_SAMPLES, int(speech[-1] + 1) * FRAME_SAMPLES))
         start = max(start, next_start)
     return gaps
 
