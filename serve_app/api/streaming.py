@@ -102,7 +102,7 @@ def _usage(done: Done, tokens: int) -> TokenUsage:
 async def _encoded(first: Message, messages: AsyncGenerator[Message, None]) -> AsyncGenerator[bytes, None]:
     pending: asyncio.Task[Message | None] | None = None
     try:
-        yield await asyncio.to_thread(_event, first)
+        yield await _rendered(first)
         while True:
             pending = asyncio.create_task(_next(messages))
             while not (await asyncio.wait([pending], timeout=PING_S))[0]:
@@ -110,7 +110,7 @@ async def _encoded(first: Message, messages: AsyncGenerator[Message, None]) -> A
             message = pending.result()
             if message is None:
                 return
-            yield await asyncio.to_thread(_event, message)
+            yield await _rendered(message)
     finally:
         if pending is not None and not pending.done():
             pending.cancel()
@@ -127,6 +127,11 @@ async def _next(messages: AsyncGenerator[Message, None]) -> Message | None:
     except Exception:
         log.exception("a stream failed")
         return error_body(EngineError(UNFORESEEN))
+
+
+async def _rendered(message: Message) -> bytes:
+    # The last message holds the whole text, and maybe a document; the others a sentence at most.
+    return await asyncio.to_thread(_event, message) if isinstance(message, TranscriptDone) else _event(message)
 
 
 def _event(message: Message) -> bytes:

@@ -5,6 +5,7 @@ audio has speech energy. The phrase is usually decoded in a window that starts e
 of long transcriptions. All spans are samples from the window's start.
 """
 
+import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -129,25 +130,50 @@ def filled(tokens: Sequence[Token], gap: Gap, retried: Sequence[Token]) -> list[
 class GapRepair:
     """Recognises the windows of one recording and repairs deletions: it decodes each gap with speech energy once more.
 
-    The number of retries that may find no words is limited by FREE_RETRIES and WINDOWS_PER_RETRY.
+    The number of retries that may find no words is limited by FREE_RETRIES and WINDOWS_PER_RETRY. What a window may do depends on
+    the windows before it alone, however many are recognised at once and in which order they are done.
     """
 
     def __init__(self, recognise: Callable[[Window], Awaitable[list[Token]]]) -> None:
         self._recognise = recognise
-        self._windows = 0
-        self._empty_retries = 0
+        self._first_open = 0  # all windows before this one are done
+        self._empty_retries = 0  # of those windows
+        self._done: dict[int, int] = {}  # empty retries of later windows that are done, by index
+        self._waiting: list[asyncio.Future[None]] = []
 
     async def __call__(self, window: Window) -> list[Token]:
-        """Tokens of one window, with times in samples from its start."""
-        self._windows += 1
-        tokens = await self._recognise(window)
+        """Tokens of one window, with times in samples from its start. The windows have the indexes 0, 1, 2, ..."""
+        tokens, empty_retries = await self._recognise(window), 0
         for gap in suspicious_gaps(window, tokens):
             retry = retry_window(window, gap)
-            is_allowed = self._empty_retries < FREE_RETRIES + self._windows // WINDOWS_PER_RETRY
-            if len(retry.samples) == len(window.samples) or not is_allowed:
+            if len(retry.samples) == len(window.samples) or not await self._may_retry(window.index, empty_retries):
                 continue
             retried = [token.moved(retry.start_sample - window.start_sample) for token in await self._recognise(retry)]
             repaired = filled(tokens, gap, retried)
-            self._empty_retries += len(repaired) == len(tokens)
+            empty_retries += len(repaired) == len(tokens)
             tokens = repaired
+        self._note_done(window.index, empty_retries)
         return tokens
+
+    async def _may_retry(self, index: int, own_empty_retries: int) -> bool:
+        """Whether window `index` may retry once more; waits until the windows before it have decided that."""
+        allowed = FREE_RETRIES + (index + 1) // WINDOWS_PER_RETRY
+        while True:
+            known = self._empty_retries + sum(count for other, count in self._done.items() if other < index)
+            if known + own_empty_retries >= allowed:
+                return False
+            if self._first_open == index:
+                return True
+            change = asyncio.get_running_loop().create_future()
+            self._waiting.append(change)
+            await change
+
+    def _note_done(self, index: int, empty_retries: int) -> None:
+        self._done[index] = empty_retries
+        while self._first_open in self._done:
+            self._empty_retries += self._done.pop(self._first_open)
+            self._first_open += 1
+        waiting, self._waiting = self._waiting, []
+        for change in waiting:
+            if not change.done():
+                change.set_result(None)

@@ -1,6 +1,7 @@
 """Words that the model deleted are found and inserted; all other words stay the same."""
 
 import asyncio
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -13,6 +14,7 @@ from serve_app.merging.gaps import FREE_RETRIES, WINDOWS_PER_RETRY, Gap, GapRepa
 from serve_app.merging.seams import group_words
 from serve_app.transcript import Token
 from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE, Samples, Window
+from testing import virtual_time
 from testing.accuracy import add_noise
 from testing.digit_strings import DigitString, to_int16
 
@@ -66,9 +68,9 @@ def test_windows_without_deletions_are_not_retried(
 ) -> None:
     model = DeletingModel(engine, -1, 0, 0)
     repair = GapRepair(model)
-    for string in strings:
+    for index, string in enumerate(strings):
         noisy = string if ratio_db is None else add_noise(string, ratio_db, 1)
-        asyncio.run(repair(Window(0, 0, to_int16(noisy.samples))))
+        asyncio.run(repair(Window(index, 0, to_int16(noisy.samples))))
     assert len(model.windows) == len(strings)
 
 
@@ -112,3 +114,42 @@ async def test_music_adds_at_most_a_fifth_of_the_windows_as_retries() -> None:
     for index in range(100):
         assert await repair(Window(index, 0, samples)) == []
     assert 100 < decoded <= 100 + FREE_RETRIES + 100 // WINDOWS_PER_RETRY
+
+
+@pytest.mark.parametrize("max_in_flight", [1, 4, 30])
+@pytest.mark.parametrize("seed", range(3))
+def test_which_windows_are_retried_depends_neither_on_load_nor_on_order(max_in_flight: int, seed: int) -> None:
+    """The transcript must be the same whenever the file is sent. The retries of some windows find words."""
+    silence = np.zeros(8 * SAMPLE_RATE, np.int16)
+    samples = np.concatenate([silence, music(10), silence])
+
+    async def retried_windows(rng: random.Random, places: asyncio.Semaphore) -> list[int]:
+        retried = []
+
+        async def recognise(window: Window) -> list[Token]:
+            await asyncio.sleep(rng.uniform(0.1, 10))
+            if window.is_retry:
+                retried.append(window.index)
+            finds_words = window.is_retry and window.index % 4 == 1
+            return [token("▁six", len(window.samples) / SAMPLE_RATE / 2)] if finds_words else []
+
+        repair = GapRepair(recognise)
+
+        async def run(index: int) -> None:
+            try:
+                await repair(Window(index, 0, samples))
+            finally:
+                places.release()
+
+        async with asyncio.TaskGroup() as tasks:
+            for index in range(60):
+                await places.acquire()
+                tasks.create_task(run(index))
+        return sorted(retried)
+
+    async def compare() -> None:
+        one_by_one = await retried_windows(random.Random(0), asyncio.Semaphore(1))
+        assert await retried_windows(random.Random(seed), asyncio.Semaphore(max_in_flight)) == one_by_one
+        assert FREE_RETRIES < len(one_by_one) < 60
+
+    virtual_time.run(compare())
