@@ -43,6 +43,9 @@ WINDOWS_PER_RETRY = 5
 Without the limit, hours of music, which has speech energy, would cause a retry in every window.
 """
 
+RETRY_LAG = 8
+"""A window counts the retries of windows that are at least this many before it, so that as many can be at work at once."""
+
 _FULL_SCALE = 32768.0
 """Full scale of int16 samples."""
 
@@ -131,14 +134,13 @@ class GapRepair:
     """Recognises the windows of one recording and repairs deletions: it decodes each gap with speech energy once more.
 
     The number of retries that may find no words is limited by FREE_RETRIES and WINDOWS_PER_RETRY. What a window may do depends on
-    the windows before it alone, however many are recognised at once and in which order they are done.
+    windows before it alone (RETRY_LAG), however many are recognised at once and in which order they are done.
     """
 
     def __init__(self, recognise: Callable[[Window], Awaitable[list[Token]]]) -> None:
         self._recognise = recognise
-        self._first_open = 0  # all windows before this one are done
-        self._empty_retries = 0  # of those windows
-        self._done: dict[int, int] = {}  # empty retries of later windows that are done, by index
+        self._empty_before = [0]  # retries without words in all windows before each one, as far as those are done
+        self._done: dict[int, int] = {}  # the same of single windows behind one that is not done, by index
         self._waiting: list[asyncio.Future[None]] = []
 
     async def __call__(self, window: Window) -> list[Token]:
@@ -156,23 +158,18 @@ class GapRepair:
         return tokens
 
     async def _may_retry(self, index: int, own_empty_retries: int) -> bool:
-        """Whether window `index` may retry once more; waits until the windows before it have decided that."""
-        allowed = FREE_RETRIES + (index + 1) // WINDOWS_PER_RETRY
-        while True:
-            known = self._empty_retries + sum(count for other, count in self._done.items() if other < index)
-            if known + own_empty_retries >= allowed:
-                return False
-            if self._first_open == index:
-                return True
+        """Whether window `index` may retry once more; waits for the windows that decide it."""
+        counted = max(0, index - RETRY_LAG)
+        while len(self._empty_before) <= counted:
             change = asyncio.get_running_loop().create_future()
             self._waiting.append(change)
             await change
+        return self._empty_before[counted] + own_empty_retries < FREE_RETRIES + (index + 1) // WINDOWS_PER_RETRY
 
     def _note_done(self, index: int, empty_retries: int) -> None:
         self._done[index] = empty_retries
-        while self._first_open in self._done:
-            self._empty_retries += self._done.pop(self._first_open)
-            self._first_open += 1
+        while (count := self._done.pop(len(self._empty_before) - 1, None)) is not None:
+            self._empty_before.append(self._empty_before[-1] + count)
         waiting, self._waiting = self._waiting, []
         for change in waiting:
             if not change.done():
