@@ -27,6 +27,7 @@ import httpx2
 from benchmarks.report import (
     ELSEWHERE,
     SERVER_KINDS,
+    SPREAD,
     Meter,
     Usage,
     add_json_option,
@@ -37,6 +38,7 @@ from benchmarks.report import (
     machine,
     simulated_model,
     simulated_server,
+    spread_cell,
     table,
 )
 from serve_app.window import SAMPLE_RATE
@@ -159,14 +161,14 @@ def measure(server: Server, row: Row, path: Path, reference_s: Reference, rounds
 
 def rates(rows: Sequence[Row], reference_name: str) -> str:
     beside = f"{reference_name}, one thread, x"
-    head = ["upload", "server, x real time", "slowest to fastest round", beside, "ratio", ELSEWHERE]
+    head = ["upload", "server, x real time", SPREAD, beside, "ratio", ELSEWHERE]
     return table(
         head,
         [
             [
                 row.name,
                 f"{row.server_rate:,.0f}",
-                f"{row.audio_s / max(row.server_s):,.0f} to {row.audio_s / min(row.server_s):,.0f}",
+                spread_cell([row.audio_s / seconds for seconds in row.server_s]),
                 f"{row.reference_rate:,.0f}",
                 f"{row.server_rate / row.reference_rate:.2f}",
                 elsewhere_cell(row.usages),

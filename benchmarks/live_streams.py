@@ -77,12 +77,12 @@ async def _stream(url: str, samples: Samples) -> Outcome:
             now_s, message = time.monotonic() - began_s, json.loads(data)
             if message["type"] == "error":
                 raise RuntimeError(message["error"])
-            heard: list[dict[str, Any]] = message.get("words", [])
-            for word in heard:
+            received: list[dict[str, Any]] = message.get("words", [])
+            for word in received:
                 if not any(abs(start_s - word["start"]) < SAME_WORD_S for start_s in first[-40:]):
                     first.append(word["start"])
                     first_s.append(now_s - word["end"])
-            known = [w for w in heard if message["type"] == "segment" or w.get("is_final")]
+            known = [w for w in received if message["type"] == "segment" or w.get("is_final")]
             for place, word in enumerate(known, done):
                 if place == len(words):
                     words.append((word["word"], word["start"]))

@@ -103,11 +103,17 @@ def busiest_cores(before: Snapshot, after: Snapshot, wall_s: float) -> dict[Kind
 
 
 ELSEWHERE = "load elsewhere, cores"
+SPREAD = "slowest to fastest round"
 
 
 def elsewhere_cell(usages: Iterable[Usage]) -> str:
     """The largest load of other programs in any of the measurements; `ELSEWHERE` heads it."""
     return f"{max(usage.elsewhere_cores for usage in usages):.2f}"
+
+
+def spread_cell(rates: Sequence[float]) -> str:
+    """The slowest and the fastest round; `SPREAD` heads it."""
+    return f"{min(rates):,.0f} to {max(rates):,.0f}"
 
 
 def cpu_cells(usages: Sequence[Usage], units: float, format_spec: str = ".2f") -> list[str]:

@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks.load import LoadProcess, Request, transcription
 from benchmarks.report import (
     ELSEWHERE,
+    SPREAD,
     Meter,
     Usage,
     add_json_option,
@@ -30,6 +31,7 @@ from benchmarks.report import (
     percentiles,
     simulated_model,
     simulated_server,
+    spread_cell,
     table,
 )
 from benchmarks.speech import cut, text_of
@@ -110,14 +112,14 @@ def measure(rows: Sequence[Row], requests: Sequence[Request], seconds: float, ro
 
 
 def rates(rows: Sequence[Row]) -> str:
-    head = ["load", "requests/s", "slowest to fastest round", "x real time", "p50, ms", "p95", "p99"]
+    head = ["load", "requests/s", SPREAD, "x real time", "p50, ms", "p95", "p99"]
     return table(
         [*head, *(f"busiest {kind}, % of a core" for kind in BUSY), "all processes, cores", ELSEWHERE],
         [
             [
                 row.name,
                 f"{median(row.requests_per_s):,.0f}",
-                f"{min(row.requests_per_s):,.0f} to {max(row.requests_per_s):,.0f}",
+                spread_cell(row.requests_per_s),
                 f"{median(row.requests_per_s) * CLIP_S:,.0f}",
                 *(f"{1000 * s:,.0f}" for s in percentiles(row.latencies_s)),
                 *(f"{100 * row.cores(kind):.0f}" for kind in BUSY),

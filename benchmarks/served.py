@@ -27,6 +27,7 @@ from benchmarks.report import (
     CONFIG,
     ELSEWHERE,
     PLAIN_NICENESS,
+    SPREAD,
     Meter,
     Usage,
     add_json_option,
@@ -36,6 +37,7 @@ from benchmarks.report import (
     finish,
     machine,
     percentiles,
+    spread_cell,
     table,
 )
 from benchmarks.speech import cut, spoken_digits, text_of
@@ -174,14 +176,14 @@ def ratio(rates: Sequence[float], to: Sequence[float]) -> float:
 
 
 def bare_table(bare: Sequence[Bare]) -> str:
-    head = ["bare engine, windows per batch", "RTFx", "slowest to fastest round", "ratio to one", "CPU s per hour of audio"]
+    head = ["bare engine, windows per batch", "RTFx", SPREAD, "ratio to one", "CPU s per hour of audio"]
     return table(
         [*head, ELSEWHERE],
         [
             [
                 str(row.batch),
                 f"{median(row.rtfx):,.0f}",
-                f"{min(row.rtfx):,.0f} to {max(row.rtfx):,.0f}",
+                spread_cell(row.rtfx),
                 f"{ratio(row.rtfx, bare[0].rtfx):.2f}",
                 f"{median(row.cpu_s_per_hour):.2f}",
                 elsewhere_cell(row.usages),
@@ -194,14 +196,14 @@ def bare_table(bare: Sequence[Bare]) -> str:
 def served_table(served: Sequence[Served], bare: Sequence[Bare]) -> str:
     best = best_of(bare)
     ratios = ["to one window at a time", f"to the best batch ({best.batch})"]
-    head = ["served", "RTFx", "slowest to fastest round", *ratios, "requests", "p50, ms", "p95", "p99", ELSEWHERE]
+    head = ["served", "RTFx", SPREAD, *ratios, "requests", "p50, ms", "p95", "p99", ELSEWHERE]
     return table(
         head,
         [
             [
                 row.name,
                 f"{median(row.rtfx):,.0f}",
-                f"{min(row.rtfx):,.0f} to {max(row.rtfx):,.0f}",
+                spread_cell(row.rtfx),
                 *(f"{ratio(row.rtfx, to.rtfx):.2f}" if row.clients else "-" for to in (bare[0], best)),
                 str(sum(row.requests)),
                 *(f"{1000 * s:,.0f}" for s in percentiles(row.latencies_s)),

@@ -9,16 +9,16 @@ grows with the length of the recording. Files are decoded and cut in processes o
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any
 
 from serve_app.audio.dither import without_zeros
 from serve_app.chunking import Merger
 from serve_app.events import Done, Event, LiveEvent, Progress, SegmentFinal
-from serve_app.live.detection import Heard, heard
+from serve_app.live.detection import DetectedAudio, with_vad_events
 from serve_app.live.endpointing import VoiceActivityDetector
 from serve_app.live.session import LiveSession
 from serve_app.merging.gaps import GapRepair
 from serve_app.output.segments import Segmenter
+from serve_app.tasks import stop
 from serve_app.transcript import Segment, Token
 from serve_app.window import SAMPLE_RATE, Samples, Window
 
@@ -95,8 +95,8 @@ async def transcribe_live(
     One step at a time: where the models are slow, steps grow. No audio is read while more than `max_backlog` samples are not
     decoded, or while an utterance is ending. Errors of `audio` and `recognise` pass through.
     """
-    reading: asyncio.Future[Heard | Commit | None] | None = None
-    audio_and_events = heard(audio, vad)
+    reading: asyncio.Future[DetectedAudio | Commit | None] | None = None
+    audio_and_events = with_vad_events(audio, vad)
     step: asyncio.Future[list[Token]] | None = None
     try:
         while True:
@@ -126,11 +126,3 @@ async def transcribe_live(
     finally:
         await stop(reading, step)
         await audio_and_events.aclose()
-
-
-async def stop(*tasks: asyncio.Future[Any] | None) -> None:
-    """Cancel the tasks that still run, and wait for their end."""
-    running = [task for task in tasks if task is not None]
-    for task in running:
-        task.cancel()
-    await asyncio.gather(*running, return_exceptions=True)

@@ -42,6 +42,7 @@ PURE = [
         "key_entries",
         "seed_variables",
         "cores",
+        "tasks",
         "errors",
         "events",
         "transcript",
@@ -61,7 +62,7 @@ LAYERS = [
     ["settings"],
     ["audio", "merging", "output", "live.windows", "seed_variables", "request_settings"],
     ["events"],
-    ["transcript", "window", "errors", "key_entries", "cores"],
+    ["transcript", "window", "errors", "key_entries", "cores", "tasks"],
 ]
 """A module imports from layers below its own, and from its own folder."""
 

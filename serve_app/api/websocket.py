@@ -23,9 +23,10 @@ from serve_app.events import Done, Event, Hypothesis, LiveEvent, SegmentFinal
 from serve_app.live.endpointing import Endpointing
 from serve_app.output import export, subtitles
 from serve_app.output.cues import CueRules, shape
-from serve_app.pipeline import Commit, stop
+from serve_app.pipeline import Commit
 from serve_app.service import JobOptions, SpeechService
 from serve_app.settings import ModelSettings
+from serve_app.tasks import stop
 from serve_app.window import SAMPLE_RATE, Samples
 
 PATH = "/v1/audio/transcriptions/ws"

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from serve_app.live.endpointing import VadEvent, VoiceActivityDetector
+from serve_app.tasks import stop
 from serve_app.window import SAMPLE_RATE, Samples
 
 Mark = TypeVar("Mark")
@@ -17,7 +18,7 @@ MAX_WAITING_SAMPLES = SAMPLE_RATE
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class DetectedAudio:
     """Audio that the VAD has processed."""
 
     block: Samples
@@ -28,7 +29,9 @@ class Heard:
     """See VoiceActivityDetector."""
 
 
-async def heard(audio: AsyncGenerator[Samples | Mark, None], vad: VoiceActivityDetector) -> AsyncGenerator[Heard | Mark, None]:
+async def with_vad_events(
+    audio: AsyncGenerator[Samples | Mark, None], vad: VoiceActivityDetector
+) -> AsyncGenerator[DetectedAudio | Mark, None]:
     """Yield the audio and whatever else comes between its blocks, in order.
 
     Blocks that arrive while the VAD is busy are joined. Errors of `audio` and of the VAD pass through.
@@ -54,7 +57,7 @@ async def heard(audio: AsyncGenerator[Samples | Mark, None], vad: VoiceActivityD
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if detecting is not None and detecting.done():
                 events, detecting = detecting.result(), None
-                yield Heard(block, events, vad.possible_speech_until)
+                yield DetectedAudio(block, events, vad.possible_speech_until)
             if reading is not None and reading.done():
                 item, reading = reading.result(), None
                 if isinstance(item, np.ndarray):
@@ -62,8 +65,5 @@ async def heard(audio: AsyncGenerator[Samples | Mark, None], vad: VoiceActivityD
                 else:
                     marks.append(item)
     finally:
-        running = [task for task in (reading, detecting) if task is not None]
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await stop(reading, detecting)
         await audio.aclose()

@@ -7,7 +7,7 @@ from contextlib import aclosing
 import numpy as np
 import pytest
 
-from serve_app.live.detection import MAX_WAITING_SAMPLES, Heard, heard
+from serve_app.live.detection import MAX_WAITING_SAMPLES, DetectedAudio, with_vad_events
 from serve_app.live.endpointing import VadEvent
 from serve_app.window import SAMPLE_RATE, Samples
 from testing import virtual_time
@@ -62,9 +62,9 @@ def listen(microphone: Microphone, vad: SlowVad) -> list[str | tuple[list[int], 
 
     async def collect() -> list[str | tuple[list[int], int]]:
         found: list[str | tuple[list[int], int]] = []
-        async with aclosing(heard(microphone.audio(), vad)) as items:
+        async with aclosing(with_vad_events(microphone.audio(), vad)) as items:
             async for item in items:
-                if isinstance(item, Heard):
+                if isinstance(item, DetectedAudio):
                     assert item.vad_events[0].sample == item.possible_speech_until
                     found.append((sorted(set(item.block.tolist())), item.possible_speech_until))
                 else:
@@ -88,7 +88,7 @@ def test_at_most_a_second_waits() -> None:
     microphone, vad = Microphone(*((0, block(n, SAMPLE_RATE // 2)) for n in range(10))), SlowVad()
 
     async def take_one() -> int:
-        async with aclosing(heard(microphone.audio(), vad)) as items:
+        async with aclosing(with_vad_events(microphone.audio(), vad)) as items:
             await anext(items)
             return microphone.taken
 
