@@ -141,12 +141,16 @@ class GapRepair:
         self._recognise = recognise
         self._empty_before = [0]  # retries without words in all windows before each one, as far as those are done
         self._done: dict[int, int] = {}  # the same of single windows behind one that is not done, by index
+        self._gaps: dict[int, int] = {}  # gaps of windows that are decoded and not done, by index
         self._waiting: list[asyncio.Future[None]] = []
 
     async def __call__(self, window: Window) -> list[Token]:
         """Tokens of one window, with times in samples from its start. The windows have the indexes 0, 1, 2, ..."""
         tokens, empty_retries = await self._recognise(window), 0
-        for gap in suspicious_gaps(window, tokens):
+        gaps = suspicious_gaps(window, tokens)
+        self._gaps[window.index] = len(gaps)
+        self._note_change()
+        for gap in gaps:
             retry = retry_window(window, gap)
             if len(retry.samples) == len(window.samples) or not await self._may_retry(window.index, empty_retries):
                 continue
@@ -158,18 +162,36 @@ class GapRepair:
         return tokens
 
     async def _may_retry(self, index: int, own_empty_retries: int) -> bool:
-        """Whether window `index` may retry once more; waits for the windows that decide it."""
-        counted = max(0, index - RETRY_LAG)
-        while len(self._empty_before) <= counted:
+        """Whether window `index` may retry once more; waits until the windows before it have decided that."""
+        limit = FREE_RETRIES + (index + 1) // WINDOWS_PER_RETRY - own_empty_retries
+        while True:
+            least, most = self._empty_retries_before(max(0, index - RETRY_LAG))
+            if least >= limit:
+                return False
+            if most < limit:
+                return True
             change = asyncio.get_running_loop().create_future()
             self._waiting.append(change)
             await change
-        return self._empty_before[counted] + own_empty_retries < FREE_RETRIES + (index + 1) // WINDOWS_PER_RETRY
+
+    def _empty_retries_before(self, index: int) -> tuple[int, float]:
+        """How many retries of the windows before `index` find no words: at least and at most, as far as is known."""
+        done = min(index, len(self._empty_before) - 1)
+        least: int = self._empty_before[done]
+        most: float = least
+        for other in range(done, index):
+            least += self._done.get(other, 0)
+            most += self._done.get(other, self._gaps.get(other, math.inf))
+        return least, most
 
     def _note_done(self, index: int, empty_retries: int) -> None:
+        del self._gaps[index]
         self._done[index] = empty_retries
         while (count := self._done.pop(len(self._empty_before) - 1, None)) is not None:
             self._empty_before.append(self._empty_before[-1] + count)
+        self._note_change()
+
+    def _note_change(self) -> None:
         waiting, self._waiting = self._waiting, []
         for change in waiting:
             if not change.done():

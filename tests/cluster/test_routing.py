@@ -1,17 +1,21 @@
-"""Which replica gets a window: the one with the fewest of this ingress."""
+"""Which replica gets a window: the one with the least audio of this ingress."""
 
 import asyncio
+import itertools
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from ray.serve._private.common import DeploymentHandleSource, DeploymentID, ReplicaID
 
 from serve_app.cluster.routing import LeastOutstandingRouter
+from serve_app.window import SAMPLE_RATE
 
 MODEL = DeploymentID("model", "app")
 REPLICAS: list[Any] = [SimpleNamespace(replica_id=ReplicaID(name, MODEL)) for name in "abcd"]
+IDS = itertools.count()
 
 
 def new_router(drain_s: float = 0.0) -> LeastOutstandingRouter:
@@ -20,74 +24,92 @@ def new_router(drain_s: float = 0.0) -> LeastOutstandingRouter:
     return router
 
 
-def call() -> Any:
-    """A call that is being routed."""
-    context = SimpleNamespace(should_backoff=False)
-    return SimpleNamespace(routing_context=context, future=asyncio.get_running_loop().create_future())
+def call(*seconds: float) -> Any:
+    """A call that is being routed: with one window, or with the windows of several streams."""
+    windows = [np.zeros(round(s * SAMPLE_RATE), np.int16) for s in seconds or (30.0,)]
+    return SimpleNamespace(
+        args=[1, ("job", ()), windows[0]] if len(windows) == 1 else [[("job", window) for window in windows]],
+        metadata=SimpleNamespace(internal_request_id=str(next(IDS))),
+        routing_context=SimpleNamespace(should_backoff=False),
+        future=asyncio.get_running_loop().create_future(),
+    )
 
 
-def choose(router: LeastOutstandingRouter, replicas: list[Any] = REPLICAS) -> list[str]:
+async def choose(router: LeastOutstandingRouter, pending: Any = None, replicas: list[Any] = REPLICAS) -> list[str]:
     """The replicas, best first."""
-    ranks = asyncio.run(router.choose_replicas(replicas))
+    ranks = await router.choose_replicas(replicas, pending)
     assert all(len(rank) == 1 for rank in ranks)
     return [rank[0].replica_id.unique_id for rank in ranks]
 
 
-def send(router: LeastOutstandingRouter, name: str) -> None:
-    router.on_send_request(ReplicaID(name, MODEL))
+async def send(router: LeastOutstandingRouter, name: str, *seconds: float) -> Any:
+    """A call that only this replica can take, and that is sent to it."""
+    pending = call(*seconds)
+    await choose(router, pending, [replica for replica in REPLICAS if replica.replica_id.unique_id == name])
+    pending.future.set_result(None)
+    return pending
 
 
-def complete(router: LeastOutstandingRouter, name: str) -> None:
-    router.on_request_completed(ReplicaID(name, MODEL), "request")
+def complete(router: LeastOutstandingRouter, name: str, pending: Any) -> None:
+    router.on_request_completed(ReplicaID(name, MODEL), pending.metadata.internal_request_id)
 
 
-def test_windows_are_distributed_evenly() -> None:
-    router, sent = new_router(), Counter[str]()
-    for _ in range(10):
-        best = choose(router)[0]
-        send(router, best)
-        sent[best] += 1
-    assert sorted(sent.values()) == [2, 2, 3, 3]
-
-
-def test_the_replica_with_the_fewest_windows_comes_first_and_all_others_follow() -> None:
+async def test_windows_are_distributed_evenly() -> None:
     router = new_router()
-    for name in "abcd" * 2 + "aab":
-        send(router, name)
+    chosen = Counter([(await choose(router, call()))[0] for _ in range(10)])
+    assert sorted(chosen.values()) == [2, 2, 3, 3]
+
+
+async def test_the_replica_with_the_least_audio_comes_first_and_all_others_follow() -> None:
+    router = new_router()
+    sent = {
+        name: [await send(router, name, 10.0) for _ in range(count)] for name, count in zip("abcd", (4, 3, 2, 2), strict=True)
+    }
     for name in "cdd":
-        complete(router, name)
-    assert choose(router) == ["d", "c", "b", "a"]
+        complete(router, name, sent[name].pop())
+    assert await choose(router) == ["d", "c", "b", "a"]
 
 
-@pytest.mark.parametrize("loads", ["", "bccddd", "bcd"])
-async def test_calls_that_are_routed_before_any_of_them_is_sent(loads: str) -> None:
-    router, counts = new_router(), Counter(loads)
-    for name in loads:
-        send(router, name)
-    for _ in range(12):
-        ranks = await router.choose_replicas(REPLICAS, call())
-        counts[ranks[0][0].replica_id.unique_id] += 1
-    assert max(counts.values()) - min(counts.values()) <= 1
+async def test_short_windows_count_as_little_as_they_are() -> None:
+    router = new_router()
+    for name, seconds in (("a", [30.0]), ("b", [5.0, 5.0, 5.0]), ("c", [8.0, 9.0]), ("d", [40.0])):
+        for window_s in seconds:
+            await send(router, name, window_s)
+    assert await choose(router) == ["b", "c", "a", "d"]
+
+
+async def test_a_call_with_windows_of_many_streams_counts_them_all() -> None:
+    router = new_router()
+    await send(router, "a", 4.0, 4.0, 4.0)
+    await send(router, "b", 10.0)
+    assert await choose(router, replicas=REPLICAS[:2]) == ["b", "a"]
 
 
 @pytest.mark.parametrize("is_cancelled", [True, False])
-async def test_a_choice_counts_until_its_call_is_sent_or_cancelled(is_cancelled: bool) -> None:
+async def test_a_choice_counts_until_its_call_is_completed_or_cancelled_before_it_was_sent(is_cancelled: bool) -> None:
     router = new_router()
-    calls = [call() for _ in range(4)]
-    for pending in calls:
-        await router.choose_replicas(REPLICAS[:1], pending)
-    for name in "bbcccdddd":
-        send(router, name)
-    assert (await router.choose_replicas(REPLICAS))[0][0].replica_id.unique_id == "b"
-    for pending in calls:
-        if is_cancelled:
-            pending.future.cancel()
-        else:
-            pending.future.set_result(REPLICAS[0])
-            send(router, "a")
+    await send(router, "b", 20.0)
+    pending = call(30.0)
+    assert (await choose(router, pending, REPLICAS[:2]))[0] == "a"
+    assert (await choose(router, replicas=REPLICAS[:2]))[0] == "b"
+    if is_cancelled:
+        pending.future.cancel()
+    else:
+        pending.future.set_result(None)
     await asyncio.sleep(0)
-    best = (await router.choose_replicas(REPLICAS))[0][0].replica_id.unique_id
-    assert best == ("a" if is_cancelled else "b")
+    assert (await choose(router, replicas=REPLICAS[:2]))[0] == ("a" if is_cancelled else "b")
+    complete(router, "a", pending)
+    assert (await choose(router, replicas=REPLICAS[:2]))[0] == "a"
+
+
+async def test_a_call_that_is_routed_again_counts_once() -> None:
+    router, pending = new_router(), call(30.0)
+    await choose(router, pending, REPLICAS[:1])
+    await choose(router, pending, REPLICAS[1:2])
+    assert (await choose(router, replicas=REPLICAS[:2]))[0] == "a"
+    complete(router, "b", pending)
+    await send(router, "a", 1.0)
+    assert (await choose(router, replicas=REPLICAS[:2]))[0] == "b"
 
 
 async def test_the_connection_to_a_removed_replica_is_closed_once_it_had_its_time() -> None:
@@ -118,19 +140,17 @@ async def test_the_connection_to_a_removed_replica_is_closed_once_it_had_its_tim
     assert closed == ["a"]
 
 
-def test_ingress_processes_do_not_all_begin_with_the_same_replica() -> None:
-    assert len({choose(new_router())[0] for _ in range(50)}) > 1
+async def test_ingress_processes_do_not_all_begin_with_the_same_replica() -> None:
+    assert len({(await choose(new_router()))[0] for _ in range(50)}) > 1
 
 
-def test_a_replica_that_failed_before_anything_was_sent_is_not_preferred_for_ever() -> None:
+async def test_a_replica_that_failed_before_anything_was_sent_is_not_preferred_for_ever() -> None:
     router = new_router()
     for _ in range(3):
-        complete(router, "a")
-    for name in "bcd":
-        send(router, name)
-    send(router, "a")
-    complete(router, "b")
-    assert choose(router)[0] == "b"
+        complete(router, "a", call())
+    sent = {name: await send(router, name) for name in "bcda"}
+    complete(router, "b", sent["b"])
+    assert (await choose(router))[0] == "b"
 
 
 async def test_a_call_that_no_replica_takes_waits_before_the_next_try() -> None:
@@ -139,5 +159,5 @@ async def test_a_call_that_no_replica_takes_waits_before_the_next_try() -> None:
     assert pending.routing_context.should_backoff
 
 
-def test_no_replicas() -> None:
-    assert choose(new_router(), []) == []
+async def test_no_replicas() -> None:
+    assert await choose(new_router(), replicas=[]) == []

@@ -153,3 +153,33 @@ def test_which_windows_are_retried_depends_neither_on_load_nor_on_order(max_in_f
         assert FREE_RETRIES < len(one_by_one) < 60
 
     virtual_time.run(compare())
+
+
+async def test_a_retry_waits_for_earlier_windows_only_where_they_may_use_up_the_limit() -> None:
+    silence = np.zeros(8 * SAMPLE_RATE, np.int16)
+    with_gap, without = np.concatenate([silence, music(10), silence]), np.concatenate([silence] * 3)
+    undecoded, retries, release = {2}, list[int](), asyncio.Event()
+
+    async def recognise(window: Window) -> list[Token]:
+        if window.is_retry:
+            retries.append(window.index)
+            await release.wait()
+        elif window.index in undecoded:
+            await release.wait()
+        return []
+
+    repair = GapRepair(recognise)
+
+    async def run(indexes: list[int]) -> list[asyncio.Task[list[Token]]]:
+        tasks = [asyncio.create_task(repair(Window(index, 0, with_gap if index < 3 else without))) for index in indexes[:-1]]
+        tasks.append(asyncio.create_task(repair(Window(indexes[-1], 0, with_gap))))
+        await asyncio.sleep(0.01)
+        return tasks
+
+    tasks = await run([0, 1, 2, *range(3, RETRY_LAG + 2)])
+    assert retries == [0, 1, RETRY_LAG + 1]  # even if both retries before it find nothing, one more is allowed
+    tasks += await run([RETRY_LAG + 2, RETRY_LAG + 3])
+    assert retries == [0, 1, RETRY_LAG + 1]  # nothing is known of window 2 yet
+    release.set()
+    await asyncio.gather(*tasks)
+    assert sorted(retries) == [0, 1, 2, RETRY_LAG + 1, RETRY_LAG + 3]
