@@ -13,7 +13,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 from ray.exceptions import RayActorError
 from ray.serve._private import replica
@@ -23,9 +24,12 @@ from starlette.types import Message, Receive, Scope
 
 log = logging.getLogger("ray.serve")
 
-SOCKET_FETCH_INTERVAL_S = 0.05
+MIN_FETCH_INTERVAL_S = 0.05
 """Minimum time between two fetches of the messages of a live stream from the proxy, seconds. A fetch is a call of an actor, and
 brings all messages that have arrived; many clients send a message every 20 ms."""
+
+MAX_FETCHES_PER_S = 250
+"""Fetches of all WebSockets of this process, per second, about a third of a core's time. With more of them, each waits longer."""
 
 SETUP_FETCHES = 2
 """Fetches at the start of a WebSocket that the next one follows at once: they bring the connection and its configuration."""
@@ -88,6 +92,8 @@ class _CountingQueue(_BoundedQueue):
 class _Receive(ASGIReceiveProxy):
     """Fetches messages from Serve's own proxy only while the queue has room. A client whose proxy is lost is gone."""
 
+    open_sockets: ClassVar["WeakSet[_Receive]"] = WeakSet()
+
     def __init__(self, scope: Scope, request_metadata: Any, receive_asgi_messages: Callable[[Any], Awaitable[bytes]]) -> None:
         is_socket, next_fetch_s, fetches = scope["type"] == "websocket", 0.0, 0
 
@@ -100,7 +106,8 @@ class _Receive(ASGIReceiveProxy):
                 messages = await receive_asgi_messages(metadata)
                 fetches += 1
                 is_live = fetches > SETUP_FETCHES and len(messages) <= MAX_LIVE_FETCH_BYTES
-                next_fetch_s = time.monotonic() + SOCKET_FETCH_INTERVAL_S if is_live else 0.0
+                interval_s = max(MIN_FETCH_INTERVAL_S, len(_Receive.open_sockets) / MAX_FETCHES_PER_S)
+                next_fetch_s = time.monotonic() + interval_s if is_live else 0.0
                 return messages
             except RayActorError as error:
                 # By which Serve's own code knows that a client is gone.
@@ -108,6 +115,8 @@ class _Receive(ASGIReceiveProxy):
 
         super().__init__(scope, request_metadata, fetch)
         self._queue = queue = _CountingQueue()
+        if is_socket:
+            self.open_sockets.add(self)
 
 
 class _DirectReceive(ASGIDIReceiveProxy):

@@ -28,9 +28,13 @@ MAX_LIVE_FRAMES = 8
 """A stream that sends more frames at once is a recording, which is sent faster than it is spoken: the next batch follows at
 once."""
 
-BATCH_INTERVAL_S = 0.05
-"""Time from the start of a batch to the start of the next one, seconds, so that streams share batches: a frame costs 0.2 ms of
-processor time by itself, and 0.03 ms in a batch of twelve."""
+MIN_BATCH_INTERVAL_S = 0.05
+"""Minimum time from the start of a batch to the start of the next one, seconds, so that streams share batches: a frame costs
+0.2 ms of processor time by itself, and 0.03 ms in a batch of twelve."""
+
+MAX_BATCH_SHARE = 0.1
+"""Maximum share of the time that batches run. Where they take longer, because of more streams or a busy machine, batches are less
+frequent and larger."""
 
 
 @dataclass(slots=True)
@@ -93,7 +97,8 @@ class SileroModel:
                 if batch:
                     await self._process(batch)
                 if all(len(request.frames) <= MAX_LIVE_FRAMES for request in batch):
-                    await asyncio.sleep(began_s + BATCH_INTERVAL_S - now_s())
+                    interval_s = max(MIN_BATCH_INTERVAL_S, (now_s() - began_s) / MAX_BATCH_SHARE)
+                    await asyncio.sleep(began_s + interval_s - now_s())
         finally:
             self._worker = None
 

@@ -2,6 +2,7 @@
 server."""
 
 import asyncio
+import gc
 import pickle
 import threading
 import time
@@ -70,10 +71,12 @@ async def test_a_replica_stops_fetching_until_the_application_has_taken(message:
 
 @pytest.mark.usefixtures("bounded_replica")
 @pytest.mark.parametrize(
-    ("kind", "size_bytes", "fetches"), [("websocket", 640, 12), ("websocket", 40_000, 100), ("http", 640, 100)]
+    ("kind", "size_bytes", "open_sockets", "fetches"),
+    [("websocket", 640, 1, 12), ("websocket", 640, 50, 5), ("websocket", 40_000, 50, 100), ("http", 640, 50, 100)],
 )
-def test_messages_of_a_live_stream_are_fetched_together(kind: str, size_bytes: int, fetches: int) -> None:
+def test_messages_of_a_live_stream_are_fetched_together(kind: str, size_bytes: int, open_sockets: int, fetches: int) -> None:
     """A message comes every 5 ms of virtual time, for half a second."""
+    gc.collect()  # the sockets of other tests
     message = {"type": "websocket.receive", "bytes": bytes(size_bytes)}
     fetched: list[int] = []
 
@@ -84,11 +87,13 @@ def test_messages_of_a_live_stream_are_fetched_together(kind: str, size_bytes: i
         return pickle.dumps([message] * arrived)
 
     async def stream() -> None:
+        others = [replica.ASGIReceiveProxy({"type": "websocket"}, None, receive_asgi_messages) for _ in range(open_sockets - 1)]
         receive = replica.ASGIReceiveProxy({"type": kind}, None, receive_asgi_messages)
         fetching = asyncio.create_task(receive.fetch_until_disconnect())
         for _ in range(100):
             assert await receive() == message
         fetching.cancel()
+        del others
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("time.monotonic", virtual_time.now_s)

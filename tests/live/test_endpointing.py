@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,7 +20,8 @@ SILENCE = np.zeros(3 * SAMPLE_RATE, np.int16)
 @pytest.fixture(autouse=True)
 def batches_without_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """Here audio comes much faster than it is spoken."""
-    monkeypatch.setattr("serve_app.live.vad.BATCH_INTERVAL_S", 0.0)
+    monkeypatch.setattr("serve_app.live.vad.MIN_BATCH_INTERVAL_S", 0.0)
+    monkeypatch.setattr("serve_app.live.vad.MAX_BATCH_SHARE", 1.0)
 
 
 def test_an_utterance_ends_after_the_silence() -> None:
@@ -143,6 +145,26 @@ async def test_streams_share_batches_but_a_recording_is_not_held_back(
         await detector.push(np.zeros(frames * VAD_FRAME_SAMPLES, np.int16))
         await sleep(0)
     assert bool(pauses_s) == is_paused
+
+
+async def test_the_longer_a_batch_runs_the_longer_the_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses_s: list[float] = []
+    sleep = asyncio.sleep
+
+    async def note(pause_s: float) -> None:
+        pauses_s.append(pause_s)
+        await sleep(0)
+
+    def run(batch: Sequence[object]) -> list[list[float]]:
+        time.sleep(0.02)
+        return [[] for _ in batch]
+
+    monkeypatch.setattr("serve_app.live.vad.MAX_BATCH_SHARE", 0.1)
+    monkeypatch.setattr("serve_app.live.vad._run", run)
+    monkeypatch.setattr("serve_app.live.vad.asyncio.sleep", note)
+    await SileroModel().detector(Endpointing(0.8)).push(np.zeros(VAD_FRAME_SAMPLES, np.int16))
+    await sleep(0)
+    assert pauses_s[0] >= 9 * 0.02
 
 
 async def test_a_stream_that_left_costs_nothing(spoken: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
