@@ -142,8 +142,9 @@ def _context(path: Path, encoder: dict[str, Any]) -> Context:
     `chunked_limited_with_rc` is trained with chunks of many sizes and with whole recordings, and does the latter by default
     (`_calc_context_sizes` in NeMo's conformer_encoder.py). `regular` sees a fixed number of frames, by default all.
     """
-    style = encoder.get("att_context_style", "regular")
-    if style == "chunked_limited" or encoder.get("causal_downsampling") or encoder.get("conv_context_size") == "causal":
+    style, convolution = encoder.get("att_context_style", "regular"), encoder.get("conv_context_size")
+    is_causal = convolution == "causal" or (isinstance(convolution, list) and convolution[-1] == 0)
+    if style == "chunked_limited" or is_causal or encoder.get("causal_downsampling"):
         raise ModelUnavailable(
             f"{path} cannot be served: it is a cache-aware streaming model, trained to see little of what follows"
         )

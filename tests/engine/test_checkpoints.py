@@ -129,6 +129,7 @@ def test_reduction_of_the_frame_rate(path: Path) -> None:
         ),
         ({"self_attention_model": "rel_pos_local_attn", "att_context_size": [256, 256]}, "limited"),
         ({"att_context_size": [[-1, -1], [70, 13]]}, "full"),
+        ({"conv_context_size": [4, 4]}, "full"),
     ],
 )
 def test_context(path: Path, encoder: dict[str, Any], context: str) -> None:
@@ -147,6 +148,7 @@ def test_context(path: Path, encoder: dict[str, Any], context: str) -> None:
         {"att_context_size": [[70, 13], [70, 0]], "att_context_style": "chunked_limited"},
         {"causal_downsampling": True},
         {"conv_context_size": "causal"},
+        {"conv_context_size": [8, 0]},
     ],
 )
 def test_cache_aware_models_are_refused(path: Path, encoder: dict[str, Any]) -> None:
