@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from serve_app.live.windows import MIN_NEW_AUDIO, LiveWindows
+from serve_app.model_source import problem_of
 from serve_app.output.cues import CueRules
 from serve_app.request_settings import AuthSettings as AuthSettings
 from serve_app.request_settings import IngressSettings as IngressSettings
@@ -59,8 +60,9 @@ class ModelSettings(_Group):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the model in requests (field `model`).")
     source: str = Field(
-        description="A Hugging Face name (`nvidia/parakeet-tdt-0.6b-v2`), the path of a `.nemo` file, `bundled` (the demo model, "
-        "which recognises spoken digits) or `simulated` (no recognition; for capacity tests)."
+        description="A Hugging Face name (`nvidia/parakeet-tdt-0.6b-v2`), also as `owner/name:file.nemo@revision`; the path of a "
+        "`.nemo` file; `bundled` (the demo model, which recognises spoken digits); or `simulated` (no recognition; for capacity "
+        "tests)."
     )
     languages: tuple[str, ...] = Field(("en",), min_length=1, description="ISO 639-1 codes of the supported languages.")
     description: str = Field("", description="What the model can do, for the web page and `/v1/models`; empty: its languages.")
@@ -94,6 +96,13 @@ class ModelSettings(_Group):
         0.5, ge=0, le=1, description="Boost of `keywords[]`; too high a value inserts phrases that were not spoken."
     )
     simulation: SimulationSettings = Field(SimulationSettings(), description="Durations for `source: simulated`.")
+
+    @field_validator("source")
+    @classmethod
+    def _source_has_a_known_form(cls, source: str) -> str:
+        if problem := problem_of(source):
+            raise ValueError(problem)
+        return source
 
     @model_validator(mode="after")
     def _replicas_in_order(self) -> "ModelSettings":

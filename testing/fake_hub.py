@@ -1,30 +1,39 @@
-"""A fake Hugging Face hub on 127.0.0.1: it serves one file of one repository, and can fail in all the ways of the real hub.
+"""A fake Hugging Face hub on 127.0.0.1: it serves one file of one repository at some revisions, and can fail in all the ways of
+the real hub.
 
 huggingface_hub uses it in processes with `HF_ENDPOINT=hub.endpoint` and an empty `HF_HOME`.
 """
 
 import hashlib
+import json
+import re
 import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Literal, Self, cast
+from urllib.parse import quote, unquote
 
 Mode = Literal["whole", "slow", "breaking", "resetting", "stalling", "silent", "no repository", "no file", "gated", "down"]
 
 ERRORS: dict[Mode, tuple[int, str]] = {
     "no repository": (404, "RepoNotFound"),
-    "no file": (404, "EntryNotFound"),
     "gated": (401, "GatedRepo"),
 }
 """HTTP status and `X-Error-Code` of the modes in which each request fails."""
 
+PATH = re.compile(
+    r"(/api/models)?/(?P<repository>[^/]+/[^/]+)/(?P<verb>resolve|tree)/(?P<revision>[^/?]+)(/(?P<file>[^?]*))?(\?.*)?"
+)
+"""Of a file (`resolve`) and of the list of files (`tree`); slashes in a revision are escaped."""
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REVISIONS = {"main": COMMIT}
 PIECE_BYTES = 64 * 1024
 """Bytes per write of a response's body."""
 
@@ -49,7 +58,8 @@ class FakeHub:
       `breaks` times
     - `stalling`: sends `limit_bytes` of a GET, then nothing more, and keeps the connection open
     - `silent`: accepts requests and never answers
-    - `no repository`, `no file`, `gated`: answers with the error that the real hub sends
+    - `no repository`, `no file`, `gated`: answers with the error that the real hub sends; so it does in every mode for another
+      repository, file or revision than its own
     - `down`: refuses connections; only as the initial mode
     """
 
@@ -59,6 +69,8 @@ class FakeHub:
         mode: Mode = "whole",
         *,
         repository: str = "nvidia/parakeet-tdt-0.6b-v2",
+        file_name: str | None = None,
+        revisions: Mapping[str, str] = REVISIONS,
         bytes_per_s: int = 1_000_000,
         limit_bytes: int = 1_000_000,
         breaks: int | None = None,
@@ -72,7 +84,11 @@ class FakeHub:
         """All requests so far, oldest first."""
         self.content = file.read_bytes()
         self.etag = hashlib.sha256(self.content).hexdigest()
-        self.location = f"/{repository}/resolve/main/{repository.split('/')[1]}.nemo"
+        self.repository = repository
+        self.file_name = file_name or f"{repository.split('/')[1]}.nemo"
+        """Path of the file in the repository; as a rule the one that a source without a file means."""
+        self.revisions = revisions
+        """Commit by branch, tag or commit."""
         self.closing = threading.Event()
         self._server = _Server(self, port)
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
@@ -96,7 +112,8 @@ class FakeHub:
     @property
     def gets(self) -> list[Request]:
         """The requests that download the file; huggingface_hub also sends others."""
-        return [request for request in self.requests if request.method == "GET" and request.path == self.location]
+        paths = {f"/{self.repository}/resolve/{quote(revision, safe='')}/{self.file_name}" for revision in self.revisions}
+        return [request for request in self.requests if request.method == "GET" and request.path in paths]
 
     def breaks_connection(self) -> bool:
         """Whether to break the connection of the current GET; counts `breaks` down."""
@@ -145,13 +162,23 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif hub.mode in ERRORS:
             self._send_error(*ERRORS[hub.mode])
-        elif self.path != hub.location:
-            is_known_repository = self.path.startswith(hub.location.split("/resolve/")[0] + "/")
-            self._send_error(404, "EntryNotFound" if is_known_repository else "RepoNotFound")
+        else:
+            self._route(byte_range, first)
+
+    def _route(self, byte_range: str | None, first: int) -> None:
+        hub, asked = self.hub, PATH.fullmatch(self.path)
+        if asked is None or asked["repository"] != hub.repository:
+            self._send_error(404, "RepoNotFound")
+        elif (revision := unquote(asked["revision"])) not in hub.revisions:
+            self._send_error(404, "RevisionNotFound")
+        elif asked["verb"] == "tree":
+            self._send_file_list()
+        elif asked["file"] != hub.file_name or hub.mode == "no file":
+            self._send_error(404, "EntryNotFound")
         else:
             self.send_response(206 if byte_range else 200)
             self.send_header("ETag", f'"{hub.etag}"')
-            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("X-Repo-Commit", hub.revisions[revision])
             self.send_header("Accept-Ranges", "bytes")
             self.send_header("Content-Length", str(len(hub.content) - first))
             if byte_range:
@@ -159,6 +186,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.end_headers()
             if self.command == "GET":
                 self._send(memoryview(hub.content)[first:])
+
+    def _send_file_list(self) -> None:
+        names = ["README.md"] if self.hub.mode == "no file" else ["README.md", self.hub.file_name]
+        entries = [{"type": "file", "path": name, "size": 1, "oid": self.hub.etag[:40]} for name in names]
+        content = json.dumps(entries).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
 
     def _send_error(self, status: int, code: str) -> None:
         self.send_response(status)

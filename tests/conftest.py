@@ -2,7 +2,7 @@
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from serve_app.window import Samples
 from testing.accuracy import add_noise
 from testing.digit_strings import Bank, DigitString, compose, load_bank, with_pauses
 from testing.fake_service import FakeService
+from testing.heads import Family, nemo_file
 from testing.paths import DIGITS
 
 SEED_VARIABLES = {
@@ -113,6 +114,13 @@ def recordings() -> Path:
     if not folder:
         pytest.skip("FSDD_RECORDINGS does not name a folder with the Free Spoken Digit Dataset")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def family_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Family], Path]:
+    """The `.nemo` file of a small model of another family than TDT; see testing/heads.py."""
+    folder = tmp_path_factory.mktemp("families")
+    return lambda family: nemo_file(family, folder)
 
 
 @pytest.fixture(scope="session")

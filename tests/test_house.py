@@ -40,6 +40,7 @@ PURE = [
         "settings",
         "request_settings",
         "key_entries",
+        "model_source",
         "seed_variables",
         "cores",
         "tasks",
@@ -62,7 +63,7 @@ LAYERS = [
     ["settings"],
     ["audio", "merging", "output", "live.windows", "seed_variables", "request_settings"],
     ["events"],
-    ["transcript", "window", "errors", "key_entries", "cores", "tasks"],
+    ["transcript", "window", "errors", "key_entries", "model_source", "cores", "tasks"],
 ]
 """A module imports from layers below its own, and from its own folder."""
 

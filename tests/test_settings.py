@@ -53,6 +53,8 @@ def test_the_container_serves_the_same_application_as_the_default() -> None:
         {"models": []},
         {"models": [{"name": "a", "source": "bundled", "gpu": 1}]},
         {"models": [{"name": "a b", "source": "bundled"}]},
+        {"models": [{"name": "a", "source": "parakeet"}]},
+        {"models": [{"name": "a", "source": "org/repo:file.bin"}]},
         {"models": [{"name": "a", "source": "bundled"}, {"name": "a", "source": "x.nemo"}]},
         {"models": [{"name": "a", "source": "bundled", "min_replicas": 2}]},
         {"models": [{"name": "a", "source": "bundled"}], "default_model": "b"},

@@ -13,7 +13,9 @@ from testing.accuracy import add_noise, judge
 from testing.augmentation import cut_like_a_window, degrade
 from testing.digit_strings import DIGIT_NAMES, SAMPLE_RATE, SENTENCE_PAUSE_S, Bank, Pauses, compose
 from tools.fastconformer_tdt import DURATIONS
+from tools.rnnt_loss import rnnt_loss
 from tools.tdt_loss import Alignment, tdt_loss
+from tools.train_heads import CTC_SLACK, forbidden
 
 
 def unrestricted(labels: int) -> Alignment:
@@ -79,6 +81,71 @@ def test_padding_does_not_change_the_loss() -> None:
     both = tdt_loss(joint, labels, torch.tensor([7, 4]), counts, wide, DURATIONS)
     alone = tdt_loss(joint[1:, :4, :2], labels[1:, :1], torch.tensor([4]), counts[1:], unrestricted(1), DURATIONS)
     assert both[1].item() == pytest.approx(alone.item())
+
+
+def rnnt_loss_by_enumeration(joint: torch.Tensor, labels: list[int], alignment: Alignment) -> float:
+    """The transducer's loss as an explicit sum over all paths, from a float64 joint [frames, labels + 1, vocabulary + 1]."""
+    scores = torch.log_softmax(joint, -1)
+    frames, blank = len(joint), joint.shape[-1] - 1
+
+    def total(t: int, u: int) -> float:
+        if t == frames:
+            return 1.0 if u == len(labels) else 0.0
+        probability = math.exp(scores[t, u, blank]) * total(t + 1, u)
+        if u < len(labels) and alignment.first_frame[0, u] <= t <= alignment.last_frame[0, u]:
+            probability += math.exp(scores[t, u, labels[u]]) * total(t, u + 1)
+        return probability
+
+    return -math.log(total(0, 0))
+
+
+class TestTransducerLoss:
+    @pytest.mark.parametrize(("frames", "labels"), list(product([1, 3, 6], [[1], [0, 2], [1, 1, 0]])))
+    def test_it_is_the_sum_over_all_paths(self, frames: int, labels: list[int]) -> None:
+        torch.manual_seed(frames * 10 + len(labels))
+        joint = torch.randn(1, frames, len(labels) + 1, 4, dtype=torch.float64)
+        loss = rnnt_loss(joint, torch.tensor([labels]), torch.tensor([frames]), torch.tensor([len(labels)]))
+        assert loss.item() == pytest.approx(rnnt_loss_by_enumeration(joint[0], labels, unrestricted(len(labels))), rel=1e-6)
+
+    def test_the_alignment_excludes_paths(self) -> None:
+        torch.manual_seed(0)
+        joint = torch.randn(1, 6, 3, 4, dtype=torch.float64)
+        bounds = Alignment(*(torch.tensor([row]) for row in ([0, 2], [1, 4], [0, 0], [9, 9])))
+        loss = rnnt_loss(joint, torch.tensor([[1, 2]]), torch.tensor([6]), torch.tensor([2]), bounds)
+        assert loss.item() == pytest.approx(rnnt_loss_by_enumeration(joint[0], [1, 2], bounds), rel=1e-6)
+        assert loss.item() > rnnt_loss_by_enumeration(joint[0], [1, 2], unrestricted(2)) + 0.1
+
+    def test_padding_does_not_change_it(self) -> None:
+        torch.manual_seed(1)
+        joint = torch.randn(2, 7, 4, 4, dtype=torch.float64)
+        labels, counts = torch.tensor([[1, 2, 0], [2, 0, 0]]), torch.tensor([3, 1])
+        both = rnnt_loss(joint, labels, torch.tensor([7, 4]), counts)
+        alone = rnnt_loss(joint[1:, :4, :2], labels[1:, :1], torch.tensor([4]), counts[1:])
+        assert both[1].item() == pytest.approx(alone.item())
+
+    @pytest.mark.slow
+    def test_it_is_the_loss_of_nemo(self) -> None:
+        from nemo.collections.asr.losses.rnnt_pytorch import RNNTLossPytorch
+
+        torch.manual_seed(2)
+        joint = torch.randn(3, 9, 5, 8, requires_grad=True)
+        labels = torch.randint(0, 7, (3, 4))
+        frame_counts, counts = torch.tensor([9, 6, 4]), torch.tensor([4, 2, 3])
+        ours = rnnt_loss(joint, labels, frame_counts, counts)
+        theirs = RNNTLossPytorch(blank=7, reduction="none")(acts=joint, labels=labels, act_lens=frame_counts, label_lens=counts)
+        assert torch.allclose(ours, theirs, atol=1e-5)
+        our_gradient, their_gradient = (torch.autograd.grad(loss.sum(), joint, retain_graph=True)[0] for loss in (ours, theirs))
+        assert torch.allclose(our_gradient, their_gradient, atol=1e-5)
+
+
+def test_ctc_tokens_are_allowed_around_their_words_and_blanks_everywhere() -> None:
+    alignment = Alignment(*(torch.tensor([row]) for row in ([5, 20, 0], [7, 22, 0], [0, 0, 0], [0, 0, 0])))
+    labels, counts = torch.tensor([[3, 1, 0]]), torch.tensor([2])
+    allowed = ~forbidden(alignment, labels, counts, torch.zeros(1, 30, 5))[0]
+    assert allowed[:, 4].all()
+    assert allowed[:, 3].nonzero().flatten().tolist() == list(range(5 - CTC_SLACK, 8 + CTC_SLACK))
+    assert allowed[:, 1].nonzero().flatten().tolist() == list(range(20 - CTC_SLACK, 23 + CTC_SLACK))
+    assert not allowed[:, [0, 2]].any(), "one token is not spoken, the other is padding"
 
 
 class TestCompose:

@@ -71,7 +71,7 @@ def example(bank: Bank, humans: list[str], max_words: int, rng: random.Random, n
         length = int(rng.uniform(0.3, 3.0) * SAMPLE_RATE)
         level = 0.0 if rng.random() < 0.3 else 10 ** rng.uniform(-4.5, -1)
         return DigitString((level * coloured_noise(length, rng.choice([0.0, 1.0, 2.0]), noise)).astype(np.float32), ())
-    speaker = rng.choice(humans if rng.random() < 0.8 else sorted(set(bank) - set(humans)))
+    speaker = rng.choice(humans if rng.random() < 0.8 else sorted(set(bank) - set(humans)) or humans)
     pauses = Pauses()
     if max_words > 1 and rng.random() < 0.15:
         pauses = replace(pauses, between_sentences_s=(1.0, 5.0))

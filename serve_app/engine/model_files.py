@@ -8,7 +8,6 @@ start and reports in lines of JSON. It stops when its standard input is closed, 
 import json
 import logging
 import os
-import re
 import select
 import signal
 import subprocess
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from serve_app.errors import ModelUnavailable
+from serve_app.model_source import MAIN, hub_file, problem_of
 from serve_app.settings import bundled_model_path
 
 log = logging.getLogger("ray.serve")
@@ -47,28 +47,28 @@ class DownloadProgress:
 
 
 def find_model_file(source: str, *, timeout_s: float, on_progress: Callable[[DownloadProgress], None]) -> Path:
-    """The `.nemo` file of a `source`: `bundled`, the path of a file, or a hub name `owner/name`, whose file is `name.nemo`.
+    """The `.nemo` file of a `source`: `bundled`, the path of a file, or a file on the hub (see serve_app.model_source).
 
-    For a hub name, the first of these that exists: `name.nemo` in the folder MODELS_DIR, `name.nemo` in `models` of the working
-    directory, the file in the cache of huggingface_hub. The cache is used without a request to the hub, so that all replicas use
-    the same file and start while the hub is down. Otherwise the call blocks until the file is downloaded, for at most `timeout_s`
-    and a few seconds of clean-up. `on_progress` is called in the caller's thread, at most once a second and at the end. Raises
-    ModelUnavailable with the reason and what to do; call again to retry.
+    For a hub source, the first of these that exists: for `owner/name` alone, `name.nemo` in the folder MODELS_DIR and in `models`
+    of the working directory; then the file in the cache of huggingface_hub. The cache is used without a request to the hub, so
+    that all replicas use the same file and start while the hub is down. Otherwise the call blocks until the file is downloaded,
+    for at most `timeout_s` and a few seconds of clean-up. `on_progress` is called in the caller's thread, at most once a second
+    and at the end. Raises ModelUnavailable with the reason and what to do; call again to retry.
     """
     path = bundled_model_path() if source == "bundled" else Path(os.path.expanduser(source))
     if os.path.isfile(path):
         return path
-    if source == "bundled" or source.endswith(".nemo"):
-        raise ModelUnavailable(f"there is no model file {path.absolute()}: put it there, or correct the model's `source`")
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source, re.ASCII):
-        raise ModelUnavailable(f"`source: {source}` is neither a file nor the name of a model on the hub (`owner/name`)")
-    file_name = source.split("/")[1] + ".nemo"
-    for folder in (os.environ.get("MODELS_DIR"), "models"):
-        if folder and (local := Path(folder, file_name)).is_file():
-            return local
+    wanted = hub_file(source)
+    if wanted is None:
+        missing = f"there is no model file {path.absolute()}: put it there, or correct the model's `source`"
+        raise ModelUnavailable(problem_of(source) or missing)
+    if wanted.is_conventional:
+        for folder in (os.environ.get("MODELS_DIR"), "models"):
+            if folder and (local := Path(folder, wanted.file)).is_file():
+                return local
     # Ray may have changed the import path of this process.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
-    command = [sys.executable, "-P", "-m", "serve_app.engine.model_files", source, file_name]
+    command = [sys.executable, "-P", "-m", "serve_app.engine.model_files", wanted.repository, wanted.file, wanted.revision]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT) as child:
         assert child.stdin is not None
@@ -82,7 +82,7 @@ def find_model_file(source: str, *, timeout_s: float, on_progress: Callable[[Dow
             child.kill()
 
 
-def _follow(stdout: IO[bytes], repository: str, timeout_s: float, on_progress: Callable[[DownloadProgress], None]) -> Path:
+def _follow(stdout: IO[bytes], source: str, timeout_s: float, on_progress: Callable[[DownloadProgress], None]) -> Path:
     limit = deadline = time.monotonic() + timeout_s
     rest, last_line, so_far = "", "no reason given", ""
     poll = select.poll()
@@ -90,12 +90,12 @@ def _follow(stdout: IO[bytes], repository: str, timeout_s: float, on_progress: C
     while poll.poll(min(max(0.0, limit - time.monotonic()), 1e6) * 1000):
         received = os.read(stdout.fileno(), 1 << 16).decode(errors="replace")
         if not received:
-            raise ModelUnavailable(f"the download of {repository} ended unexpectedly: {last_line}{so_far}")
+            raise ModelUnavailable(f"the download of {source} ended unexpectedly: {last_line}{so_far}")
         *lines, rest = (rest + received).split("\n")
         for line in lines:
             if not line.startswith(MESSAGE_MARK):
                 last_line = line.strip() or last_line
-                log.warning("download of %s: %s", repository, line)
+                log.warning("download of %s: %s", source, line)
                 continue
             message = json.loads(line[1:])
             if "error" in message:
@@ -110,7 +110,7 @@ def _follow(stdout: IO[bytes], repository: str, timeout_s: float, on_progress: C
             limit = min(deadline, time.monotonic() + STALL_S)
     too_slow = f"was not finished within {timeout_s:g} s: raise the model's `load_timeout_s`"
     stalled = f"received no data for {STALL_S:g} s: check the network, try HF_HUB_DISABLE_XET=1"
-    raise ModelUnavailable(f"the download of {repository} {too_slow if limit == deadline else stalled}, or {BY_HAND}{so_far}")
+    raise ModelUnavailable(f"the download of {source} {too_slow if limit == deadline else stalled}, or {BY_HAND}{so_far}")
 
 
 class _Bar:
@@ -146,17 +146,17 @@ def _report(**message: object) -> None:
     sys.stdout.flush()
 
 
-def _fetch(repository: str, name: str) -> str:
+def _fetch(repository: str, name: str, revision: str) -> str:
     from huggingface_hub import constants, get_hf_file_metadata, get_session, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
-    if isinstance(cached := try_to_load_from_cache(repository, name), str):
+    if isinstance(cached := try_to_load_from_cache(repository, name, revision=revision), str):
         return cached
     # First a request with a short timeout: if the hub does not answer, hf_hub_download retries for minutes.
-    get_hf_file_metadata(hf_hub_url(repository, name), timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    get_hf_file_metadata(hf_hub_url(repository, name, revision=revision), timeout=constants.HF_HUB_ETAG_TIMEOUT)
     get_session().event_hooks["response"].append(_make_resumable)
     # The unit of progress reports, and the most that is downloaded again after a broken connection. The default is 10 MiB.
     constants.DOWNLOAD_CHUNK_SIZE = 1 << 20
-    return hf_hub_download(repository, name, tqdm_class=_Bar)
+    return hf_hub_download(repository, name, revision=revision, tqdm_class=_Bar)
 
 
 def _make_resumable(response: Any) -> None:
@@ -172,7 +172,7 @@ def _make_resumable(response: Any) -> None:
     response.iter_raw = iter_raw
 
 
-def _reason(error: BaseException, repository: str, name: str) -> str:
+def _reason(error: BaseException, repository: str, name: str, revision: str) -> str:
     from huggingface_hub import constants, errors
 
     hub, cache = constants.ENDPOINT, constants.HF_HUB_CACHE
@@ -182,13 +182,29 @@ def _reason(error: BaseException, repository: str, name: str) -> str:
             return f"{repository} is gated: accept its terms on {hub} and set HF_TOKEN to a token of that account"
         case errors.RepositoryNotFoundError():
             return f"{hub} has no model {repository}, or a private one: correct the model's `source`, or set HF_TOKEN"
+        case errors.RevisionNotFoundError():
+            return f"{repository} on {hub} has no revision {revision}: correct what follows the @ in the model's `source`"
         case errors.RemoteEntryNotFoundError():
-            return f"{repository} on {hub} is not a NeMo model: it has no file {name}"
+            return f"{repository} on {hub} has no file {name} at revision {revision}{_other_files(repository, revision)}"
         case OSError(errno=int()):
             return f"{repository} cannot be stored: {cause}. Make room in {cache}, or set HF_HOME to another folder"
     return (
         f"{repository} is not in {cache}, and {hub} is unavailable: {cause}. Check network, HF_ENDPOINT, HF_TOKEN, or {BY_HAND}"
     )
+
+
+def _other_files(repository: str, revision: str) -> str:
+    """What to do where a file is missing: name one of those that the repository has."""
+    from huggingface_hub import HfApi
+
+    try:
+        names = [name for name in HfApi().list_repo_files(repository, revision=revision) if name.endswith(".nemo")]
+    except Exception:  # only the advice is lost
+        return ": correct the model's `source`"
+    if not names:
+        return ", nor any other `.nemo` file: it is not a NeMo model"
+    suffix = "" if revision == MAIN else f"@{revision}"
+    return ": write `source` as one of " + ", ".join(f"{repository}:{name}{suffix}" for name in names)
 
 
 def _stop_with_parent() -> None:
@@ -197,13 +213,13 @@ def _stop_with_parent() -> None:
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
-def _main(repository: str, name: str) -> None:
+def _main(repository: str, name: str, revision: str) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     try:
-        answer = {"path": _fetch(repository, name)}
+        answer = {"path": _fetch(repository, name, revision)}
     except BaseException as error:
-        answer = {"error": _reason(error, repository, name)}
+        answer = {"error": _reason(error, repository, name, revision)}
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _report(**answer)
     os._exit(0)  # skips the interpreter's clean-up, which has been seen to hang

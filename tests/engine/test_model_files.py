@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,8 +65,8 @@ def start(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     file.write_bytes(os.urandom(SIZE))
     with ExitStack() as stack:
 
-        def start_hub(mode: Mode = "whole", *, breaks: int | None = None, limit_bytes: int = 1_500_000) -> FakeHub:
-            hub = stack.enter_context(FakeHub(file, mode, breaks=breaks, limit_bytes=limit_bytes, bytes_per_s=2_500_000))
+        def start_hub(mode: Mode = "whole", *, limit_bytes: int = 1_500_000, **options: Any) -> FakeHub:
+            hub = stack.enter_context(FakeHub(file, mode, limit_bytes=limit_bytes, bytes_per_s=2_500_000, **options))
             monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
             return hub
 
@@ -96,7 +97,7 @@ def test_missing_file_is_named_in_the_error(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("source", ["", "parakeet", "a/b/c", "/no/such/file", "a/b;c", "nvidia/", "~nobody-of-that-name/x y"])
 def test_source_that_is_neither_file_nor_hub_name(source: str) -> None:
-    with pytest.raises(ModelUnavailable, match="neither a file nor the name of a model"):
+    with pytest.raises(ModelUnavailable, match=r"neither a model on the hub|there is no model file"):
         fetch(source)
 
 
@@ -185,7 +186,11 @@ def test_hub_that_never_answers(start: StartHub, monkeypatch: pytest.MonkeyPatch
     ("mode", "message"),
     [
         ("no repository", rf"http://127\.0\.0\.1:\d+ has no model {NAME}, or a private one: .*HF_TOKEN"),
-        ("no file", rf"{NAME} on http://127\.0\.0\.1:\d+ is not a NeMo model: it has no file parakeet-tdt-0\.6b-v2\.nemo"),
+        (
+            "no file",
+            rf"{NAME} on http://127\.0\.0\.1:\d+ has no file parakeet-tdt-0\.6b-v2\.nemo at revision main, nor any other .*: "
+            "it is not a NeMo model",
+        ),
         ("gated", rf"{NAME} is gated: .*HF_TOKEN"),
         (
             "down",
@@ -197,6 +202,53 @@ def test_errors_say_what_to_do(start: StartHub, mode: Mode, message: str) -> Non
     start(mode)
     with pytest.raises(ModelUnavailable, match=message):
         fetch()
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "commit"),
+    [
+        ("org/model:folder/ultra.nemo", "folder/ultra.nemo", "a" * 40),
+        ("org/model:folder/ultra.nemo@v1.0", "folder/ultra.nemo", "b" * 40),
+        ("org/model:folder/ultra.nemo@refs/pr/3", "folder/ultra.nemo", "c" * 40),
+        (f"org/model@{'b' * 40}", "model.nemo", "b" * 40),
+    ],
+)
+def test_any_file_at_any_revision(start: StartHub, source: str, name: str, commit: str) -> None:
+    commits = {"main": "a" * 40, "v1.0": "b" * 40, "refs/pr/3": "c" * 40, "b" * 40: "b" * 40}
+    hub = start(repository="org/model", file_name=name, revisions=commits)
+    path = fetch(source)
+    assert path.as_posix().endswith(f"/snapshots/{commit}/{name}")
+    assert path.read_bytes() == hub.content
+    start("down")
+    assert fetch(source) == path
+
+
+def test_file_that_the_repository_does_not_have(start: StartHub) -> None:
+    start(repository="ncannings/parakeet-ultra-nemo", file_name="ultra.nemo", revisions={"main": "a" * 40, "v1": "b" * 40})
+    advice = "has no file {} at revision {}: write `source` as one of ncannings/parakeet-ultra-nemo:ultra.nemo{}$"
+    with pytest.raises(ModelUnavailable, match=advice.format("parakeet-ultra-nemo.nemo", "main", "")):
+        fetch("ncannings/parakeet-ultra-nemo")
+    with pytest.raises(ModelUnavailable, match=advice.format("other.nemo", "v1", "@v1")):
+        fetch("ncannings/parakeet-ultra-nemo:other.nemo@v1")
+
+
+def test_revision_that_the_repository_does_not_have(start: StartHub) -> None:
+    start()
+    with pytest.raises(ModelUnavailable, match=f"{NAME} on .* has no revision v9: correct what follows the @"):
+        fetch(f"{NAME}@v9")
+
+
+def test_local_copy_serves_only_a_source_without_file_and_revision(
+    start: StartHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start("down")
+    monkeypatch.setenv("MODELS_DIR", str(tmp_path))
+    copy = tmp_path / "parakeet-tdt-0.6b-v2.nemo"
+    copy.touch()
+    assert fetch(NAME) == copy
+    for source in (f"{NAME}@main", f"{NAME}:{copy.name}"):
+        with pytest.raises(ModelUnavailable, match="is unavailable"):
+            fetch(source)
 
 
 def test_repository_that_the_hub_does_not_have(start: StartHub) -> None:

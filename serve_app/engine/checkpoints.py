@@ -1,0 +1,208 @@
+"""What a `.nemo` file is, read from its configuration without loading the weights.
+
+A `.nemo` file is a tar (of old versions of NeMo: compressed) with `model_config.yaml` in it. NeMo loads many kinds of models from
+such files; the server has use for speech recognisers with a transducer or a CTC decoder that see a whole window at once. All
+others are refused here, by name: NeMo would load most of them, and they would fail later or answer nonsense.
+"""
+
+import tarfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from serve_app.errors import ModelUnavailable
+from serve_app.window import SAMPLE_RATE
+
+Family = Literal["tdt", "rnnt", "ctc", "hybrid_tdt_ctc", "hybrid_rnnt_ctc"]
+Context = Literal["full", "limited", "unified"]
+
+CONFIG_NAME = "model_config.yaml"
+MAX_CONFIG_BYTES = 32_000_000
+"""Size of the largest configuration that is read; that of parakeet-tdt-0.6b-v3 has less than a megabyte."""
+
+DECODERS = {"EncDecRNNTBPEModel": "transducer", "EncDecCTCModelBPE": "ctc", "EncDecHybridRNNTCTCBPEModel": "hybrid"}
+"""The classes of NeMo that are served."""
+
+REFUSED = (
+    ("WithPrompt", "a recogniser that needs a prompt with every window (a language, for example)"),
+    ("EOUModel", "a recogniser that also detects the end of an utterance, for cache-aware streaming"),
+    ("MultiTalker", "a recogniser for one of several speakers, which needs a diarization model beside it"),
+    ("EncDecMultiTask", "an attention encoder-decoder such as Canary, which has another decoder and other times"),
+    ("EncDecTransf", "an attention encoder-decoder, which has another decoder and other times"),
+    ("SALM", "a speech language model"),
+    ("AudioGPT", "a speech language model"),
+    ("Sortformer", "a diarization model"),
+    ("Diar", "a diarization model"),
+    ("SpeakerLabel", "a speaker recognition model"),
+    ("Classification", "a classification model"),
+    ("Regression", "a regression model"),
+    ("SelfSupervised", "an encoder without a decoder (self-supervised pre-training)"),
+    ("MaskedTokenPred", "an encoder without a decoder (self-supervised pre-training)"),
+    ("EncDecRNNTModel", "a character model: it has no tokenizer"),
+    ("EncDecCTCModel", "a character model: it has no tokenizer"),
+    ("EncDecHybridRNNTCTCModel", "a character model: it has no tokenizer"),
+)
+"""Parts of class names, most specific first, and what such a model is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What the configuration of a `.nemo` file says."""
+
+    target: str
+    """Full name of the model's class in NeMo."""
+    family: Family
+    sample_rate: int
+    """Samples per second of the audio that the model takes."""
+    hop_samples: int
+    """Samples between two feature frames."""
+    subsampling_factor: int
+    """Feature frames per encoder frame."""
+    vocabulary_size: int
+    """Tokens, without the blank."""
+    context: Context
+    """What an encoder frame sees of its window: all of it (`full`), some frames on either side (`limited`), or all of it unless
+    told otherwise (`unified`: trained for streaming too)."""
+
+    @property
+    def frame_samples(self) -> int:
+        """Samples per encoder frame."""
+        return self.hop_samples * self.subsampling_factor
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Describe a `.nemo` file. Raises ModelUnavailable if it is damaged, or no model that the server can serve."""
+    config = _read_config(path)
+    target = str(config.get("target") or "")
+    name = target.rpartition(".")[2]
+    if name not in DECODERS:
+        raise ModelUnavailable(_refusal(path, name))
+    encoder, tokenizer = _section(config, "encoder"), _section(config, "tokenizer")
+    encoder_name = str(encoder.get("_target_", "")).rpartition(".")[2]
+    if encoder_name != "ConformerEncoder":
+        raise ModelUnavailable(f"{path} cannot be served: its encoder is `{encoder_name}`, not a (Fast)Conformer")
+    if tokenizer.get("type") == "wpe":
+        raise ModelUnavailable(f"{path} cannot be served: its tokenizer is a WordPiece one, not a SentencePiece one")
+    context = _context(path, encoder)
+    sample_rate, hop_samples = _rates(path, config)
+    if sample_rate != SAMPLE_RATE:
+        raise ModelUnavailable(f"{path} cannot be served: it takes audio at {sample_rate} Hz, the server has {SAMPLE_RATE} Hz")
+    return Checkpoint(
+        target,
+        _family(path, config, DECODERS[name]),
+        sample_rate,
+        hop_samples,
+        _subsampling_factor(path, encoder),
+        _vocabulary_size(path, config),
+        context,
+    )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    content: bytes | None = None
+    try:
+        with path.open("rb") as file:
+            is_compressed = file.read(2) == b"\x1f\x8b"
+        with tarfile.open(path, "r:gz" if is_compressed else "r:") as archive:
+            for member in archive:
+                if Path(member.name).name == CONFIG_NAME and member.size <= MAX_CONFIG_BYTES:
+                    extracted = archive.extractfile(member)
+                    content = extracted.read() if extracted else None
+                    # Without compression, to go on costs nothing and finds out whether the file is complete.
+                    if is_compressed:
+                        break
+        if content is None:
+            raise ModelUnavailable(f"{path} is not a model of NeMo: it has no {CONFIG_NAME}, or one that is too large")
+        config = yaml.load(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    # tarfile passes on the errors of the decompression.
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise ModelUnavailable(f"{path} is damaged, or no `.nemo` file: {error}. Put a complete file in its place") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ModelUnavailable(f"{path} is damaged: its {CONFIG_NAME} is no YAML: {error}") from error
+    if not isinstance(config, dict):
+        raise ModelUnavailable(f"{path} is damaged: its {CONFIG_NAME} is no mapping")
+    return config
+
+
+def _refusal(path: Path, name: str) -> str:
+    if not name:
+        return f"{path} cannot be served: its {CONFIG_NAME} names no class of NeMo (`target`)"
+    kind = next((kind for part, kind in REFUSED if part in name), "no speech recogniser that this server knows")
+    return f"{path} cannot be served: it is {kind} (`{name}`). Served are TDT, RNNT and CTC models and hybrids of them"
+
+
+def _context(path: Path, encoder: dict[str, Any]) -> Context:
+    """Raises ModelUnavailable for encoders that were trained with a cache: they see so little of what follows that windows gain
+    nothing, and their features are not normalised over a window.
+
+    NeMo has three styles of attention. `chunked_limited` is that of cache-aware streaming, whose convolutions are causal too.
+    `chunked_limited_with_rc` is trained with chunks of many sizes and with whole recordings, and does the latter by default
+    (`_calc_context_sizes` in NeMo's conformer_encoder.py). `regular` sees a fixed number of frames, by default all.
+    """
+    style, convolution = encoder.get("att_context_style", "regular"), encoder.get("conv_context_size")
+    is_causal = convolution == "causal" or (isinstance(convolution, list) and convolution[-1] == 0)
+    if style == "chunked_limited" or is_causal or encoder.get("causal_downsampling"):
+        raise ModelUnavailable(
+            f"{path} cannot be served: it is a cache-aware streaming model, trained to see little of what follows"
+        )
+    if style == "chunked_limited_with_rc":
+        return "unified"
+    sizes = encoder.get("att_context_size") or [-1, -1]
+    default = sizes[0] if isinstance(sizes[0], list) else sizes
+    return "full" if all(size < 0 for size in default) else "limited"
+
+
+def _family(path: Path, config: dict[str, Any], decoder: str) -> Family:
+    if decoder == "ctc":
+        return "ctc"
+    decoding, loss = _section(config, "decoding"), _section(config, "loss")
+    if decoding.get("big_blank_durations") or loss.get("loss_name") == "multiblank_rnnt":
+        raise ModelUnavailable(f"{path} cannot be served: it is a multi-blank transducer")
+    # As NeMo decides; a model that was saved during training may have the durations in its loss alone.
+    is_tdt = bool(decoding.get("durations")) or loss.get("loss_name") == "tdt"
+    if decoder == "hybrid":
+        return "hybrid_tdt_ctc" if is_tdt else "hybrid_rnnt_ctc"
+    return "tdt" if is_tdt else "rnnt"
+
+
+def _rates(path: Path, config: dict[str, Any]) -> tuple[int, int]:
+    """Samples per second, and samples between two feature frames."""
+    preprocessor = _section(config, "preprocessor")
+    rate = preprocessor.get("sample_rate") or config.get("sample_rate")
+    hop, stride_s = preprocessor.get("n_window_stride"), preprocessor.get("window_stride")
+    if isinstance(rate, int) and isinstance(hop, int):
+        return rate, hop
+    if isinstance(rate, int) and isinstance(stride_s, float):
+        return rate, round(stride_s * rate)
+    raise ModelUnavailable(f"{path} cannot be served: its {CONFIG_NAME} does not state sample rate and window stride")
+
+
+def _subsampling_factor(path: Path, encoder: dict[str, Any]) -> int:
+    # NeMo's default is 4.
+    factor = encoder.get("subsampling_factor", 4)
+    reduction = encoder.get("reduction_factor", 1) if encoder.get("reduction") else 1
+    if not isinstance(factor, int) or not isinstance(reduction, int) or factor < 1:
+        raise ModelUnavailable(f"{path} cannot be served: its {CONFIG_NAME} does not state its subsampling factor")
+    return factor * reduction
+
+
+def _vocabulary_size(path: Path, config: dict[str, Any]) -> int:
+    """NeMo keeps the tokens with the decoder: with the joint network of a transducer, with the only layer of CTC."""
+    decoder, joint = _section(config, "decoder"), _section(config, "joint")
+    sizes = (
+        *(len(section.get("vocabulary") or ()) for section in (joint, decoder)),
+        *(section.get("num_classes") for section in (joint, decoder)),
+        decoder.get("vocab_size"),
+    )
+    for size in sizes:
+        if isinstance(size, int) and size > 0:
+            return size
+    raise ModelUnavailable(f"{path} cannot be served: its {CONFIG_NAME} does not state its vocabulary")
+
+
+def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
+    section = config.get(name)
+    return section if isinstance(section, dict) else {}
