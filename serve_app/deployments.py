@@ -50,12 +50,13 @@ class ModelReplica:
     """One copy of one model. The engine is loaded and used on a single thread, which owns it."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits constructors
-        self, model: ModelSettings, batching: BatchingSettings, window_s: float, status_registry: DeploymentHandle
+        self, model: ModelSettings, batching: BatchingSettings, max_window_s: float, status_registry: DeploymentHandle
     ) -> None:
+        """`max_window_s`: no window is longer, neither of a recording nor of a live stream, seconds."""
         log.addFilter(without_traceback)
         self._model = model
         self._batching = batching
-        self._window_samples = round(window_s * SAMPLE_RATE)
+        self._max_window_samples = round(max_window_s * SAMPLE_RATE)
         self._status_registry = status_registry
         self._engine_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._engine: Engine | None = None
@@ -125,6 +126,7 @@ class ModelReplica:
             return SimulatedEngine(model.simulation)
         # Ray hides no GPU from a replica that reserves none.
         device = model.device if model.device != "auto" else "cuda" if ray.get_gpu_ids() else "cpu"
+        resources: dict[str, float] = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
         path = find_model_file(model.source, timeout_s=model.load_timeout_s, on_progress=self._note_download)
         self._set_state("loading")
         engine = ParakeetEngine.load(
@@ -132,11 +134,12 @@ class ModelReplica:
             device=device,
             precision=model.precision,
             cpu_threads=model.cpu_threads,
+            gpu_share=resources.get("GPU", 1.0),
             keyword_weight=model.keyword_weight,
         )
         if engine.info.device == "cuda":
-            items = max_batch_windows(self._batching, self._window_samples / SAMPLE_RATE, on_gpu=True)
-            engine.warm_up(items, self._window_samples, max_items=self._batching.max_batch_items)
+            items = max_batch_windows(self._batching, self._max_window_samples / SAMPLE_RATE, on_gpu=True)
+            engine.warm_up(items, self._max_window_samples, max_items=self._batching.max_batch_items)
         return engine
 
     async def _process(self, batch: list[BatchItem]) -> list[list[Token]]:

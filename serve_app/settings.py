@@ -242,6 +242,10 @@ class Settings(BaseSettings):
         """The windows of a model: its own, or those for all models."""
         return model.windows or self.windows
 
+    def max_window_s(self, model: ModelSettings) -> float:
+        """Maximum length of all windows that the model gets, from recordings and from live streams, seconds."""
+        return max(self.windows_for(model).window_s, self.live.longest_window_s)
+
     @property
     def default_model_name(self) -> str:
         return self.default_model or self.models[0].name

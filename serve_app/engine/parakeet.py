@@ -4,23 +4,21 @@ NeMo models are not thread-safe: use an engine from one thread at a time. The de
 later would capture the CUDA graphs again.
 """
 
+import contextlib
 import logging
-import os
-import time
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from serve_app.cores import usable_cores
 from serve_app.engine.boosting import Booster
-from serve_app.engine.cpu import CPU_ENVIRONMENT, keep_freed_memory
+from serve_app.engine.cuda_graphs import GraphDecoder, GraphShape
 from serve_app.engine.device_errors import is_device_failure, is_out_of_memory
-from serve_app.engine.precision import choose_precision
+from serve_app.engine.loading import LoadedModel, load_model
 from serve_app.engine.protocol import EngineInfo
-from serve_app.errors import EngineBroken, EngineOutOfMemory, ModelUnavailable
+from serve_app.errors import EngineBroken, EngineOutOfMemory
 from serve_app.settings import Device, Precision
 from serve_app.transcript import Token
 from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE, Keywords, Samples
@@ -30,30 +28,26 @@ log = logging.getLogger("ray.serve")
 MIN_INPUT_SAMPLES = SAMPLE_RATE // 2
 """Shorter windows are padded to this many samples: features are normalised over the window, which needs several frames."""
 
-SMALL_MODEL_PARAMETERS = 20_000_000
-"""A model with fewer parameters is small. On a CPU it runs in fp32 on one thread: bf16 would gain too little to be worth its
-rounding, and a second thread would gain nothing."""
-
 
 class ParakeetEngine:
     """Runs the parts of a NeMo model itself: NeMo's own `transcribe()` is slow and keeps state between calls."""
 
-    def __init__(self, model: Any, device: str, precision: Precision, keyword_weight: float) -> None:
-        self._model = model
-        self._device = device
-        self._precision = precision
+    def __init__(self, loaded: LoadedModel, keyword_weight: float) -> None:
+        self._model = model = loaded.model
+        self._device = loaded.device
+        self._precision = loaded.precision
         tokenizer = model.tokenizer
         self._pieces: list[str] = tokenizer.ids_to_tokens(list(range(tokenizer.vocab_size)))
         self._is_punctuation = [bool(p) and unicodedata.category(p[0]).startswith("P") for p in self._pieces]
         self._durations = list(model.cfg.decoding.durations)
         self._keyword_weight = keyword_weight
+        self._decoder = GraphDecoder(model.decoding.decoding.decoding_computer)
         self._booster: Booster | None = None
-        self._max_shape: tuple[int, int] | None = None  # (windows, encoder frames) of the captured graphs
+        self._graph_shape: GraphShape | None = None
 
     @property
     def info(self) -> EngineInfo:
-        """`decoder` may still change at the first batch: NeMo falls back where it cannot capture a full CUDA graph."""
-        return EngineInfo(self._device, self._precision, _decoder_mode(self._model))
+        return EngineInfo(self._device, self._precision, self._decoder.mode)
 
     @classmethod
     def load(
@@ -63,81 +57,38 @@ class ParakeetEngine:
         device: Device = "auto",
         precision: Precision = "auto",
         cpu_threads: int = 0,
+        gpu_share: float = 1.0,
         keyword_weight: float = 0.5,
     ) -> "ParakeetEngine":
         """Load a `.nemo` file onto a device.
 
-        `cpu_threads`: 0 uses one thread for a small model, else all usable cores. `keyword_weight`: weight of boosted phrases, 0
-        to 1. Raises ModelUnavailable if the file cannot be loaded, or is not a token-and-duration transducer (TDT).
+        `cpu_threads`: 0 uses one thread for a small model, else all usable cores. `gpu_share`: fraction of the GPU's memory that
+        this process may use. `keyword_weight`: weight of boosted phrases, 0 to 1. Raises ModelUnavailable if the file cannot be
+        loaded, or holds a model that this server does not run.
         """
-        for name, value in CPU_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        # torch reads these variables when it is imported.
-        import torch
-        from omegaconf import open_dict
-
-        ASRModel = _import_nemo_quietly()
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        started = time.monotonic()
-        try:
-            model = ASRModel.restore_from(str(path), map_location=torch.device("cpu"))
-        except Exception as error:
-            raise ModelUnavailable(f"{path} could not be loaded as a NeMo speech model: {error}") from error
-        if model.cfg.get("decoding", {}).get("model_type") != "tdt":
-            raise ModelUnavailable(f"{path} is not a token-and-duration transducer (TDT) model")
-        parameters = sum(p.numel() for p in model.parameters())
-        is_small = parameters < SMALL_MODEL_PARAMETERS
-        if device == "cpu":
-            torch.set_num_threads(cpu_threads or (1 if is_small else usable_cores()))
-        model.eval().freeze()
-        model.preprocessor.featurizer.dither = 0.0
-        model.preprocessor.featurizer.pad_to = 0
-        precision = choose_precision(model, device, is_small=is_small) if precision == "auto" else precision
-        model.to(device=device, dtype={"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision])
-        # Computing features in less than fp32 costs accuracy. NeMo converts them to the encoder's dtype.
-        model.preprocessor.featurizer.float()
-        decoding = model.cfg.decoding
-        with open_dict(decoding):
-            decoding.strategy = "greedy_batch"
-            decoding.compute_timestamps = False
-            decoding.preserve_alignments = False
-            decoding.greedy.use_cuda_graph_decoder = device == "cuda"
-            decoding.greedy.max_symbols = 10
-        model.change_decoding_strategy(decoding, verbose=False)
-        if device == "cpu":
-            keep_freed_memory()
-        engine = cls(model, device, precision, keyword_weight)
-        seconds = time.monotonic() - started
-        log.info("loaded %s: %.1f M parameters, %s, %.1f s", path.name, parameters / 1e6, engine.info, seconds)
-        return engine
+        loaded = load_model(path, device=device, precision=precision, cpu_threads=cpu_threads, gpu_share=gpu_share)
+        return cls(loaded, keyword_weight)
 
     def warm_up(self, items: int, window_samples: int, *, max_items: int) -> None:
         """Warm up on a GPU: capture the decoder's CUDA graphs, and run a batch of `items` windows of `window_samples`.
 
-        NeMo captures the graphs again whenever a batch has more windows or more frames than every earlier one. So they are
-        captured for (`max_items` windows, frames of a full window), which no batch exceeds.
+        The graphs are captured for `max_items` windows of `window_samples`, so that no batch needs a capture of its own. Raises
+        EngineBroken if the GPU fails.
         """
-        self._max_shape = max_items, window_samples // FRAME_SAMPLES + 2
-        self._capture_graphs(self._model.decoding)
-        try:
-            self._booster = self._make_booster()
-        except Exception:
-            log.exception("keywords are unavailable; the next request with keywords retries")
-        noise = np.random.default_rng(0).integers(-1000, 1000, window_samples, dtype=np.int16)
-        self.transcribe([noise] * min(items, max_items))
-
-    def _capture_graphs(self, decoding: Any) -> None:
         import torch
 
-        if self._max_shape is None:
-            return
-        items, frames = self._max_shape
-        encoded = torch.zeros(items, self._model.cfg.encoder.d_model, frames, device=self._device)
-        lengths = torch.full((items,), frames, device=self._device)
-        dtype = next(self._model.encoder.parameters()).dtype
-        with torch.inference_mode():
-            decoding.rnnt_decoder_predictions_tensor(encoded.to(dtype), lengths, return_hypotheses=True)
+        self._graph_shape = max_items, window_samples // FRAME_SAMPLES + 2
+        like = next(self._model.encoder.parameters()).new_zeros(1, 1, self._model.cfg.encoder.d_model)
+        with torch.inference_mode(), _as_engine_broken():
+            self._decoder.capture(self._graph_shape, like)
+            try:
+                self._booster = self._make_booster(like)
+            except Exception as error:
+                if is_device_failure(error):
+                    raise
+                log.exception("keywords are unavailable; the next request with keywords retries")
+        noise = np.random.default_rng(0).integers(-1000, 1000, window_samples, dtype=np.int16)
+        self.transcribe([noise] * min(items, max_items))
 
     def transcribe(self, windows: Sequence[Samples], keywords: Sequence[Keywords] = ()) -> list[list[Token]]:
         """See Engine.transcribe. A batch that does not fit into memory is split into halves until it does."""
@@ -145,12 +96,12 @@ class ParakeetEngine:
 
         keywords = keywords or [()] * len(windows)
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), _as_engine_broken():
                 return self._transcribe(windows, keywords)
+        except EngineBroken:
+            raise
         except Exception as error:
             if not is_out_of_memory(error):
-                if is_device_failure(error):
-                    raise EngineBroken(f"the GPU failed: {error}") from error
                 raise
         if len(windows) == 1:
             seconds = len(windows[0]) / SAMPLE_RATE
@@ -178,27 +129,31 @@ class ParakeetEngine:
             row[: len(window)] = window
         audio = torch.from_numpy(padded).to(self._device).float() / 32768.0
         model = self._model
-        encoded, frame_counts = model.forward(input_signal=audio, input_signal_length=torch.tensor(lengths, device=self._device))
+        features, lengths = model.preprocessor(input_signal=audio, length=torch.tensor(lengths, device=self._device))
+        dtype = next(model.encoder.parameters()).dtype
+        encoded, frame_counts = model.encoder(audio_signal=features.to(dtype), length=lengths)
+        encoded = encoded.transpose(1, 2)
         hypotheses = self._decode(encoded, frame_counts, keywords)
-        token_ids = [[int(token_id) for token_id in h.y_sequence] for h in hypotheses]
-        frames = [[int(frame) for frame in h.timestamp] for h in hypotheses]
-        scored = self._score(encoded.transpose(1, 2), token_ids, frames)
+        counts = hypotheses.current_lengths[: len(windows)].tolist()
+        token_ids = [row[:n].tolist() for row, n in zip(hypotheses.transcript, counts, strict=False)]
+        frames = [row[:n].tolist() for row, n in zip(hypotheses.timestamps, counts, strict=False)]
+        scored = self._score(encoded, token_ids, frames)
         return [self._tokens(*row) for row in zip(token_ids, frames, *scored, strict=True)]
 
-    def _decode(self, encoded: Any, frame_counts: Any, keywords: Sequence[Keywords]) -> list[Any]:
+    def _decode(self, encoded: Any, frame_counts: Any, keywords: Sequence[Keywords]) -> Any:
         if not any(keywords):
-            hypotheses: list[Any] = self._model.decoding.rnnt_decoder_predictions_tensor(
-                encoded, frame_counts, return_hypotheses=True
-            )
-            return hypotheses
-        booster, self._booster = self._booster or self._make_booster(), None
+            return self._decoder(encoded, frame_counts)
+        booster, self._booster = self._booster or self._make_booster(encoded), None
         hypotheses = booster.decode(encoded, frame_counts, keywords)
         # Kept only after success: after a failure the state of the decoder is unknown.
         self._booster = booster
         return hypotheses
 
-    def _make_booster(self) -> Booster:
-        return Booster(self._model, self._keyword_weight, self._capture_graphs)
+    def _make_booster(self, like: Any) -> Booster:
+        booster = Booster(self._model, self._keyword_weight)
+        if self._graph_shape is not None:
+            booster.decoder.capture(self._graph_shape, like)
+        return booster
 
     def _score(
         self, encoded: Any, token_ids: list[list[int]], frames: list[list[int]]
@@ -246,22 +201,14 @@ class ParakeetEngine:
         return tokens
 
 
-def _import_nemo_quietly() -> Any:
-    """NeMo's ASRModel, imported with the logging of NeMo and its dependencies silenced."""
-    logging.getLogger("nv_one_logger").setLevel(logging.CRITICAL)
-    root_level = logging.getLogger().level
-    logging.getLogger().setLevel(logging.CRITICAL)
+@contextlib.contextmanager
+def _as_engine_broken() -> Iterator[None]:
+    """Raises EngineBroken for a failure of the device."""
     try:
-        from nemo.collections.asr.models import ASRModel
-        from nemo.utils import logging as nemo_logging
-    finally:
-        logging.getLogger().setLevel(root_level)
-    nemo_logging.set_verbosity(nemo_logging.ERROR)
-    return ASRModel
-
-
-def _decoder_mode(model: Any) -> str:
-    mode = getattr(model.decoding.decoding.decoding_computer, "cuda_graphs_mode", None)
-    if mode is None:
-        return "eager"
-    return "cuda graphs" if str(mode.value) == "full_graph" else "cuda graphs without loops"
+        yield
+    except EngineBroken:
+        raise
+    except Exception as error:
+        if is_device_failure(error):
+            raise EngineBroken(f"the GPU failed: {error}") from error
+        raise

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 from nemo.collections.asr.parts.context_biasing.biasing_multi_model import GPUBiasingMultiModel
 
-from serve_app.engine.boosting import MAX_TREES, Booster
+from serve_app.engine.boosting import MAX_TREES
 from serve_app.engine.parakeet import ParakeetEngine
 from serve_app.output.segments import Segmenter
 from serve_app.transcript import Token
@@ -116,12 +116,3 @@ def test_the_decoder_is_replaced_after_a_failure(
             engine.transcribe(window, [("nine nine eight nine",)])
     assert engine._booster is None
     assert engine.transcribe(window, phrases) == before
-
-
-def test_graphs_are_captured_again_when_the_pool_of_trees_grows(engine: ParakeetEngine) -> None:
-    captured: list[object] = []
-    booster = Booster(engine._model, 0.5, captured.append)
-    booster._prepare({("one",), ("two",)})
-    assert len(captured) == 1
-    booster._prepare({(f"one{' two' * n}",) for n in range(130)})
-    assert len(captured) == 2

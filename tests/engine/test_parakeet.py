@@ -189,6 +189,28 @@ def test_a_model_that_is_not_tdt_is_rejected(tmp_path: Path, engine: ParakeetEng
         ParakeetEngine.load(tmp_path / "rnnt.nemo")
 
 
+def test_features_stay_in_fp32(engine: ParakeetEngine, windows: list[Samples]) -> None:
+    """Rounded to bf16, the window and the filterbank of the features leak between frequencies."""
+    rounded: Any = ParakeetEngine.load(bundled_model_path(), device="cpu", precision="bf16")
+    assert next(rounded._model.encoder.parameters()).dtype == torch.bfloat16
+    assert next(rounded._model.joint.parameters()).dtype == torch.bfloat16
+    audio = torch.from_numpy(windows[3])[None] / 32768.0
+    lengths = torch.tensor([len(windows[3])])
+    features, _ = rounded._model.preprocessor(input_signal=audio, length=lengths)
+    exact, _ = engine._model.preprocessor(input_signal=audio, length=lengths)
+    assert features.dtype == torch.float32
+    assert torch.equal(features, exact)
+
+
+def test_several_replicas_of_a_gpu_share_its_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shares: list[float] = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
+    for share in (1.0, 0.25):
+        with pytest.raises(ModelUnavailable):
+            ParakeetEngine.load(tmp_path / "missing.nemo", device="cuda", gpu_share=share)
+    assert shares == [0.25]
+
+
 def test_a_small_model_stays_in_fp32_on_a_cpu() -> None:
     assert ParakeetEngine.load(bundled_model_path(), device="cpu").info.precision == "fp32"
 
