@@ -5,15 +5,15 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import ray
 from ray import serve
 
-from serve_app.cluster.live_calls import LiveWindow, Outcome
+from serve_app.cluster.live_calls import LiveWindow
 from serve_app.cluster.model_client import LOAD_FAILED, DeploymentHandle
 from serve_app.cluster.status import HEARTBEAT_S, ModelState, ReplicaStatus
 from serve_app.engine.batch_policy import batch_limits, max_batch_windows
@@ -24,7 +24,7 @@ from serve_app.engine.protocol import Engine
 from serve_app.engine.simulated import SimulatedEngine
 from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable, SpeechError
 from serve_app.settings import BatchingSettings, ModelSettings
-from serve_app.transcript import Token
+from serve_app.transcript import TokenColumns
 from serve_app.window import SAMPLE_RATE, Job, Keywords, Lane, Samples
 
 log = logging.getLogger("ray.serve")
@@ -36,6 +36,7 @@ EXIT_GRACE_S = 0.5
 """Time before a replica with a broken engine exits, seconds, so that its error replies are sent."""
 
 BatchItem: TypeAlias = tuple[Samples, Keywords]
+Result = TypeVar("Result")
 
 
 def without_traceback(record: logging.LogRecord) -> bool:
@@ -47,7 +48,7 @@ def without_traceback(record: logging.LogRecord) -> bool:
 
 
 class ModelReplica:
-    """One copy of one model. The engine is loaded and used on a single thread, which owns it."""
+    """One copy of one model. The engine is loaded and used on a single thread, which owns it; on a GPU, a second one prepares."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits constructors
         self, model: ModelSettings, batching: BatchingSettings, max_window_s: float, status_registry: DeploymentHandle
@@ -59,8 +60,9 @@ class ModelReplica:
         self._max_window_samples = round(max_window_s * SAMPLE_RATE)
         self._status_registry = status_registry
         self._engine_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self._prepare_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
         self._engine: Engine | None = None
-        self._batcher: Batcher[BatchItem, list[Token]] | None = None
+        self._batcher: Batcher[BatchItem, TokenColumns] | None = None
         self._status = ReplicaStatus(replica_id=serve.get_replica_context().replica_id.unique_id, state="starting")
         self._broken: EngineBroken | None = None
         """Why this process is about to exit."""
@@ -73,16 +75,16 @@ class ModelReplica:
         # is loaded. A failed load must not fail the constructor: Serve would retry it blindly and no client would get the reason.
         await asyncio.wait([self._loading])
 
-    async def transcribe(self, lane: int, job: Job, is_isolated: bool, samples: Samples) -> list[Token]:
+    async def transcribe(self, lane: int, job: Job, is_isolated: bool, samples: Samples) -> TokenColumns:
         """Tokens of one window, int16 [samples], with times from its start. Raises ModelUnavailable or EngineError."""
         batcher = await self._ready_batcher()
         return await batcher.submit((samples, job.keywords), len(samples), Lane(lane), job.job_id, is_isolated=is_isolated)
 
-    async def transcribe_live(self, windows: Sequence[LiveWindow]) -> list[Outcome]:
+    async def transcribe_live(self, windows: Sequence[LiveWindow]) -> list[TokenColumns | SpeechError]:
         """The same for windows of several live streams; their failures are part of the answer."""
         return await asyncio.gather(*(self._outcome(job, samples) for job, samples in windows))
 
-    async def _outcome(self, job: Job, samples: Samples) -> Outcome:
+    async def _outcome(self, job: Job, samples: Samples) -> TokenColumns | SpeechError:
         try:
             return await self.transcribe(Lane.LIVE, job, False, samples)
         except SpeechError as error:
@@ -91,7 +93,7 @@ class ModelReplica:
             log.exception("model %s failed", self._model.name)
             return EngineError(UNFORESEEN)
 
-    async def _ready_batcher(self) -> "Batcher[BatchItem, list[Token]]":
+    async def _ready_batcher(self) -> "Batcher[BatchItem, TokenColumns]":
         if self._loading.done() and self._batcher is None and time.monotonic() - self._failed_at_s > LOAD_RETRY_S:
             self._loading = asyncio.create_task(self._load())
         # Shielded: a client that disconnects must not cancel a load that others wait for.
@@ -115,7 +117,13 @@ class ModelReplica:
             return
         info = self._engine.info
         limits = batch_limits(self._batching, on_gpu=info.device != "cpu")
-        self._batcher = Batcher(self._process, limits, on_failing=self._exit_failing)
+        self._batcher = Batcher(
+            self._process,
+            limits,
+            prepare=self._prepare,
+            prepares_ahead=info.device == "cuda",
+            on_failing=self._exit_failing,
+        )
         self._status = replace(self._status, device=info.device, precision=info.precision, decoder=info.decoder)
         self._set_state("ready")
 
@@ -142,14 +150,24 @@ class ModelReplica:
             engine.warm_up(items, self._max_window_samples, max_items=self._batching.max_batch_items)
         return engine
 
-    async def _process(self, batch: list[BatchItem]) -> list[list[Token]]:
-        if self._broken is not None:
-            raise self._broken
+    async def _prepare(self, batch: list[BatchItem]) -> Any:
         assert self._engine is not None
         windows, keywords = zip(*batch, strict=True)
-        results = self._loop.run_in_executor(self._engine_thread, self._engine.transcribe, windows, keywords)
+        # On a CPU a second thread would take its core from the batch that runs.
+        thread = self._prepare_thread if self._engine.info.device == "cuda" else self._engine_thread
+        return await self._in_thread(thread, self._engine.prepare, windows, keywords)
+
+    async def _process(self, batch: Any) -> list[TokenColumns]:
+        assert self._engine is not None
+        return await self._in_thread(self._engine_thread, self._engine.recognise, batch)
+
+    async def _in_thread(self, thread: ThreadPoolExecutor, stage: Callable[..., Result], *arguments: Any) -> Result:
+        """The result of a stage of a batch. If the engine hangs or is broken, this process exits."""
+        if self._broken is not None:
+            raise self._broken
+        result = self._loop.run_in_executor(thread, stage, *arguments)
         try:
-            return await asyncio.wait_for(results, self._batching.batch_timeout_s)
+            return await asyncio.wait_for(result, self._batching.batch_timeout_s)
         except TimeoutError:
             hung = EngineBroken(f"A batch did not end within {self._batching.batch_timeout_s:.0f} s.")
             self._exit(hung)

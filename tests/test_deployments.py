@@ -8,7 +8,7 @@ import pytest
 from serve_app.deployments import ModelReplica, without_traceback
 from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable
 from serve_app.settings import ModelSettings
-from serve_app.transcript import Token
+from serve_app.transcript import Token, TokenColumns
 from serve_app.window import Job, Lane, Samples
 
 
@@ -30,10 +30,10 @@ def test_what_is_foreseen_is_logged_without_a_traceback(
 async def test_windows_of_live_streams_that_fail_are_part_of_the_answer(caplog: pytest.LogCaptureFixture) -> None:
     """What is no SpeechError is logged here: an ingress may not even be able to unpickle it."""
     failures = {"broken": EngineBroken("the GPU failed"), "unforeseen": KeyError("/secret/path")}
-    tokens = [Token("▁one", 1, 0, 1280, 0.9)]
+    tokens = TokenColumns.of([Token("▁one", 1, 0, 1280, 0.9)])
 
     class Replica(ModelReplica):
-        async def transcribe(self, lane: int, job: Job, is_isolated: bool, samples: Samples) -> list[Token]:
+        async def transcribe(self, lane: int, job: Job, is_isolated: bool, samples: Samples) -> TokenColumns:
             assert (lane, is_isolated) == (Lane.LIVE, False)
             if job.job_id in failures:
                 raise failures[job.job_id]
@@ -43,7 +43,7 @@ async def test_windows_of_live_streams_that_fail_are_part_of_the_answer(caplog: 
     replica._model = ModelSettings(name="m", source="bundled")
     windows = [(Job(name), np.zeros(1_600, np.int16)) for name in ("fine", "broken", "unforeseen", "fine")]
     fine, broken, unforeseen, also_fine = await replica.transcribe_live(windows)
-    assert fine == also_fine == tokens
+    assert fine is also_fine is tokens
     assert broken is failures["broken"]
     assert isinstance(unforeseen, EngineError)
     assert unforeseen.message == UNFORESEEN

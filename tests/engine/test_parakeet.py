@@ -13,7 +13,8 @@ import pytest
 import soundfile as sf
 import torch
 
-from serve_app.engine.parakeet import ParakeetEngine
+from serve_app.engine.parakeet import Features, ParakeetEngine
+from serve_app.engine.transducer import DecodedBatch
 from serve_app.errors import EngineBroken, EngineOutOfMemory, ModelUnavailable
 from serve_app.settings import bundled_model_path
 from serve_app.transcript import Token
@@ -127,11 +128,12 @@ class FailingModel(ParakeetEngine):
         self._max_windows, self._error = max_windows, error
         self.batches: list[int] = []
 
-    def _recognise(self, windows: Sequence[Samples], keywords: Sequence[Keywords]) -> list[list[Token]]:
-        self.batches.append(len(windows))
-        if len(windows) > self._max_windows:
+    def _run(self, features: Features, keywords: Sequence[Keywords]) -> DecodedBatch:
+        windows = len(keywords)
+        self.batches.append(windows)
+        if windows > self._max_windows:
             raise self._error
-        return super()._recognise(windows, keywords)
+        return super()._run(features, keywords)
 
 
 @pytest.mark.parametrize(
