@@ -22,7 +22,7 @@ from serve_app.engine.model_files import DownloadProgress, find_model_file
 from serve_app.engine.parakeet import ParakeetEngine
 from serve_app.engine.protocol import Engine
 from serve_app.engine.simulated import SimulatedEngine
-from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable, SpeechError
+from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable, RequestError, SpeechError
 from serve_app.settings import BatchingSettings, ModelSettings
 from serve_app.transcript import TokenColumns
 from serve_app.window import SAMPLE_RATE, Job, Keywords, Lane, Samples
@@ -76,8 +76,13 @@ class ModelReplica:
         await asyncio.wait([self._loading])
 
     async def transcribe(self, lane: int, job: Job, is_isolated: bool, samples: Samples) -> TokenColumns:
-        """Tokens of one window, int16 [samples], with times from its start. Raises ModelUnavailable or EngineError."""
+        """Tokens of one window, int16 [samples], with times from its start. Raises ModelUnavailable, EngineError, or RequestError
+        for keywords that the model cannot take."""
         batcher = await self._ready_batcher()
+        if job.keywords and self._engine is not None and not self._engine.info.keywords:
+            raise RequestError(
+                f"The model `{self._model.name}` does not take keywords: it has a CTC decoder.", param="keywords[]"
+            )
         return await batcher.submit((samples, job.keywords), len(samples), Lane(lane), job.job_id, is_isolated=is_isolated)
 
     async def transcribe_live(self, windows: Sequence[LiveWindow]) -> list[TokenColumns | SpeechError]:
@@ -144,6 +149,7 @@ class ModelReplica:
             cpu_threads=model.cpu_threads,
             gpu_share=resources.get("GPU", 1.0),
             keyword_weight=model.keyword_weight,
+            decoder=model.decoder,
         )
         if engine.info.device == "cuda":
             items = max_batch_windows(self._batching, self._max_window_samples / SAMPLE_RATE, on_gpu=True)

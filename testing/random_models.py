@@ -70,21 +70,22 @@ FAMILIES: dict[str, tuple[str, Callable[[Sizes, Path], dict[str, Any]]]] = {
 """By name: NeMo's class, and what makes its configuration."""
 
 
-def save_random_model(family: str, path: Path, *, change: Callable[[dict[str, Any]], None] = lambda _: None) -> Any:
-    """Make a model, after `change` to its configuration, save it as a `.nemo` file and return it."""
+def save_random_model(
+    family: str, path: Path, *, kind: str = "", change: Callable[[dict[str, Any]], None] = lambda _: None
+) -> None:
+    """Make a model, after `change` to its configuration, and save it as a `.nemo` file. `kind`: another class of NeMo."""
     import torch
     from nemo.collections.asr import models
     from omegaconf import OmegaConf
 
-    kind, make_config = FAMILIES[family]
+    usual_kind, make_config = FAMILIES[family]
     configuration = make_config(SIZES, tokenizer_folder(path.parent / "tokenizer"))
     change(configuration)
     torch.manual_seed(0)
-    model = getattr(models, kind)(cfg=OmegaConf.create(configuration)).eval()
+    model = getattr(models, kind or usual_kind)(cfg=OmegaConf.create(configuration)).eval()
     with torch.no_grad():
         _vary_tokens(model)
     model.save_to(str(path))
-    return model
 
 
 def _vary_tokens(model: Any) -> None:

@@ -6,13 +6,16 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from serve_app.cores import usable_cores
 from serve_app.engine.cpu import CPU_ENVIRONMENT, keep_freed_memory
+from serve_app.engine.ctc import CtcDecoder
+from serve_app.engine.decoder import Decoder
 from serve_app.engine.precision import choose_precision
+from serve_app.engine.transducer import TransducerDecoder
 from serve_app.errors import ModelUnavailable
-from serve_app.settings import Device, Precision
+from serve_app.settings import DecoderChoice, Device, Precision
 from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE
 
 log = logging.getLogger("ray.serve")
@@ -22,16 +25,42 @@ SMALL_MODEL_PARAMETERS = 20_000_000
 rounding, and a second thread would gain nothing."""
 
 
+Head = Literal["transducer", "ctc"]
+
+HEADS: dict[str, tuple[Head, ...]] = {
+    "EncDecRNNTBPEModel": ("transducer",),
+    "EncDecCTCModelBPE": ("ctc",),
+    "EncDecHybridRNNTCTCBPEModel": ("transducer", "ctc"),
+}
+"""By class of NeMo: the heads on the encoder. The first is used unless the settings say otherwise."""
+
+LABEL_LOOPING = ("GreedyBatchedTDTInfer", "GreedyBatchedRNNTInfer")
+"""The classes of NeMo whose decoding computer decodes all that the model can emit."""
+
+DTYPES: dict[Precision, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""The names of the number formats in torch."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A NeMo model on its device, frozen, and set up for greedy decoding in batches."""
+    """A NeMo model with its preprocessor, encoder and one head on a device, frozen, and what decodes its encoder output."""
 
     model: Any
     device: str
     precision: Precision
+    decoder: Decoder
 
 
-def load_model(path: Path, *, device: Device, precision: Precision, cpu_threads: int, gpu_share: float) -> LoadedModel:
+def load_model(
+    path: Path,
+    *,
+    device: Device,
+    precision: Precision,
+    cpu_threads: int,
+    gpu_share: float,
+    keyword_weight: float,
+    decoder: DecoderChoice,
+) -> LoadedModel:
     """Load a `.nemo` file; see `ParakeetEngine.load`. Raises ModelUnavailable."""
     for name, value in CPU_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -49,7 +78,7 @@ def load_model(path: Path, *, device: Device, precision: Precision, cpu_threads:
         model = ASRModel.restore_from(str(path), map_location=torch.device("cpu"))
     except Exception as error:
         raise ModelUnavailable(f"{path} could not be loaded as a NeMo speech model: {error}") from error
-    _check(model, path)
+    head = _choose_head(_describe(model, path), decoder, path)
     parameters = sum(p.numel() for p in model.parameters())
     is_small = parameters < SMALL_MODEL_PARAMETERS
     if device == "cpu":
@@ -58,37 +87,52 @@ def load_model(path: Path, *, device: Device, precision: Precision, cpu_threads:
     model.preprocessor.featurizer.dither = 0.0
     model.preprocessor.featurizer.pad_to = 0
     precision = choose_precision(model, device, is_small=is_small) if precision == "auto" else precision
-    model.to(device=device)
-    cast(model, precision)
-    _set_up_decoding(model, device)
+    model.preprocessor.to(device)
+    for part in (model.encoder, *_modules(model, head)):
+        # Not the preprocessor: in less than fp32, features cost accuracy, by their arithmetic and by the rounding of window and
+        # filterbank, which are buffers of it.
+        part.to(device=device, dtype=getattr(torch, DTYPES[precision]))
+    if head == "transducer":
+        _set_up_label_looping(model, path, device)
     if device == "cpu":
         keep_freed_memory()
-    seconds = time.monotonic() - started
-    log.info("loaded %s: %.1f M parameters, %s, %s, %.1f s", path.name, parameters / 1e6, device, precision, seconds)
-    return LoadedModel(model, device, precision)
+    decodes = TransducerDecoder(model, keyword_weight) if head == "transducer" else CtcDecoder(*_modules(model, head))
+    size, seconds = parameters / 1e6, time.monotonic() - started
+    log.info("loaded %s: %.1f M parameters, %s on %s in %s, %.1f s", path.name, size, head, device, precision, seconds)
+    return LoadedModel(model, device, precision, decodes)
 
 
-def cast(model: Any, precision: Precision) -> None:
-    """Change the number format of everything but the features.
-
-    In less than fp32, features cost accuracy: their arithmetic, and also the rounding of the window and the filterbank, which are
-    buffers of the preprocessor.
-    """
-    import torch
-
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    for part in (model.encoder, model.decoder, model.joint):
-        part.to(dtype)
+def _describe(model: Any, path: Path) -> tuple[Head, ...]:
+    """The heads of a model. Raises ModelUnavailable if this server cannot run it, or would get its times wrong."""
+    name = type(model).__name__
+    if name not in HEADS:
+        raise ModelUnavailable(f"{path} is a {name}; this server runs {', '.join(HEADS)}")
+    _check_clock(model, path)
+    return HEADS[name]
 
 
-def _check(model: Any, path: Path) -> None:
-    """Raises ModelUnavailable for a model that this server cannot run, or whose times it would get wrong."""
-    if model.cfg.get("decoding", {}).get("model_type") != "tdt":
-        raise ModelUnavailable(f"{path} is not a token-and-duration transducer (TDT) model")
+def _choose_head(heads: tuple[Head, ...], decoder: DecoderChoice, path: Path) -> Head:
+    if decoder == "auto":
+        return heads[0]
+    if decoder not in heads:
+        raise ModelUnavailable(f"{path} has no {decoder} head; its `decoder` has to be {' or '.join(heads)}, or auto")
+    return decoder
+
+
+def _modules(model: Any, head: Head) -> tuple[Any, ...]:
+    """The modules of a head. In a model with a single head, NeMo calls that of CTC `decoder` too."""
+    if head == "transducer":
+        return model.decoder, model.joint
+    return (getattr(model, "ctc_decoder", model.decoder),)
+
+
+def _check_clock(model: Any, path: Path) -> None:
     features = model.preprocessor.featurizer
     if features.sample_rate != SAMPLE_RATE:
         raise ModelUnavailable(f"{path} takes audio of {features.sample_rate} Hz; this server runs models of {SAMPLE_RATE} Hz")
-    hop, factor = features.hop_length, model.encoder.subsampling_factor
+    hop, factor = features.hop_length, getattr(model.encoder, "subsampling_factor", None)
+    if factor is None:
+        raise ModelUnavailable(f"{path} has a {type(model.encoder).__name__}; this server runs models with a ConformerEncoder")
     if hop * factor != FRAME_SAMPLES:
         raise ModelUnavailable(
             f"{path} has encoder frames of {hop * factor / SAMPLE_RATE * 1000:.0f} ms ({factor} times {hop} samples); "
@@ -96,7 +140,7 @@ def _check(model: Any, path: Path) -> None:
         )
 
 
-def _set_up_decoding(model: Any, device: str) -> None:
+def _set_up_label_looping(model: Any, path: Path, device: str) -> None:
     from omegaconf import open_dict
 
     decoding = model.cfg.decoding
@@ -104,9 +148,14 @@ def _set_up_decoding(model: Any, device: str) -> None:
         decoding.strategy = "greedy_batch"
         decoding.compute_timestamps = False
         decoding.preserve_alignments = False
+        decoding.greedy.loop_labels = True
         decoding.greedy.use_cuda_graph_decoder = device == "cuda"
         decoding.greedy.max_symbols = 10
     model.change_decoding_strategy(decoding, verbose=False)
+    greedy = model.decoding.decoding
+    # Not multi-blank transducers, and not prediction networks without an embedding of blank.
+    if type(greedy).__name__ not in LABEL_LOOPING or greedy.decoding_computer is None:
+        raise ModelUnavailable(f"{path} has a transducer that NeMo does not decode by label looping")
 
 
 def _import_nemo_quietly() -> Any:

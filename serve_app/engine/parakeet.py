@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from serve_app.engine.decoder import DecodedBatch
 from serve_app.engine.device_errors import is_device_failure, is_out_of_memory
 from serve_app.engine.loading import LoadedModel, load_model
 from serve_app.engine.protocol import EngineInfo
-from serve_app.engine.transducer import DecodedBatch, TransducerDecoder
 from serve_app.errors import EngineBroken, EngineOutOfMemory
-from serve_app.settings import Device, Precision
+from serve_app.settings import DecoderChoice, Device, Precision
 from serve_app.transcript import Token, TokenColumns
 from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE, Keywords, Samples
 
@@ -60,7 +60,7 @@ class PreparedBatch:
 class ParakeetEngine:
     """Runs the parts of a NeMo model itself: NeMo's own `transcribe()` is slow and keeps state between calls."""
 
-    def __init__(self, loaded: LoadedModel, keyword_weight: float) -> None:
+    def __init__(self, loaded: LoadedModel) -> None:
         self._model = model = loaded.model
         self._device = loaded.device
         self._precision = loaded.precision
@@ -69,13 +69,13 @@ class ParakeetEngine:
         pieces: list[str] = tokenizer.ids_to_tokens(list(range(tokenizer.vocab_size)))
         self._pieces = np.array(pieces, dtype=object)
         self._is_punctuation = np.array([bool(p) and unicodedata.category(p[0]).startswith("P") for p in pieces])
-        self._decoder = TransducerDecoder(model, keyword_weight)
+        self._decoder = loaded.decoder
         self._copy_stream: Any = None
         """On a GPU: the CUDA stream of `prepare`, beside that of the batch that runs."""
 
     @property
     def info(self) -> EngineInfo:
-        return EngineInfo(self._device, self._precision, self._decoder.mode)
+        return EngineInfo(self._device, self._precision, self._decoder.mode, self._decoder.has_keywords)
 
     @classmethod
     def load(
@@ -87,15 +87,24 @@ class ParakeetEngine:
         cpu_threads: int = 0,
         gpu_share: float = 1.0,
         keyword_weight: float = 0.5,
+        decoder: DecoderChoice = "auto",
     ) -> "ParakeetEngine":
-        """Load a `.nemo` file onto a device.
+        """Load a `.nemo` file onto a device: an RNNT, TDT or CTC model, or one with both kinds of heads.
 
         `cpu_threads`: 0 uses one thread for a small model, else all usable cores. `gpu_share`: fraction of the GPU's memory that
-        this process may use. `keyword_weight`: weight of boosted phrases, 0 to 1. Raises ModelUnavailable if the file cannot be
-        loaded, or holds a model that this server does not run.
+        this process may use. `keyword_weight`: weight of boosted phrases, 0 to 1. `decoder`: which head of a hybrid model. Raises
+        ModelUnavailable if the file cannot be loaded, or holds a model that this server does not run.
         """
-        loaded = load_model(path, device=device, precision=precision, cpu_threads=cpu_threads, gpu_share=gpu_share)
-        return cls(loaded, keyword_weight)
+        loaded = load_model(
+            path,
+            device=device,
+            precision=precision,
+            cpu_threads=cpu_threads,
+            gpu_share=gpu_share,
+            keyword_weight=keyword_weight,
+            decoder=decoder,
+        )
+        return cls(loaded)
 
     def warm_up(self, items: int, window_samples: int, *, max_items: int) -> None:
         """Warm up on a GPU: capture the decoder's CUDA graphs, and run a batch of `items` windows of `window_samples`.
@@ -189,14 +198,14 @@ class ParakeetEngine:
         whole = [decoded.token_ids.int(), decoded.start_frames.int(), decoded.end_frames.int()]
         packed = torch.stack([*whole, decoded.confidences.float().view(torch.int32)]).cpu().numpy()
         token_ids, starts, ends, confidences = *packed[:3], packed[3].view(np.float32)
-        # Punctuation may be emitted long after its word, in silence. As in NeMo, it gets the end time of the word.
-        follows = np.ones(len(token_ids), dtype=bool)
         bounds = np.cumsum([0, *decoded.counts])
-        follows[bounds[:-1][np.array(decoded.counts) > 0]] = False
-        moves = follows & self._is_punctuation[token_ids]
-        word_ends = np.maximum.accumulate(np.where(moves, 0, np.arange(len(token_ids))))
-        ends = ends[word_ends] * FRAME_SAMPLES
-        starts = np.where(moves, ends, starts * FRAME_SAMPLES)
+        if self._decoder.late_punctuation:
+            # Punctuation may be emitted long after its word, in silence. As in NeMo, it gets the end time of the word.
+            moves = self._is_punctuation[token_ids]
+            moves[bounds[:-1][np.array(decoded.counts) > 0]] = False  # The first token of a window follows nothing.
+            ends = ends[np.maximum.accumulate(np.where(moves, 0, np.arange(len(token_ids))))]
+            starts = np.where(moves, ends, starts)
+        starts, ends = starts * FRAME_SAMPLES, ends * FRAME_SAMPLES
         pieces = self._pieces[token_ids].tolist()
         spans = [slice(start, end) for start, end in pairwise(bounds)]
         return [TokenColumns(pieces[s], token_ids[s], starts[s], ends[s], confidences[s]) for s in spans]

@@ -15,7 +15,10 @@ class EngineInfo:
     device: str
     precision: str
     decoder: str
-    """How the decoding loop runs: `cuda graphs` (full graph), `cuda graphs without loops`, `eager`, or `simulated`."""
+    """How a transducer's decoding loop runs: `cuda graphs` (full graph), `cuda graphs without loops` or `eager`. Without a loop:
+    `ctc` or `simulated`."""
+    keywords: bool
+    """Whether phrases can be boosted."""
 
 
 class Engine(Protocol):
@@ -27,8 +30,8 @@ class Engine(Protocol):
     def prepare(self, windows: Sequence[Samples], keywords: Sequence[Keywords] = ()) -> Any:
         """First stage of a batch, for `recognise`. On a GPU: the windows are copied to the device and features computed there.
 
-        `windows`: each int16 [samples] at 16 kHz. `keywords`: phrases to boost, one list per window, or empty for none. Raises
-        EngineBroken if the device is unusable for this process.
+        `windows`: each int16 [samples] at 16 kHz. `keywords`: phrases to boost, one list per window, or empty for none; only if
+        `info.keywords`. Raises EngineBroken if the device is unusable for this process.
         """
         ...
 

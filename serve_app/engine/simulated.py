@@ -21,7 +21,7 @@ MIN_LEVEL = 600.0
 class SimulatedEngine:
     """Takes the time that the settings define. Its words depend only on the audio, not on the window that contains it."""
 
-    info = EngineInfo(device="simulated", precision="none", decoder="simulated")
+    info = EngineInfo(device="simulated", precision="none", decoder="simulated", keywords=True)
 
     def __init__(self, costs: SimulationSettings) -> None:
         self._costs = costs

@@ -1,41 +1,33 @@
-"""Transducers with token durations (TDT): label looping, then durations and confidences of the emitted tokens."""
+"""Transducers (RNNT, TDT): label looping, then durations and confidences of the emitted tokens."""
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from serve_app.engine.boosting import Booster
 from serve_app.engine.cuda_graphs import GraphDecoder, GraphShape
+from serve_app.engine.decoder import DecodedBatch
 from serve_app.engine.device_errors import is_device_failure
 from serve_app.window import Keywords
 
 log = logging.getLogger("ray.serve")
 
 
-@dataclass(frozen=True, slots=True)
-class DecodedBatch:
-    """The tokens of all windows of a batch, one window after the other. Tensors on the device, [tokens]."""
-
-    counts: list[int]
-    """Tokens of each window."""
-    token_ids: Any
-    start_frames: Any
-    end_frames: Any
-    confidences: Any
-    """Probabilities of the tokens where they were emitted, 0 to 1."""
-
-
 class TransducerDecoder:
-    """Decodes encoder output. Not thread-safe."""
+    """A TDT model predicts how long each token lasts. With plain RNNT a token lasts one frame, and punctuation has times of its
+    own: those are the times of NeMo's `transcribe(timestamps=True)`."""
+
+    has_keywords = True
 
     def __init__(self, model: Any, keyword_weight: float) -> None:
+        """`model`: an RNNT, TDT or hybrid model of NeMo, set up for batched greedy decoding by label looping."""
         self._model = model
         self._keyword_weight = keyword_weight
         self._plain = GraphDecoder(model.decoding.decoding.decoding_computer)
         self._booster: Booster | None = None
         self._graph_shape: GraphShape | None = None
-        self._durations = list(model.cfg.decoding.durations)
+        self._durations = list(model.cfg.decoding.get("durations") or [])
+        self.late_punctuation = bool(self._durations)
 
     @property
     def mode(self) -> str:
@@ -43,7 +35,7 @@ class TransducerDecoder:
         return self._plain.mode
 
     def warm_up(self, shape: GraphShape, like: Any) -> None:
-        """Capture the CUDA graphs for batches of up to `shape`; `like`: see GraphDecoder.capture."""
+        """Capture the CUDA graphs."""
         self._graph_shape = shape
         self._plain.capture(shape, like)
         try:
@@ -54,7 +46,7 @@ class TransducerDecoder:
             log.exception("keywords are unavailable; the next request with keywords retries")
 
     def decode(self, encoded: Any, frame_counts: Any, keywords: Sequence[Keywords]) -> DecodedBatch:
-        """`encoded`: float [windows, frames, features]. `frame_counts`: int [windows]. `keywords`: one list per window."""
+        """See Decoder.decode. A failure of the device, or of a capture, leaves nothing behind that a later batch would use."""
         if any(keywords):
             booster, self._booster = self._booster or self._make_booster(encoded), None
             hypotheses = booster.decode(encoded, frame_counts, keywords)
@@ -70,7 +62,7 @@ class TransducerDecoder:
         return self._scored(encoded, counts, counts_on_device, token_ids, frames)
 
     def _scored(self, encoded: Any, counts: list[int], counts_on_device: Any, token_ids: Any, frames: Any) -> DecodedBatch:
-        """Durations and confidences by a teacher-forced scoring pass.
+        """Durations and confidences, by a teacher-forced scoring pass.
 
         `token_ids`, `frames`: int [windows, longest], the tokens and the frames at which they were emitted. The joint network is
         evaluated once more at these frames. NeMo 3.0.0 can return durations itself, but without CUDA graphs they depend on the
@@ -93,10 +85,12 @@ class TransducerDecoder:
             joint.project_encoder(encoded[rows, starts].unsqueeze(1)),
             joint.project_prednet(predicted[rows, columns].unsqueeze(1)),
         )[:, 0, 0]
-        choices = len(self._durations)
-        durations = torch.tensor(self._durations, device=encoded.device)[scores[:, -choices:].argmax(-1)]
-        confidences = torch.softmax(scores[:, :-choices].float(), -1).gather(1, emitted[:, None])[:, 0]
-        return DecodedBatch(counts, emitted, starts, starts + durations, confidences)
+        token_scores, ends = scores, starts + 1
+        if self._durations:
+            token_scores, duration_scores = scores.split([scores.shape[1] - len(self._durations), len(self._durations)], dim=1)
+            ends = starts + torch.tensor(self._durations, device=encoded.device)[duration_scores.argmax(-1)]
+        confidences = torch.softmax(token_scores.float(), -1).gather(1, emitted[:, None])[:, 0]
+        return DecodedBatch(counts, emitted, starts, ends, confidences)
 
     def _make_booster(self, like: Any) -> Booster:
         booster = Booster(self._model, self._keyword_weight)

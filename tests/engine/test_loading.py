@@ -38,3 +38,27 @@ def test_a_model_with_another_clock_is_refused(change: Callable[[dict[str, Any]]
     save_random_model("tdt", path, change=change)
     with pytest.raises(ModelUnavailable, match=reason):
         ParakeetEngine.load(path, device="cpu")
+
+
+def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
+    def without_tokenizer(config: dict[str, Any]) -> None:
+        del config["tokenizer"]
+        config["labels"] = list("abc")
+        config["decoder"]["vocabulary"], config["decoder"]["num_classes"] = config["labels"], 3
+
+    path = tmp_path / "characters.nemo"
+    save_random_model("ctc", path, kind="EncDecCTCModel", change=without_tokenizer)
+    with pytest.raises(ModelUnavailable, match=r"characters\.nemo is a EncDecCTCModel"):
+        ParakeetEngine.load(path, device="cpu")
+
+
+def test_a_transducer_that_cannot_be_decoded_in_batches_is_refused(tmp_path: Path) -> None:
+    def multi_blank(config: dict[str, Any]) -> None:
+        config["joint"]["num_extra_outputs"] = 2
+        config["decoding"] |= {"model_type": "multiblank", "big_blank_durations": [2, 4]}
+        config["loss"] = {"loss_name": "multiblank_rnnt", "multiblank_rnnt_kwargs": {"big_blank_durations": [2, 4]}}
+
+    path = tmp_path / "multi_blank.nemo"
+    save_random_model("rnnt", path, change=multi_blank)
+    with pytest.raises(ModelUnavailable, match="label looping"):
+        ParakeetEngine.load(path, device="cpu")

@@ -13,8 +13,8 @@ import pytest
 import soundfile as sf
 import torch
 
+from serve_app.engine.decoder import DecodedBatch
 from serve_app.engine.parakeet import Features, ParakeetEngine
-from serve_app.engine.transducer import DecodedBatch
 from serve_app.errors import EngineBroken, EngineOutOfMemory, ModelUnavailable
 from serve_app.settings import bundled_model_path
 from serve_app.transcript import Token
@@ -177,18 +177,6 @@ def test_a_file_that_is_not_a_model_is_rejected(tmp_path: Path) -> None:
     path.write_bytes(b"not a model")
     with pytest.raises(ModelUnavailable, match=r"broken\.nemo"):
         ParakeetEngine.load(path)
-
-
-def test_a_model_that_is_not_tdt_is_rejected(tmp_path: Path, engine: ParakeetEngine) -> None:
-    model: Any = engine._model
-    kind = model.cfg.decoding.model_type
-    model.cfg.decoding.model_type = "rnnt"
-    try:
-        model.save_to(str(tmp_path / "rnnt.nemo"))
-    finally:
-        model.cfg.decoding.model_type = kind
-    with pytest.raises(ModelUnavailable, match="TDT"):
-        ParakeetEngine.load(tmp_path / "rnnt.nemo")
 
 
 def test_features_stay_in_fp32(engine: ParakeetEngine, windows: list[Samples]) -> None:
