@@ -129,7 +129,7 @@ def _model_deployment(model: ModelSettings, settings: Settings, gpus: float, sta
             "downscale_delay_s": model.idle_unload_s or NEVER_S,
             "look_back_period_s": LOOK_BACK_S,
         },
-    ).bind(model, batching, window_s, status_registry)
+    ).bind(model, batching, settings.max_window_s(model), status_registry)
 
 
 def _deploy(what: type, name: str, settings: Settings, **options: Any) -> serve.Deployment:

@@ -5,15 +5,15 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import ray
 from ray import serve
 
-from serve_app.cluster.live_calls import LiveWindow, Outcome
+from serve_app.cluster.live_calls import LiveWindow
 from serve_app.cluster.model_client import LOAD_FAILED, DeploymentHandle
 from serve_app.cluster.status import HEARTBEAT_S, ModelState, ReplicaStatus
 from serve_app.engine.batch_policy import batch_limits, max_batch_windows
@@ -22,9 +22,9 @@ from serve_app.engine.model_files import DownloadProgress, find_model_file
 from serve_app.engine.parakeet import ParakeetEngine
 from serve_app.engine.protocol import Engine
 from serve_app.engine.simulated import SimulatedEngine
-from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable, SpeechError
+from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable, RequestError, SpeechError
 from serve_app.settings import BatchingSettings, ModelSettings
-from serve_app.transcript import Token
+from serve_app.transcript import TokenColumns
 from serve_app.window import SAMPLE_RATE, Job, Keywords, Lane, Samples
 
 log = logging.getLogger("ray.serve")
@@ -36,6 +36,7 @@ EXIT_GRACE_S = 0.5
 """Time before a replica with a broken engine exits, seconds, so that its error replies are sent."""
 
 BatchItem: TypeAlias = tuple[Samples, Keywords]
+Result = TypeVar("Result")
 
 
 def without_traceback(record: logging.LogRecord) -> bool:
@@ -47,19 +48,21 @@ def without_traceback(record: logging.LogRecord) -> bool:
 
 
 class ModelReplica:
-    """One copy of one model. The engine is loaded and used on a single thread, which owns it."""
+    """One copy of one model. The engine is loaded and used on a single thread, which owns it; on a GPU, a second one prepares."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits constructors
-        self, model: ModelSettings, batching: BatchingSettings, window_s: float, status_registry: DeploymentHandle
+        self, model: ModelSettings, batching: BatchingSettings, max_window_s: float, status_registry: DeploymentHandle
     ) -> None:
+        """`max_window_s`: no window is longer, neither of a recording nor of a live stream, seconds."""
         log.addFilter(without_traceback)
         self._model = model
         self._batching = batching
-        self._window_samples = round(window_s * SAMPLE_RATE)
+        self._max_window_samples = round(max_window_s * SAMPLE_RATE)
         self._status_registry = status_registry
         self._engine_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self._prepare_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
         self._engine: Engine | None = None
-        self._batcher: Batcher[BatchItem, list[Token]] | None = None
+        self._batcher: Batcher[BatchItem, TokenColumns] | None = None
         self._status = ReplicaStatus(replica_id=serve.get_replica_context().replica_id.unique_id, state="starting")
         self._broken: EngineBroken | None = None
         """Why this process is about to exit."""
@@ -72,16 +75,21 @@ class ModelReplica:
         # is loaded. A failed load must not fail the constructor: Serve would retry it blindly and no client would get the reason.
         await asyncio.wait([self._loading])
 
-    async def transcribe(self, lane: int, job: Job, is_isolated: bool, samples: Samples) -> list[Token]:
-        """Tokens of one window, int16 [samples], with times from its start. Raises ModelUnavailable or EngineError."""
+    async def transcribe(self, lane: int, job: Job, is_isolated: bool, samples: Samples) -> TokenColumns:
+        """Tokens of one window, int16 [samples], with times from its start. Raises ModelUnavailable, EngineError, or RequestError
+        for keywords that the model cannot take."""
         batcher = await self._ready_batcher()
+        if job.keywords and self._engine is not None and not self._engine.info.keywords:
+            raise RequestError(
+                f"The model `{self._model.name}` does not take keywords: it has a CTC decoder.", param="keywords[]"
+            )
         return await batcher.submit((samples, job.keywords), len(samples), Lane(lane), job.job_id, is_isolated=is_isolated)
 
-    async def transcribe_live(self, windows: Sequence[LiveWindow]) -> list[Outcome]:
+    async def transcribe_live(self, windows: Sequence[LiveWindow]) -> list[TokenColumns | SpeechError]:
         """The same for windows of several live streams; their failures are part of the answer."""
         return await asyncio.gather(*(self._outcome(job, samples) for job, samples in windows))
 
-    async def _outcome(self, job: Job, samples: Samples) -> Outcome:
+    async def _outcome(self, job: Job, samples: Samples) -> TokenColumns | SpeechError:
         try:
             return await self.transcribe(Lane.LIVE, job, False, samples)
         except SpeechError as error:
@@ -90,7 +98,7 @@ class ModelReplica:
             log.exception("model %s failed", self._model.name)
             return EngineError(UNFORESEEN)
 
-    async def _ready_batcher(self) -> "Batcher[BatchItem, list[Token]]":
+    async def _ready_batcher(self) -> "Batcher[BatchItem, TokenColumns]":
         if self._loading.done() and self._batcher is None and time.monotonic() - self._failed_at_s > LOAD_RETRY_S:
             self._loading = asyncio.create_task(self._load())
         # Shielded: a client that disconnects must not cancel a load that others wait for.
@@ -114,7 +122,13 @@ class ModelReplica:
             return
         info = self._engine.info
         limits = batch_limits(self._batching, on_gpu=info.device != "cpu")
-        self._batcher = Batcher(self._process, limits, on_failing=self._exit_failing)
+        self._batcher = Batcher(
+            self._process,
+            limits,
+            prepare=self._prepare,
+            prepares_ahead=info.device == "cuda",
+            on_failing=self._exit_failing,
+        )
         self._status = replace(self._status, device=info.device, precision=info.precision, decoder=info.decoder)
         self._set_state("ready")
 
@@ -125,6 +139,7 @@ class ModelReplica:
             return SimulatedEngine(model.simulation)
         # Ray hides no GPU from a replica that reserves none.
         device = model.device if model.device != "auto" else "cuda" if ray.get_gpu_ids() else "cpu"
+        resources: dict[str, float] = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
         path = find_model_file(model.source, timeout_s=model.load_timeout_s, on_progress=self._note_download)
         self._set_state("loading")
         engine = ParakeetEngine.load(
@@ -132,21 +147,33 @@ class ModelReplica:
             device=device,
             precision=model.precision,
             cpu_threads=model.cpu_threads,
+            gpu_share=resources.get("GPU", 1.0),
             keyword_weight=model.keyword_weight,
+            decoder=model.decoder,
         )
         if engine.info.device == "cuda":
-            items = max_batch_windows(self._batching, self._window_samples / SAMPLE_RATE, on_gpu=True)
-            engine.warm_up(items, self._window_samples, max_items=self._batching.max_batch_items)
+            items = max_batch_windows(self._batching, self._max_window_samples / SAMPLE_RATE, on_gpu=True)
+            engine.warm_up(items, self._max_window_samples, max_items=self._batching.max_batch_items)
         return engine
 
-    async def _process(self, batch: list[BatchItem]) -> list[list[Token]]:
-        if self._broken is not None:
-            raise self._broken
+    async def _prepare(self, batch: list[BatchItem]) -> Any:
         assert self._engine is not None
         windows, keywords = zip(*batch, strict=True)
-        results = self._loop.run_in_executor(self._engine_thread, self._engine.transcribe, windows, keywords)
+        # On a CPU a second thread would take its core from the batch that runs.
+        thread = self._prepare_thread if self._engine.info.device == "cuda" else self._engine_thread
+        return await self._in_thread(thread, self._engine.prepare, windows, keywords)
+
+    async def _process(self, batch: Any) -> list[TokenColumns]:
+        assert self._engine is not None
+        return await self._in_thread(self._engine_thread, self._engine.recognise, batch)
+
+    async def _in_thread(self, thread: ThreadPoolExecutor, stage: Callable[..., Result], *arguments: Any) -> Result:
+        """The result of a stage of a batch. If the engine hangs or is broken, this process exits."""
+        if self._broken is not None:
+            raise self._broken
+        result = self._loop.run_in_executor(thread, stage, *arguments)
         try:
-            return await asyncio.wait_for(results, self._batching.batch_timeout_s)
+            return await asyncio.wait_for(result, self._batching.batch_timeout_s)
         except TimeoutError:
             hung = EngineBroken(f"A batch did not end within {self._batching.batch_timeout_s:.0f} s.")
             self._exit(hung)

@@ -23,6 +23,7 @@ from serve_app.window import MAX_WINDOW_S, SAMPLE_RATE
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
+DecoderChoice = Literal["auto", "transducer", "ctc"]
 CUES = CueRules()
 """Defaults of SubtitleSettings."""
 
@@ -84,6 +85,10 @@ class ModelSettings(_Group):
     device: Device = Field("auto", description="Device of the model; `auto`: the GPU if the replica has one, else the CPU.")
     precision: Precision = Field(
         "auto", description="`auto`: on GPUs bf16 if supported, else fp16; on CPUs bf16 if measured faster, else fp32."
+    )
+    decoder: DecoderChoice = Field(
+        "auto",
+        description="Head of a model with two, a transducer and CTC; `auto`: the transducer. `ctc` takes no keywords.",
     )
     cpu_threads: int = Field(0, ge=0, description="Threads of a CPU replica; 0: one for a small model, else all usable cores.")
     load_timeout_s: float = Field(
@@ -250,6 +255,10 @@ class Settings(BaseSettings):
     def windows_for(self, model: ModelSettings) -> WindowSettings:
         """The windows of a model: its own, or those for all models."""
         return model.windows or self.windows
+
+    def max_window_s(self, model: ModelSettings) -> float:
+        """Maximum length of all windows that the model gets, from recordings and from live streams, seconds."""
+        return max(self.windows_for(model).window_s, self.live.longest_window_s)
 
     @property
     def default_model_name(self) -> str:

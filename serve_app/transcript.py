@@ -1,13 +1,17 @@
 """The output of recognition: tokens, words, segments and the transcript of a recording. The classes are frozen.
 
-Tokens and words are named tuples, because there are many: they are made and sent several times as fast as data classes.
+Tokens and words are named tuples, because there are many: they are made several times as fast as data classes.
 
 The times of tokens are samples at 16 kHz. The times of words and segments, which clients receive, are seconds.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 MIN_CONFIDENCE = 1e-10
 """Lower limit of a confidence before its logarithm is taken, so that the logarithm is finite."""
@@ -33,6 +37,33 @@ class Token(NamedTuple):
         """The same token, `samples` later."""
         piece, token_id, start, end, confidence = self
         return Token(piece, token_id, start + samples, end + samples, confidence)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenColumns:
+    """The tokens of one window as columns, in which they travel from an engine to the ingress.
+
+    An engine has them as arrays, and for each token an object of its own would cost a replica more than all the rest that it does
+    in Python. The pieces travel along, so that they are always those of the vocabulary that the window was decoded with.
+    """
+
+    pieces: list[str]
+    token_ids: NDArray[np.int32]
+    start_samples: NDArray[np.int32]
+    end_samples: NDArray[np.int32]
+    confidences: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, tokens: Sequence[Token]) -> "TokenColumns":
+        """Columns that hold these tokens."""
+        pieces, ids, starts, ends, confidences = zip(*tokens, strict=True) if tokens else ((),) * 5
+        whole = [np.asarray(column, np.int32) for column in (ids, starts, ends)]
+        return cls(list(pieces), whole[0], whole[1], whole[2], np.asarray(confidences, np.float32))
+
+    def tokens(self) -> list[Token]:
+        """The tokens, one by one."""
+        columns = (self.token_ids, self.start_samples, self.end_samples, self.confidences)
+        return list(map(Token, self.pieces, *(column.tolist() for column in columns)))
 
 
 class Word(NamedTuple):

@@ -1,14 +1,18 @@
 """Failures in a model replica: its log and its answers. tests/server/ drives whole replicas."""
 
+import asyncio
 import logging
 
 import numpy as np
 import pytest
 
-from serve_app.deployments import ModelReplica, without_traceback
-from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable
-from serve_app.settings import ModelSettings
-from serve_app.transcript import Token
+from serve_app.deployments import BatchItem, ModelReplica, without_traceback
+from serve_app.engine.batch_queue import Batcher, BatchLimits
+from serve_app.engine.protocol import EngineInfo
+from serve_app.engine.simulated import SimulatedEngine
+from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable, RequestError
+from serve_app.settings import ModelSettings, SimulationSettings
+from serve_app.transcript import Token, TokenColumns
 from serve_app.window import Job, Lane, Samples
 
 
@@ -27,13 +31,33 @@ def test_what_is_foreseen_is_logged_without_a_traceback(
     assert type(error).__name__ in caplog.text
 
 
+async def test_keywords_that_a_model_cannot_take_are_refused() -> None:
+    class CtcEngine(SimulatedEngine):
+        info = EngineInfo(device="cpu", precision="fp32", decoder="ctc", keywords=False)
+
+    replica = object.__new__(ModelReplica)
+    replica._model = ModelSettings(name="m", source="bundled")
+    replica._engine = engine = CtcEngine(SimulationSettings(step_s=0, seconds_per_audio_s=0))
+    replica._loading = asyncio.create_task(asyncio.sleep(0))
+
+    async def process(batch: list[BatchItem]) -> list[TokenColumns]:
+        return engine.recognise([samples for samples, _ in batch])
+
+    replica._batcher = Batcher(process, BatchLimits(max_samples=100_000, max_items=8, ageing_s=1.0))
+    window = np.zeros(16_000, np.int16)
+    with pytest.raises(RequestError, match="does not take keywords") as refused:
+        await replica.transcribe(Lane.BULK, Job("a", ("Zürich",)), False, window)
+    assert refused.value.param == "keywords[]"
+    assert isinstance(await replica.transcribe(Lane.BULK, Job("b"), False, window), TokenColumns)
+
+
 async def test_windows_of_live_streams_that_fail_are_part_of_the_answer(caplog: pytest.LogCaptureFixture) -> None:
     """What is no SpeechError is logged here: an ingress may not even be able to unpickle it."""
     failures = {"broken": EngineBroken("the GPU failed"), "unforeseen": KeyError("/secret/path")}
-    tokens = [Token("▁one", 1, 0, 1280, 0.9)]
+    tokens = TokenColumns.of([Token("▁one", 1, 0, 1280, 0.9)])
 
     class Replica(ModelReplica):
-        async def transcribe(self, lane: int, job: Job, is_isolated: bool, samples: Samples) -> list[Token]:
+        async def transcribe(self, lane: int, job: Job, is_isolated: bool, samples: Samples) -> TokenColumns:
             assert (lane, is_isolated) == (Lane.LIVE, False)
             if job.job_id in failures:
                 raise failures[job.job_id]
@@ -43,7 +67,7 @@ async def test_windows_of_live_streams_that_fail_are_part_of_the_answer(caplog: 
     replica._model = ModelSettings(name="m", source="bundled")
     windows = [(Job(name), np.zeros(1_600, np.int16)) for name in ("fine", "broken", "unforeseen", "fine")]
     fine, broken, unforeseen, also_fine = await replica.transcribe_live(windows)
-    assert fine == also_fine == tokens
+    assert fine is also_fine is tokens
     assert broken is failures["broken"]
     assert isinstance(unforeseen, EngineError)
     assert unforeseen.message == UNFORESEEN

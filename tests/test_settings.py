@@ -126,3 +126,14 @@ class TestSeedVariables:
         monkeypatch.setenv("TRANSCRIBE_OVERLAP", "five")
         with pytest.raises(ValueError, match="TRANSCRIBE_OVERLAP"):
             Settings()
+
+
+def test_the_longest_window_of_a_model_may_be_that_of_a_live_stream() -> None:
+    settings = Settings.model_validate(
+        {
+            "models": [{"name": "a", "source": "bundled"}, {"name": "b", "source": "bundled", "windows": {"window_s": 60}}],
+            "windows": {"window_s": 16},
+            "live": {"longest_window_s": 40},
+        }
+    )
+    assert [settings.max_window_s(model) for model in settings.models] == [40, 60]

@@ -18,7 +18,7 @@ from serve_app.cluster.status import ReplicaStatus
 from serve_app.engine.batch_policy import max_batch_audio_s, max_batch_windows
 from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable, SpeechError
 from serve_app.settings import ModelSettings, Settings
-from serve_app.transcript import Token
+from serve_app.transcript import Token, TokenColumns
 from serve_app.window import SAMPLE_RATE, Job, Lane, Window
 
 log = logging.getLogger("ray.serve")
@@ -136,12 +136,12 @@ class ModelClient:
         if lane == Lane.LIVE and is_small and not is_isolated:
             return await self._live_calls.recognise(job, window.samples)
         replicas = self.replicas if is_small else self.replicas.options(_by_reference=True)
-        tokens: list[Token] = await self._answer(replicas.transcribe.remote(int(lane), job, is_isolated, window.samples))
-        return tokens
+        columns: TokenColumns = await self._answer(replicas.transcribe.remote(int(lane), job, is_isolated, window.samples))
+        return columns.tokens()
 
     async def _call_together(self, windows: Sequence[LiveWindow]) -> Sequence[Outcome]:
-        outcomes: Sequence[Outcome] = await self._answer(self.replicas.transcribe_live.remote(windows))
-        return outcomes
+        outcomes: Sequence[TokenColumns | SpeechError] = await self._answer(self.replicas.transcribe_live.remote(windows))
+        return [outcome if isinstance(outcome, SpeechError) else outcome.tokens() for outcome in outcomes]
 
     async def _answer(self, response: Any) -> Any:
         """The answer to a call. Raises one of REPLICA_LOST or another SpeechError."""

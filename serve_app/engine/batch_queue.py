@@ -6,13 +6,16 @@ a batch only when the engine is free, from all items queued at that moment. An i
 Lanes have strict priority, with one exception: once the oldest item has waited `ageing_s`, at most one batch in four starts with
 it. So bulk work never starves, and never delays live work for long. Within a lane, start-time fair queueing shares the engine
 between jobs by samples of audio: a short file does not wait for all windows of a long one that came earlier.
+
+A batch has two stages, so that a GPU need not wait for the first one: while a batch runs, the next one is formed and prepared if
+the queue holds enough for a full batch. It still goes after items of a more urgent lane that arrive meanwhile.
 """
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from serve_app.errors import EngineBroken, RequestError
 from serve_app.window import Lane
@@ -66,21 +69,43 @@ class _Waiting(Generic[Item, Result]):
     done: "asyncio.Future[Result]" = field(repr=False)
 
 
+@dataclass(slots=True, eq=False)
+class _Batch(Generic[Item, Result]):
+    items: list[_Waiting[Item, Result]]
+    preparing: "asyncio.Future[Any] | None" = None
+    """The batch as the first stage leaves it; None: not started."""
+
+    @property
+    def lane(self) -> Lane:
+        """Of its head."""
+        return self.items[0].lane
+
+
+async def _as_it_is(items: list[Item]) -> list[Item]:
+    return items
+
+
 class Batcher(Generic[Item, Result]):
     """Runs `process` on one batch at a time; it returns one result per item, in order. Use it from one event loop only.
 
-    `on_failing` is called after MAX_FAILED_BATCHES in a row without a result.
+    `process` gets what `prepare` returns for the items of the batch, by default the items. With `prepares_ahead`, that may be
+    called while another batch is processed. `on_failing` is called after MAX_FAILED_BATCHES in a row without a result.
     """
 
     def __init__(
         self,
-        process: Callable[[list[Item]], Awaitable[list[Result]]],
+        process: Callable[[Any], Awaitable[list[Result]]],
         limits: BatchLimits,
         *,
+        prepare: Callable[[list[Item]], Awaitable[Any]] = _as_it_is,
+        prepares_ahead: bool = False,
         on_failing: Callable[[], None] = lambda: None,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._process = process
+        self._prepare = prepare
+        self._prepares_ahead = prepares_ahead
+        self._ahead: _Batch[Item, Result] | None = None
         self._limits = limits
         self._on_failing = on_failing
         self._failed_batches = 0  # in a row
@@ -94,12 +119,12 @@ class Batcher(Generic[Item, Result]):
 
     @property
     def queued(self) -> int:
-        return len(self._queue)
+        return len(self._queue) + (len(self._ahead.items) if self._ahead is not None else 0)
 
     async def submit(self, item: Item, samples: int, lane: Lane, job: str, *, is_isolated: bool = False) -> Result:
         """Queue one item with `samples` of audio and return its result. With `is_isolated` it runs in a batch of its own.
 
-        Cancelling the call removes the item from the queue; a batch that is already running continues. Raises whatever `process`
+        Cancelling the call removes the item from the queue; a batch that was formed already continues. Raises whatever `process`
         raised for this item.
         """
         start_tag = max(self._virtual_time, self._next_start_tags.get(job, 0))
@@ -109,6 +134,7 @@ class Batcher(Generic[Item, Result]):
         self._queue.append(waiting)
         if self._worker is None:
             self._worker = asyncio.create_task(self._work())
+        self._prepare_ahead()
         try:
             return await waiting.done
         finally:
@@ -119,12 +145,29 @@ class Batcher(Generic[Item, Result]):
         try:
             # Everything submitted in this iteration of the event loop joins the first batch.
             await asyncio.sleep(0)
-            while self._queue:
-                batch = self._take_batch()
-                await self._run(batch)
-                self._count_failure(batch)
+            while self._queue or self._ahead is not None:
+                batch = self._next_batch()
+                self._prepare_ahead()
+                await self._run(batch.items, batch.preparing)
+                self._count_failure(batch.items)
         finally:
             self._worker = None
+
+    def _next_batch(self) -> _Batch[Item, Result]:
+        ahead = self._ahead
+        if ahead is None or (self._queue and min(waiting.lane for waiting in self._queue) < ahead.lane):
+            return _Batch(self._take_batch())
+        self._ahead = None
+        return ahead
+
+    def _prepare_ahead(self) -> None:
+        """Form the next batch early, if it is full already, so that it loses nothing but the items that arrive from now on."""
+        if not self._prepares_ahead or self._ahead is not None:
+            return
+        is_full = len(self._queue) >= self._limits.max_items or sum(w.samples for w in self._queue) >= self._limits.max_samples
+        if is_full:
+            items = self._take_batch()
+            self._ahead = _Batch(items, asyncio.ensure_future(self._prepare([waiting.item for waiting in items])))
 
     def _take_batch(self) -> list[_Waiting[Item, Result]]:
         """Remove the next batch from the queue: the head and the items that fit into a batch with it.
@@ -162,11 +205,12 @@ class Batcher(Generic[Item, Result]):
         self._heads_by_lane += 1
         return min(self._queue, key=lambda w: (w.lane, w.start_tag))
 
-    async def _run(self, batch: list[_Waiting[Item, Result]]) -> None:
-        """Process a batch. If it fails, process its items one by one so that only the bad ones fail. EngineBroken fails all."""
+    async def _run(self, batch: list[_Waiting[Item, Result]], preparing: "asyncio.Future[Any] | None" = None) -> None:
+        """Prepare a batch unless that was started, and process it. If it fails, do so with its items one by one, so that only the
+        bad ones fail. EngineBroken fails all."""
         self._count(batch)
         try:
-            results = await self._process([w.item for w in batch])
+            results = await self._process(await (preparing or self._prepare([w.item for w in batch])))
         except EngineBroken as error:
             for waiting in batch:
                 _fail(waiting, error)

@@ -7,24 +7,24 @@ blank is not changed, so boosting replaces words but does not insert any.
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from serve_app.engine.cuda_graphs import GraphDecoder
 from serve_app.window import Keywords
 
 MAX_TREES = 32
 """Trees kept for later batches; one batch may use more. With a vocabulary of 8,192 tokens, 32 trees of maximal size fit NeMo's
-pool of a million arcs. When the pool has to grow, CUDA graphs are captured again."""
+pool of a million arcs. When the pool has to grow, NeMo drops the CUDA graphs, and the decoder captures them again."""
 
 
 class Booster:
     """A decoder with phrase boosting, for batches with keywords. Batches without use the model's own decoder, which is faster.
 
-    `weight` multiplies the bonus. `capture_graphs` captures the CUDA graphs of the decoder that it is given; without CUDA graphs
-    it does nothing. Not thread-safe.
+    `weight` multiplies the bonus. Not thread-safe.
     """
 
-    def __init__(self, model: Any, weight: float, capture_graphs: Callable[[Any], None]) -> None:
+    def __init__(self, model: Any, weight: float) -> None:
         import torch
         from omegaconf import open_dict
 
@@ -34,32 +34,30 @@ class Booster:
         # NeMo moves the tensors of the trees to the device outside inference mode, which fails for tensors created inside it. The
         # same holds wherever trees are added or removed.
         with torch.inference_mode(False):
-            self._decoding = type(model.decoding)(
+            decoding = type(model.decoding)(
                 decoding_cfg=config, decoder=model.decoder, joint=model.joint, tokenizer=model.tokenizer
             )
+        computer = decoding.decoding.decoding_computer
+        self.decoder = GraphDecoder(computer)
         self._tokenizer = model.tokenizer
         self._weight = weight
-        self._capture_graphs = capture_graphs
-        self._trees = self._decoding.decoding.decoding_computer.biasing_multi_model
+        # NeMo drops the graphs when the pool of trees has to grow.
+        self._trees = computer.biasing_multi_model
         # Least recently used first. None: the vocabulary covers no phrase of the list.
         self._requests: OrderedDict[Keywords, Any] = OrderedDict()
-        capture_graphs(self._decoding)
 
-    def decode(self, encoded: Any, frame_counts: Any, keywords: Sequence[Keywords]) -> list[Any]:
-        """NeMo's hypotheses, one per window.
+    def decode(self, encoded: Any, frame_counts: Any, keywords: Sequence[Keywords]) -> Any:
+        """NeMo's BatchedHyps, which may have more rows than there are windows.
 
-        `encoded`: float [windows, features, frames]. `frame_counts`: int [windows]. `keywords`: one list per window, maybe empty.
+        `encoded`: float [windows, frames, features]. `frame_counts`: int [windows]. `keywords`: one list per window, maybe empty.
         After an exception, the state of the decoder is unknown: make a new Booster.
         """
-        from nemo.collections.asr.parts.utils.rnnt_utils import Hypothesis
+        import torch
 
         self._prepare(set(keywords) - {()})
         requests = [self._requests.get(phrases) for phrases in keywords]
-        partial = [None if request is None else Hypothesis.empty_with_biasing_cfg(request) for request in requests]
-        hypotheses: list[Any] = self._decoding.rnnt_decoder_predictions_tensor(
-            encoded, frame_counts, return_hypotheses=True, partial_hypotheses=partial
-        )
-        return hypotheses
+        tree_ids = [-1 if request is None else request.multi_model_id for request in requests]
+        return self.decoder(encoded, frame_counts, torch.tensor(tree_ids, device=encoded.device))
 
     def _prepare(self, wanted: set[Keywords]) -> None:
         """Build the trees of the wanted lists that are missing; beyond MAX_TREES remove the least recently used others."""
@@ -67,7 +65,6 @@ class Booster:
 
         missing = [phrases for phrases in wanted if phrases not in self._requests]
         unused = [phrases for phrases in self._requests if phrases not in wanted]
-        pool_size_before = self._pool_size()
         with torch.inference_mode(False), torch.no_grad():
             for phrases in unused[: max(0, len(self._requests) + len(missing) - MAX_TREES)]:
                 request = self._requests.pop(phrases)
@@ -77,12 +74,6 @@ class Booster:
                 self._requests[phrases] = self._build(phrases)
         for phrases in wanted:
             self._requests.move_to_end(phrases)
-        if self._pool_size() != pool_size_before:
-            self._capture_graphs(self._decoding)
-
-    def _pool_size(self) -> tuple[int, ...]:
-        trees = self._trees
-        return trees.num_models_reserved, trees.num_states_reserved, trees.num_arcs_extended_reserved
 
     def _build(self, phrases: Keywords) -> Any:
         from nemo.collections.asr.parts.context_biasing import BoostingTreeModelConfig

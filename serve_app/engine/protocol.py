@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from serve_app.transcript import Token
+from serve_app.transcript import Token, TokenColumns
 from serve_app.window import Keywords, Samples
 
 
@@ -15,21 +15,34 @@ class EngineInfo:
     device: str
     precision: str
     decoder: str
-    """How the decoding loop runs: `cuda graphs` (full graph), `cuda graphs without loops`, `eager`, or `simulated`."""
+    """How a transducer's decoding loop runs: `cuda graphs` (full graph), `cuda graphs without loops` or `eager`. Without a loop:
+    `ctc` or `simulated`."""
+    keywords: bool
+    """Whether phrases can be boosted."""
 
 
 class Engine(Protocol):
-    """Recognises windows of speech. Not thread-safe."""
+    """Recognises windows of speech. Not thread-safe, but one thread may prepare a batch while another one recognises one."""
 
     @property
     def info(self) -> EngineInfo: ...
 
-    def transcribe(self, windows: Sequence[Samples], keywords: Sequence[Keywords] = ()) -> list[list[Token]]:
-        """Recognise a batch of windows, each int16 [samples] at 16 kHz. `keywords`: phrases to boost, one list per window, or
-        empty for none.
+    def prepare(self, windows: Sequence[Samples], keywords: Sequence[Keywords] = ()) -> Any:
+        """First stage of a batch, for `recognise`. On a GPU: the windows are copied to the device and features computed there.
 
-        Returns one list of tokens per window, in order, with times in samples from the start of the window. Raises
-        EngineOutOfMemory if even a single window does not fit into memory, and EngineBroken if the device is unusable for this
-        process.
+        `windows`: each int16 [samples] at 16 kHz. `keywords`: phrases to boost, one list per window, or empty for none; only if
+        `info.keywords`. Raises EngineBroken if the device is unusable for this process.
         """
+        ...
+
+    def recognise(self, batch: Any) -> list[TokenColumns]:
+        """The tokens of each window of a prepared batch, in order, with times in samples from the start of the window.
+
+        Raises EngineOutOfMemory if even a single window does not fit into memory, and EngineBroken if the device is unusable for
+        this process.
+        """
+        ...
+
+    def transcribe(self, windows: Sequence[Samples], keywords: Sequence[Keywords] = ()) -> list[list[Token]]:
+        """Both stages, for callers that have one batch."""
         ...

@@ -8,7 +8,7 @@ import numpy as np
 
 from serve_app.engine.protocol import EngineInfo
 from serve_app.settings import SimulationSettings
-from serve_app.transcript import Token
+from serve_app.transcript import Token, TokenColumns
 from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE, Keywords, Samples
 
 PIECE_SAMPLES = 40
@@ -21,11 +21,19 @@ MIN_LEVEL = 600.0
 class SimulatedEngine:
     """Takes the time that the settings define. Its words depend only on the audio, not on the window that contains it."""
 
-    info = EngineInfo(device="simulated", precision="none", decoder="simulated")
+    info = EngineInfo(device="simulated", precision="none", decoder="simulated", keywords=True)
 
     def __init__(self, costs: SimulationSettings) -> None:
         self._costs = costs
         time.sleep(costs.load_s)
+
+    def prepare(self, windows: Sequence[Samples], keywords: Sequence[Keywords] = ()) -> Sequence[Samples]:
+        """See Engine.prepare."""
+        return windows
+
+    def recognise(self, batch: Sequence[Samples]) -> list[TokenColumns]:
+        """See Engine.recognise."""
+        return list(map(TokenColumns.of, self.transcribe(batch)))
 
     def transcribe(self, windows: Sequence[Samples], keywords: Sequence[Keywords] = ()) -> list[list[Token]]:
         """See Engine.transcribe. About one frame in six without silence becomes a word, which is the checksum of the frame."""

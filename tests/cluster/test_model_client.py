@@ -1,7 +1,7 @@
 """The client of a model's replicas, on a fake deployment handle and in virtual time: retries, waiting, errors."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,18 +10,20 @@ from grpc import StatusCode
 from grpc.aio import AioRpcError, Metadata
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 
+from serve_app.cluster.live_calls import LiveWindow
 from serve_app.cluster.model_client import CHECK_S, LOAD_FAILED, MAX_ATTEMPTS, MAX_BY_VALUE_BYTES, RETRY_DELAY_S, ModelClient
 from serve_app.cluster.status import ReplicaStatus
-from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable
+from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable, SpeechError
 from serve_app.settings import LimitSettings, ModelSettings, Settings
-from serve_app.transcript import Token
+from serve_app.transcript import Token, TokenColumns
 from serve_app.window import Job, Lane, Window
 from testing import virtual_time
 
 FIRST = Window(0, 0, np.zeros(16_000, dtype=np.int16))
 JOB = Job("job")
 WINDOW = Window(3, 0, np.zeros(16_000, dtype=np.int16))
-TOKENS = [Token("▁one", 1, 0, 1280, 0.9)]
+TOKENS = [Token("▁one", 1, 0, 1280, 0.75)]
+COLUMNS = TokenColumns.of(TOKENS)
 MODEL = ModelSettings(name="m", source="bundled")
 SETTINGS = Settings(models=(MODEL,), limits=LimitSettings(model_wait_s=10))
 
@@ -68,14 +70,14 @@ def client_with(
     return ModelClient(MODEL, SETTINGS, replicas, lambda: statuses, is_deployed), replicas
 
 
-def failing(*failures: BaseException) -> Callable[..., Awaitable[list[Token]]]:
+def failing(*failures: BaseException) -> Callable[..., Awaitable[TokenColumns]]:
     """Fails in these ways, then answers."""
     left = list(failures)
 
-    async def answer(*_: Any) -> list[Token]:
+    async def answer(*_: Any) -> TokenColumns:
         if left:
             raise left.pop(0)
-        return TOKENS
+        return COLUMNS
 
     return answer
 
@@ -92,6 +94,22 @@ class TestModelClient:
         assert samples is WINDOW.samples
         assert (lane, job, is_isolated) == (Lane.BULK, JOB, False)
         assert not handle.by_reference
+
+    def test_windows_of_live_streams_share_an_answer(self) -> None:
+        async def answer(windows: Sequence[LiveWindow]) -> list[TokenColumns | SpeechError]:
+            return [COLUMNS if job == JOB else EngineError("no") for job, _ in windows]
+
+        async def both() -> list[Any]:
+            jobs = (JOB, Job("other"))
+            waiting = (client.recognise(WINDOW, Lane.LIVE, job) for job in jobs)
+            return await asyncio.gather(*waiting, return_exceptions=True)
+
+        replicas: Any = FakeHandle("transcribe_live", answer)
+        client = ModelClient(MODEL, SETTINGS, replicas, tuple, deployed)
+        tokens, error = virtual_time.run(both())
+        assert tokens == TOKENS
+        assert isinstance(error, EngineError)
+        assert len(replicas.calls) == 1
 
     def test_a_window_that_is_too_long_for_a_message_is_sent_by_reference(self) -> None:
         client, handle = client_with(failing())
@@ -157,10 +175,10 @@ class TestModelClient:
     def test_a_model_that_loads_for_long_is_reported(self, statuses: tuple[ReplicaStatus, ...], reason: str) -> None:
         cancelled = False
 
-        async def never(*_: Any) -> list[Token]:
+        async def never(*_: Any) -> TokenColumns:
             nonlocal cancelled
             try:
-                return await asyncio.sleep(1000, [])
+                return await asyncio.sleep(1000, COLUMNS)
             except asyncio.CancelledError:
                 cancelled = True
                 raise
@@ -177,15 +195,15 @@ class TestModelClient:
         assert cancelled
 
     def test_a_loaded_replica_gets_the_full_time(self) -> None:
-        async def slow(*_: Any) -> list[Token]:
-            return await asyncio.sleep(40, TOKENS)
+        async def slow(*_: Any) -> TokenColumns:
+            return await asyncio.sleep(40, COLUMNS)
 
         client, _ = client_with(slow, ReplicaStatus("r", "ready"))
         assert virtual_time.run(client.recognise(FIRST, Lane.BULK, JOB)) == TOKENS
 
     def test_a_job_that_has_begun_waits_until_its_model_is_loaded_again(self) -> None:
-        async def slow(*_: Any) -> list[Token]:
-            return await asyncio.sleep(1000, TOKENS)
+        async def slow(*_: Any) -> TokenColumns:
+            return await asyncio.sleep(1000, COLUMNS)
 
         client, _ = client_with(slow, ReplicaStatus("r", "loading"))
         assert virtual_time.run(client.recognise(WINDOW, Lane.BULK, JOB)) == TOKENS
@@ -194,8 +212,8 @@ class TestModelClient:
     def test_a_window_whose_model_is_removed_fails(self, window: Window) -> None:
         """Its replicas may have been ready until then."""
 
-        async def never(*_: Any) -> list[Token]:
-            return await asyncio.sleep(1000, [])
+        async def never(*_: Any) -> TokenColumns:
+            return await asyncio.sleep(1000, COLUMNS)
 
         async def is_deployed() -> bool:
             return virtual_time.now_s() < 5

@@ -229,7 +229,8 @@ async def test_a_broken_engine_fails_the_whole_batch_at_once() -> None:
         calls += 1
         raise EngineBroken("the GPU fell off the bus")
 
-    batcher = Batcher(process, BatchLimits(max_samples=1000, max_items=8, ageing_s=1.0), now_s=virtual_time.now_s)
+    limits = BatchLimits(max_samples=1000, max_items=8, ageing_s=1.0)
+    batcher: Batcher[str, str] = Batcher(process, limits, now_s=virtual_time.now_s)
     results = await asyncio.gather(*(batcher.submit(name, 10, Lane.LIVE, name) for name in "abc"), return_exceptions=True)
     assert [type(result) for result in results] == [EngineBroken] * 3
     assert calls == 1

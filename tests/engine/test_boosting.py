@@ -1,11 +1,12 @@
 """Phrase boosting on the bundled model: which tokens it changes, and which it must not change."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from nemo.collections.asr.parts.context_biasing.biasing_multi_model import GPUBiasingMultiModel
 
-from serve_app.engine.boosting import MAX_TREES, Booster
+from serve_app.engine.boosting import MAX_TREES
 from serve_app.engine.parakeet import ParakeetEngine
 from serve_app.output.segments import Segmenter
 from serve_app.transcript import Token
@@ -90,7 +91,8 @@ def test_more_lists_in_succession_than_trees_are_kept(
     for n in range(MAX_TREES + 5):
         engine.transcribe([windows[0][:16_000]], [(f"one {'two ' * (n % 9)}three{' four' * (n // 9)}",)])
     assert engine.transcribe(window, [phrase]) == [first]
-    booster = engine._booster
+    decoder: Any = engine._decoder
+    booster = decoder._booster
     assert booster is not None
     assert len(booster._requests) == MAX_TREES
 
@@ -100,8 +102,9 @@ def test_more_lists_in_a_batch_than_trees_are_kept(engine: ParakeetEngine, windo
     lists: list[Keywords] = [(f"two {'one ' * (n % 9)}five{' six' * (n // 9)}",) for n in range(count)]
     short = [windows[n % BATCH][:24_000] for n in range(count)]
     together = engine.transcribe(short, lists)
+    decoder: Any = engine._decoder
     for n in (0, 7, count - 1):
-        engine._booster = None
+        decoder._booster = None
         assert engine.transcribe(short, [lists[n] if i == n else () for i in range(count)])[n] == together[n]
 
 
@@ -114,14 +117,6 @@ def test_the_decoder_is_replaced_after_a_failure(
         broken.setattr(GPUBiasingMultiModel, "add_model", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             engine.transcribe(window, [("nine nine eight nine",)])
-    assert engine._booster is None
+    decoder: Any = engine._decoder
+    assert decoder._booster is None
     assert engine.transcribe(window, phrases) == before
-
-
-def test_graphs_are_captured_again_when_the_pool_of_trees_grows(engine: ParakeetEngine) -> None:
-    captured: list[object] = []
-    booster = Booster(engine._model, 0.5, captured.append)
-    booster._prepare({("one",), ("two",)})
-    assert len(captured) == 1
-    booster._prepare({(f"one{' two' * n}",) for n in range(130)})
-    assert len(captured) == 2

@@ -23,10 +23,24 @@ def test_a_cpu_out_of_memory() -> None:
     assert not is_device_failure(caught.value)
 
 
-def test_a_gpu_out_of_memory() -> None:
-    error = torch.OutOfMemoryError(
-        "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1.20 GiB is free."
-    )
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1.20 GiB is free."
+        ),
+        torch.AcceleratorError("CUDA error: out of memory" + CUDA_ADVICE),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+        RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"),
+        NeMoCUDAPythonException("CUDA failure! cudaError_t.cudaErrorMemoryAllocation"),
+        NeMoCUDAPythonException("Cuda Error: CUresult.CUDA_ERROR_OUT_OF_MEMORY"),
+        MemoryError("Unable to allocate 3.00 GiB for an array with shape (64, 25165824) and data type int16"),
+    ],
+    ids=lambda error: str(error).split("\n")[0],
+)
+def test_out_of_memory(error: Exception) -> None:
     assert is_out_of_memory(error)
     assert not is_device_failure(error)
 
@@ -39,6 +53,8 @@ def test_a_gpu_out_of_memory() -> None:
         RuntimeError("CUDA error: an illegal memory access was encountered" + CUDA_ADVICE),
         RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx( handle, opa, opb, m, n, k)`"),
         RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+        RuntimeError("cuFFT error: CUFFT_EXEC_FAILED"),
+        NeMoCUDAPythonException("CUDA failure! cudaError_t.cudaErrorLaunchFailure"),
         NeMoCUDAPythonException("Cuda Runtime Error: cudaErrorIllegalAddress"),
     ],
     ids=lambda error: str(error).split("\n")[0],

@@ -13,7 +13,8 @@ import pytest
 import soundfile as sf
 import torch
 
-from serve_app.engine.parakeet import ParakeetEngine
+from serve_app.engine.decoder import DecodedBatch
+from serve_app.engine.parakeet import Features, ParakeetEngine
 from serve_app.errors import EngineBroken, EngineOutOfMemory, ModelUnavailable
 from serve_app.settings import bundled_model_path
 from serve_app.transcript import Token
@@ -127,11 +128,12 @@ class FailingModel(ParakeetEngine):
         self._max_windows, self._error = max_windows, error
         self.batches: list[int] = []
 
-    def _recognise(self, windows: Sequence[Samples], keywords: Sequence[Keywords]) -> list[list[Token]]:
-        self.batches.append(len(windows))
-        if len(windows) > self._max_windows:
+    def _run(self, features: Features, keywords: Sequence[Keywords]) -> DecodedBatch:
+        windows = len(keywords)
+        self.batches.append(windows)
+        if windows > self._max_windows:
             raise self._error
-        return super()._recognise(windows, keywords)
+        return super()._run(features, keywords)
 
 
 @pytest.mark.parametrize(
@@ -177,16 +179,26 @@ def test_a_file_that_is_not_a_model_is_rejected(tmp_path: Path) -> None:
         ParakeetEngine.load(path)
 
 
-def test_a_model_that_is_not_tdt_is_rejected(tmp_path: Path, engine: ParakeetEngine) -> None:
-    model: Any = engine._model
-    kind = model.cfg.decoding.model_type
-    model.cfg.decoding.model_type = "rnnt"
-    try:
-        model.save_to(str(tmp_path / "rnnt.nemo"))
-    finally:
-        model.cfg.decoding.model_type = kind
-    with pytest.raises(ModelUnavailable, match="TDT"):
-        ParakeetEngine.load(tmp_path / "rnnt.nemo")
+def test_features_stay_in_fp32(engine: ParakeetEngine, windows: list[Samples]) -> None:
+    """Rounded to bf16, the window and the filterbank of the features leak between frequencies."""
+    rounded: Any = ParakeetEngine.load(bundled_model_path(), device="cpu", precision="bf16")
+    assert next(rounded._model.encoder.parameters()).dtype == torch.bfloat16
+    assert next(rounded._model.joint.parameters()).dtype == torch.bfloat16
+    audio = torch.from_numpy(windows[3])[None] / 32768.0
+    lengths = torch.tensor([len(windows[3])])
+    features, _ = rounded._model.preprocessor(input_signal=audio, length=lengths)
+    exact, _ = engine._model.preprocessor(input_signal=audio, length=lengths)
+    assert features.dtype == torch.float32
+    assert torch.equal(features, exact)
+
+
+def test_several_replicas_of_a_gpu_share_its_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shares: list[float] = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
+    for share in (1.0, 0.25):
+        with pytest.raises(ModelUnavailable):
+            ParakeetEngine.load(tmp_path / "missing.nemo", device="cuda", gpu_share=share)
+    assert shares == [0.25]
 
 
 def test_a_small_model_stays_in_fp32_on_a_cpu() -> None:

@@ -1,0 +1,64 @@
+"""Which models are loaded, and how; tests/engine/test_parakeet.py has the bundled one."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve_app.engine.parakeet import ParakeetEngine
+from serve_app.errors import ModelUnavailable
+from testing.random_models import save_random_model
+
+
+def subsampled_4_times(config: dict[str, Any]) -> None:
+    config["encoder"]["subsampling_factor"] = 4
+
+
+def hop_of_20_ms(config: dict[str, Any]) -> None:
+    config["preprocessor"]["window_stride"] = 0.02
+
+
+def telephone_audio(config: dict[str, Any]) -> None:
+    config["sample_rate"] = config["preprocessor"]["sample_rate"] = 8_000
+    config["preprocessor"]["window_stride"] = 0.02
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (subsampled_4_times, "frames of 40 ms .4 times 160 samples."),
+        (hop_of_20_ms, "frames of 160 ms"),
+        (telephone_audio, "audio of 8000 Hz"),
+    ],
+)
+def test_a_model_with_another_clock_is_refused(change: Callable[[dict[str, Any]], None], reason: str, tmp_path: Path) -> None:
+    """Its times would be wrong by a factor."""
+    path = tmp_path / "model.nemo"
+    save_random_model("tdt", path, change=change)
+    with pytest.raises(ModelUnavailable, match=reason):
+        ParakeetEngine.load(path, device="cpu")
+
+
+def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
+    def without_tokenizer(config: dict[str, Any]) -> None:
+        del config["tokenizer"]
+        config["labels"] = list("abc")
+        config["decoder"]["vocabulary"], config["decoder"]["num_classes"] = config["labels"], 3
+
+    path = tmp_path / "characters.nemo"
+    save_random_model("ctc", path, kind="EncDecCTCModel", change=without_tokenizer)
+    with pytest.raises(ModelUnavailable, match=r"characters\.nemo is a EncDecCTCModel"):
+        ParakeetEngine.load(path, device="cpu")
+
+
+def test_a_transducer_that_cannot_be_decoded_in_batches_is_refused(tmp_path: Path) -> None:
+    def multi_blank(config: dict[str, Any]) -> None:
+        config["joint"]["num_extra_outputs"] = 2
+        config["decoding"] |= {"model_type": "multiblank", "big_blank_durations": [2, 4]}
+        config["loss"] = {"loss_name": "multiblank_rnnt", "multiblank_rnnt_kwargs": {"big_blank_durations": [2, 4]}}
+
+    path = tmp_path / "multi_blank.nemo"
+    save_random_model("rnnt", path, change=multi_blank)
+    with pytest.raises(ModelUnavailable, match="label looping"):
+        ParakeetEngine.load(path, device="cpu")
