@@ -14,7 +14,7 @@ from typing import Any, Literal
 import yaml
 
 from serve_app.errors import ModelUnavailable
-from serve_app.window import SAMPLE_RATE
+from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE
 
 Family = Literal["tdt", "rnnt", "ctc", "hybrid_tdt_ctc", "hybrid_rnnt_ctc"]
 Context = Literal["full", "limited", "unified"]
@@ -90,15 +90,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
     sample_rate, hop_samples = _rates(path, config)
     if sample_rate != SAMPLE_RATE:
         raise ModelUnavailable(f"{path} cannot be served: it takes audio at {sample_rate} Hz, the server has {SAMPLE_RATE} Hz")
-    return Checkpoint(
-        target,
-        _family(path, config, DECODERS[name]),
-        sample_rate,
-        hop_samples,
-        _subsampling_factor(path, encoder),
-        _vocabulary_size(path, config),
-        context,
-    )
+    factor = _subsampling_factor(path, encoder)
+    if hop_samples * factor != FRAME_SAMPLES:
+        frame_ms, served_ms = (samples / SAMPLE_RATE * 1000 for samples in (hop_samples * factor, FRAME_SAMPLES))
+        raise ModelUnavailable(
+            f"{path} cannot be served: its encoder frames have {frame_ms:.0f} ms ({factor} times {hop_samples} samples), "
+            f"not {served_ms:.0f} ms"
+        )
+    family = _family(path, config, DECODERS[name])
+    return Checkpoint(target, family, sample_rate, hop_samples, factor, _vocabulary_size(path, config), context)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from serve_app.cores import usable_cores
+from serve_app.engine.checkpoints import Family, read_checkpoint
 from serve_app.engine.cpu import CPU_ENVIRONMENT, keep_freed_memory
 from serve_app.engine.ctc import CtcDecoder
 from serve_app.engine.decoder import Decoder
@@ -16,7 +17,6 @@ from serve_app.engine.precision import choose_precision
 from serve_app.engine.transducer import TransducerDecoder
 from serve_app.errors import ModelUnavailable
 from serve_app.settings import DecoderChoice, Device, Precision
-from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE
 
 log = logging.getLogger("ray.serve")
 
@@ -27,12 +27,14 @@ rounding, and a second thread would gain nothing."""
 
 Head = Literal["transducer", "ctc"]
 
-HEADS: dict[str, tuple[Head, ...]] = {
-    "EncDecRNNTBPEModel": ("transducer",),
-    "EncDecCTCModelBPE": ("ctc",),
-    "EncDecHybridRNNTCTCBPEModel": ("transducer", "ctc"),
+HEADS: dict[Family, tuple[Head, ...]] = {
+    "tdt": ("transducer",),
+    "rnnt": ("transducer",),
+    "ctc": ("ctc",),
+    "hybrid_tdt_ctc": ("transducer", "ctc"),
+    "hybrid_rnnt_ctc": ("transducer", "ctc"),
 }
-"""By class of NeMo: the heads on the encoder. The first is used unless the settings say otherwise."""
+"""The heads on the encoder. The first is used unless the settings say otherwise."""
 
 LABEL_LOOPING = ("GreedyBatchedTDTInfer", "GreedyBatchedRNNTInfer")
 """The classes of NeMo whose decoding computer decodes all that the model can emit."""
@@ -62,6 +64,7 @@ def load_model(
     decoder: DecoderChoice,
 ) -> LoadedModel:
     """Load a `.nemo` file; see `ParakeetEngine.load`. Raises ModelUnavailable."""
+    head = _choose_head(HEADS[read_checkpoint(path).family], decoder, path)
     for name, value in CPU_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     # torch reads these variables when it is imported.
@@ -78,7 +81,6 @@ def load_model(
         model = ASRModel.restore_from(str(path), map_location=torch.device("cpu"))
     except Exception as error:
         raise ModelUnavailable(f"{path} could not be loaded as a NeMo speech model: {error}") from error
-    head = _choose_head(_describe(model, path), decoder, path)
     parameters = sum(p.numel() for p in model.parameters())
     is_small = parameters < SMALL_MODEL_PARAMETERS
     if device == "cpu":
@@ -102,15 +104,6 @@ def load_model(
     return LoadedModel(model, device, precision, decodes)
 
 
-def _describe(model: Any, path: Path) -> tuple[Head, ...]:
-    """The heads of a model. Raises ModelUnavailable if this server cannot run it, or would get its times wrong."""
-    name = type(model).__name__
-    if name not in HEADS:
-        raise ModelUnavailable(f"{path} is a {name}; this server runs {', '.join(HEADS)}")
-    _check_clock(model, path)
-    return HEADS[name]
-
-
 def _choose_head(heads: tuple[Head, ...], decoder: DecoderChoice, path: Path) -> Head:
     if decoder == "auto":
         return heads[0]
@@ -124,20 +117,6 @@ def _modules(model: Any, head: Head) -> tuple[Any, ...]:
     if head == "transducer":
         return model.decoder, model.joint
     return (getattr(model, "ctc_decoder", model.decoder),)
-
-
-def _check_clock(model: Any, path: Path) -> None:
-    features = model.preprocessor.featurizer
-    if features.sample_rate != SAMPLE_RATE:
-        raise ModelUnavailable(f"{path} takes audio of {features.sample_rate} Hz; this server runs models of {SAMPLE_RATE} Hz")
-    hop, factor = features.hop_length, getattr(model.encoder, "subsampling_factor", None)
-    if factor is None:
-        raise ModelUnavailable(f"{path} has a {type(model.encoder).__name__}; this server runs models with a ConformerEncoder")
-    if hop * factor != FRAME_SAMPLES:
-        raise ModelUnavailable(
-            f"{path} has encoder frames of {hop * factor / SAMPLE_RATE * 1000:.0f} ms ({factor} times {hop} samples); "
-            f"this server runs models with frames of {FRAME_SAMPLES / SAMPLE_RATE * 1000:.0f} ms"
-        )
 
 
 def _set_up_label_looping(model: Any, path: Path, device: str) -> None:

@@ -27,9 +27,9 @@ def telephone_audio(config: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (subsampled_4_times, "frames of 40 ms .4 times 160 samples."),
-        (hop_of_20_ms, "frames of 160 ms"),
-        (telephone_audio, "audio of 8000 Hz"),
+        (subsampled_4_times, "40 ms .4 times 160 samples."),
+        (hop_of_20_ms, "160 ms"),
+        (telephone_audio, "audio at 8000 Hz"),
     ],
 )
 def test_a_model_with_another_clock_is_refused(change: Callable[[dict[str, Any]], None], reason: str, tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
 
     path = tmp_path / "characters.nemo"
     save_random_model("ctc", path, kind="EncDecCTCModel", change=without_tokenizer)
-    with pytest.raises(ModelUnavailable, match=r"characters\.nemo is a EncDecCTCModel"):
+    with pytest.raises(ModelUnavailable, match=r"characters\.nemo cannot be served: it is a character model"):
         ParakeetEngine.load(path, device="cpu")
 
 
@@ -60,5 +60,5 @@ def test_a_transducer_that_cannot_be_decoded_in_batches_is_refused(tmp_path: Pat
 
     path = tmp_path / "multi_blank.nemo"
     save_random_model("rnnt", path, change=multi_blank)
-    with pytest.raises(ModelUnavailable, match="label looping"):
+    with pytest.raises(ModelUnavailable, match="multi-blank"):
         ParakeetEngine.load(path, device="cpu")
