@@ -4,6 +4,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -120,29 +121,48 @@ def test_quiet_noise_gives_no_tokens(engine: ParakeetEngine) -> None:
     assert engine.transcribe([noise]) == [[]]
 
 
-class FailingModel(ParakeetEngine):
-    """Raises `error` for batches of more than `max_windows` windows."""
+def test_a_batch_may_be_prepared_by_another_thread_while_one_is_recognised(
+    engine: ParakeetEngine, windows: list[Samples], alone: list[list[Token]]
+) -> None:
+    halves = (slice(None, 6), slice(6, None))
+    with ThreadPoolExecutor(1) as thread:
+        for _ in range(3):
+            batches = [thread.submit(engine.prepare, windows[half]) for half in halves]
+            columns = [engine.recognise(batch.result()) for batch in batches]
+            assert [times(c.tokens()) for half in columns for c in half] == [times(tokens) for tokens in alone]
 
-    def __init__(self, engine: ParakeetEngine, max_windows: int, error: Exception) -> None:
+
+class FailingModel(ParakeetEngine):
+    """Raises `error` for batches of more than `max_windows` windows, at the stage of that name."""
+
+    def __init__(self, engine: ParakeetEngine, max_windows: int, error: Exception, stage: str = "run") -> None:
         self.__dict__.update(engine.__dict__)
-        self._max_windows, self._error = max_windows, error
+        self._max_windows, self._error, self._stage = max_windows, error, stage
         self.batches: list[int] = []
 
+    def _fail(self, stage: str, windows: int) -> None:
+        if stage == self._stage:
+            self.batches.append(windows)
+            if windows > self._max_windows:
+                raise self._error
+
+    def _features(self, windows: Sequence[Samples]) -> Features:
+        self._fail("prepare", len(windows))
+        return super()._features(windows)
+
     def _run(self, features: Features, keywords: Sequence[Keywords]) -> DecodedBatch:
-        windows = len(keywords)
-        self.batches.append(windows)
-        if windows > self._max_windows:
-            raise self._error
+        self._fail("run", len(keywords))
         return super()._run(features, keywords)
 
 
+@pytest.mark.parametrize("stage", ["prepare", "run"])
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("no memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 )
 def test_out_of_memory_halves_the_batch(
-    engine: ParakeetEngine, windows: list[Samples], alone: list[list[Token]], error: Exception
+    engine: ParakeetEngine, windows: list[Samples], alone: list[list[Token]], error: Exception, stage: str
 ) -> None:
-    failing = FailingModel(engine, 2, error)
+    failing = FailingModel(engine, 2, error, stage)
     results = failing.transcribe(windows[:5])
     assert [times(tokens) for tokens in results] == [times(tokens) for tokens in alone[:5]]
     assert failing.batches == [5, 2, 3, 1, 2]
@@ -167,9 +187,21 @@ class NeMoCUDAPythonException(Exception):
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_a_cuda_error_means_the_engine_is_broken(engine: ParakeetEngine, windows: list[Samples], error: Exception) -> None:
+@pytest.mark.parametrize("stage", ["prepare", "run"])
+def test_a_cuda_error_means_the_engine_is_broken(
+    engine: ParakeetEngine, windows: list[Samples], error: Exception, stage: str
+) -> None:
     with pytest.raises(EngineBroken):
-        FailingModel(engine, 0, error).transcribe(windows[:2])
+        FailingModel(engine, 0, error, stage).transcribe(windows[:2])
+
+
+def test_a_failed_capture_for_lack_of_memory_is_not_retried_in_halves(engine: ParakeetEngine, windows: list[Samples]) -> None:
+    """A capture for fewer windows would only be followed by the next one."""
+    error = EngineBroken("the decoder's CUDA graphs could not be captured: CUDA out of memory. Tried to allocate 20.00 MiB.")
+    failing = FailingModel(engine, 0, error)
+    with pytest.raises(EngineBroken):
+        failing.transcribe(windows[:4])
+    assert failing.batches == [4]
 
 
 def test_a_file_that_is_not_a_model_is_rejected(tmp_path: Path) -> None:
