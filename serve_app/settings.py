@@ -122,7 +122,11 @@ class BatchingSettings(_Group):
     max_batch_audio_s: float = Field(
         0.0,
         ge=0,
-        description="Maximum padded audio per batch (windows times longest window), seconds; 0: 600 on a GPU, 60 on a CPU.",
+        description="Maximum padded audio per batch (windows times longest window), seconds; 0: what is efficient on the device "
+        "and fits into its memory, measured when a model is loaded.",
+    )
+    target_step_s: float = Field(
+        0.25, gt=0, description="Maximum duration of a batch while there are live streams, seconds; a batch has at least one window."
     )
     max_batch_items: int = Field(64, ge=1, description="Maximum number of windows per batch.")
     batch_timeout_s: float = Field(

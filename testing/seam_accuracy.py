@@ -138,7 +138,7 @@ def in_batches(engine: Engine) -> Recognise:
     async def process(windows: list[Window]) -> list[list[Token]]:
         return engine.transcribe([window.samples for window in windows])
 
-    limits = BatchLimits(max_samples=sys.maxsize, max_items=BATCH_WINDOWS, ageing_s=1.0)
+    limits = BatchLimits(max_samples=sys.maxsize, max_live_samples=sys.maxsize, max_items=BATCH_WINDOWS, ageing_s=1.0)
     batcher: Batcher[Window, list[Token]] = Batcher(process, limits)
     return lambda window: batcher.submit(window, len(window.samples), Lane.BULK, "")
 

@@ -93,7 +93,7 @@ class ModelClient:
     def target_windows_in_flight(self, window_s: float) -> int:
         """Windows of `window_s` seconds that keep the loaded replicas busy."""
         loaded = [replica for replica in self.statuses() if replica.state == "ready"]
-        per_batch = (max_batch_windows(self.settings.batching, window_s, on_gpu=replica.device != "cpu") for replica in loaded)
+        per_batch = (max_batch_windows(self.settings.batching, window_s, replica.max_batch_audio_s) for replica in loaded)
         return max(MIN_WINDOWS_IN_FLIGHT, BATCHES_PER_REPLICA * sum(per_batch))
 
     async def recognise(self, window: Window, lane: Lane, job: Job) -> list[Token]:

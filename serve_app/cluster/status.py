@@ -25,6 +25,8 @@ class ReplicaStatus:
     device: str = ""
     precision: str = ""
     decoder: str = ""
+    max_batch_audio_s: float = 0.0
+    """Maximum padded audio of its batches, seconds."""
     detail: str = ""
     """Progress of a download, or why the model is unavailable."""
     batches: int = 0

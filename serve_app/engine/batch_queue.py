@@ -12,6 +12,7 @@ the queue holds enough for a full batch. It still goes after items of a more urg
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -26,6 +27,9 @@ AGED_EVERY = 4
 MAX_FAILED_BATCHES = 5
 """After so many batches in a row in which every item failed, the engine counts as broken."""
 
+LIVE_S = 2.0
+"""Time after a live item in which the next one is expected, seconds: live streams send one at least this often."""
+
 LENGTH_STEPS = 8
 """Lengths are compared in steps of 1/8 of the longer one."""
 
@@ -39,6 +43,8 @@ class BatchLimits:
 
     max_samples: int
     """Padded audio per batch: samples of the longest item times the number of items."""
+    max_live_samples: int
+    """The same while there are live streams, whose windows wait for the batch that runs."""
     max_items: int
     ageing_s: float
 
@@ -113,6 +119,7 @@ class Batcher(Generic[Item, Result]):
         self._queue: list[_Waiting[Item, Result]] = []
         self._worker: asyncio.Task[None] | None = None
         self._heads_by_lane = 0
+        self._live_until_s = -math.inf
         self._virtual_time = 0  # the highest start tag among the heads of the batches so far
         self._next_start_tags: dict[str, int] = {}
         self.stats = BatcherStats()
@@ -127,6 +134,8 @@ class Batcher(Generic[Item, Result]):
         Cancelling the call removes the item from the queue; a batch that was formed already continues. Raises whatever `process`
         raised for this item.
         """
+        if lane == Lane.LIVE:
+            self._live_until_s = self._now_s() + LIVE_S
         start_tag = max(self._virtual_time, self._next_start_tags.get(job, 0))
         self._next_start_tags[job] = start_tag + samples
         done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
@@ -164,7 +173,7 @@ class Batcher(Generic[Item, Result]):
         """Form the next batch early, if it is full already, so that it loses nothing but the items that arrive from now on."""
         if not self._prepares_ahead or self._ahead is not None:
             return
-        is_full = len(self._queue) >= self._limits.max_items or sum(w.samples for w in self._queue) >= self._limits.max_samples
+        is_full = len(self._queue) >= self._limits.max_items or sum(w.samples for w in self._queue) >= self._max_samples()
         if is_full:
             items = self._take_batch()
             self._ahead = _Batch(items, asyncio.ensure_future(self._prepare([waiting.item for waiting in items])))
@@ -185,7 +194,7 @@ class Batcher(Generic[Item, Result]):
             padded_to = max(max_samples, waiting.samples)
             if padded_to > max_samples and waiting.lane > head.lane:
                 continue
-            if padded_to * (len(batch) + 1) <= self._limits.max_samples:
+            if padded_to * (len(batch) + 1) <= self._max_samples():
                 batch.append(waiting)
                 max_samples = padded_to
         chosen = set(map(id, batch))
@@ -193,6 +202,10 @@ class Batcher(Generic[Item, Result]):
         self._virtual_time = max(self._virtual_time, head.start_tag)
         self._next_start_tags = {job: tag for job, tag in self._next_start_tags.items() if tag > self._virtual_time}
         return batch
+
+    def _max_samples(self) -> int:
+        is_live = self._now_s() < self._live_until_s
+        return self._limits.max_live_samples if is_live else self._limits.max_samples
 
     def _head(self) -> _Waiting[Item, Result]:
         """The item that the next batch starts with: the one with the lowest start tag in the most urgent lane, or the oldest item

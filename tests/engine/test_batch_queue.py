@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from serve_app.engine.batch_queue import MAX_FAILED_BATCHES, Batcher, BatchLimits
+from serve_app.engine.batch_queue import LIVE_S, MAX_FAILED_BATCHES, Batcher, BatchLimits
 from serve_app.errors import EngineBroken, EngineError, RequestError
 from serve_app.window import Lane
 from testing import virtual_time
@@ -14,7 +14,12 @@ STEP_S = 0.1
 
 
 def make_batcher(
-    *, max_samples: int = 10_000, max_items: int = 32, ageing_s: float = 5.0, fail_on: str | None = None
+    *,
+    max_samples: int = 10_000,
+    max_live_samples: int | None = None,
+    max_items: int = 32,
+    ageing_s: float = 5.0,
+    fail_on: str | None = None,
 ) -> tuple[Batcher[str, str], list[list[str]]]:
     """A batcher whose engine takes STEP_S per batch and returns items in upper case, and the list of the batches that it ran."""
     batches: list[list[str]] = []
@@ -26,7 +31,8 @@ def make_batcher(
             raise ValueError("bad item")
         return [item.upper() for item in items]
 
-    limits = BatchLimits(max_samples=max_samples, max_items=max_items, ageing_s=ageing_s)
+    live = max_samples if max_live_samples is None else max_live_samples
+    limits = BatchLimits(max_samples=max_samples, max_live_samples=live, max_items=max_items, ageing_s=ageing_s)
     return Batcher(process, limits, now_s=virtual_time.now_s), batches
 
 
@@ -229,7 +235,7 @@ async def test_a_broken_engine_fails_the_whole_batch_at_once() -> None:
         calls += 1
         raise EngineBroken("the GPU fell off the bus")
 
-    limits = BatchLimits(max_samples=1000, max_items=8, ageing_s=1.0)
+    limits = BatchLimits(max_samples=1000, max_live_samples=1000, max_items=8, ageing_s=1.0)
     batcher: Batcher[str, str] = Batcher(process, limits, now_s=virtual_time.now_s)
     results = await asyncio.gather(*(batcher.submit(name, 10, Lane.LIVE, name) for name in "abc"), return_exceptions=True)
     assert [type(result) for result in results] == [EngineBroken] * 3
@@ -247,7 +253,7 @@ def make_failing_batcher(failures: dict[str, Exception]) -> tuple[Batcher[str, s
                 raise failures[item]
         return items
 
-    limits = BatchLimits(max_samples=10_000, max_items=2, ageing_s=5.0)
+    limits = BatchLimits(max_samples=10_000, max_live_samples=10_000, max_items=2, ageing_s=5.0)
     return Batcher(process, limits, on_failing=lambda: failing.append(1), now_s=virtual_time.now_s), failing
 
 
@@ -296,3 +302,29 @@ async def test_stats_count_padding() -> None:
     stats = batcher.stats
     assert (stats.batches, stats.items, stats.largest_batch) == (1, 2, 2)
     assert (stats.samples, stats.padded_samples) == (400, 600)
+
+
+@scenario
+async def test_batches_are_smaller_while_there_are_live_streams() -> None:
+    batcher, batches = make_batcher(max_samples=800, max_live_samples=250)
+    await batcher.submit("live", 100, Lane.LIVE, "stream")
+    names = [f"bulk{i}" for i in range(20)]
+    waiting = [asyncio.ensure_future(batcher.submit(name, 100, Lane.BULK, "file")) for name in names]
+    # The stream is gone after LIVE_S: 19 batches of 0.1 s would take longer.
+    await asyncio.gather(*waiting, submit_at(batcher, 0.15, "last", lane=Lane.LIVE))
+    assert [len(batch) for batch in batches[:3]] == [1, 2, 2]
+    assert batches[2] == ["last", "bulk2"]
+    more = [asyncio.ensure_future(batcher.submit(name, 100, Lane.BULK, "file")) for name in names]
+    await asyncio.sleep(0.05)
+    assert len(batches[-1]) == 2
+    await asyncio.gather(*more)
+    await asyncio.sleep(LIVE_S)
+    await asyncio.gather(*(batcher.submit(name, 100, Lane.BULK, "file") for name in names[:8]))
+    assert len(batches[-1]) == 8
+
+
+@scenario
+async def test_a_live_window_longer_than_the_limit_runs_alone() -> None:
+    batcher, batches = make_batcher(max_live_samples=0)
+    await asyncio.gather(*(batcher.submit(name, 100, Lane.LIVE, name) for name in "ab"))
+    assert batches == [["a"], ["b"]]

@@ -26,7 +26,7 @@ def make_two_stage_batcher(
         await asyncio.sleep(STEP_S)
         return list(prepared.upper())
 
-    limits = BatchLimits(max_samples=10_000, max_items=2, ageing_s=5.0)
+    limits = BatchLimits(max_samples=10_000, max_live_samples=10_000, max_items=2, ageing_s=5.0)
     batcher = Batcher(process, limits, prepare=prepare, prepares_ahead=prepares_ahead, now_s=virtual_time.now_s)
     return batcher, log
 
