@@ -255,6 +255,8 @@ def main() -> None:
         LoadProcess(server.url) as clients,
     ):
         server.wait_for_state(model.name, "ready")
+        max_audio_s = server.model(model.name)["replicas"][0]["max_batch_audio_s"]
+        at_most = max_batch_windows(settings.batching, FILE_S, max_audio_s)
         texts = engine.submit(bare_texts).result()
         requests = [transcription(media.wav(samples), text) for samples, text in zip(files, texts, strict=True)]
         clients.closed_loop(requests, max(options.clients), WARM_UP_S)
@@ -262,18 +264,17 @@ def main() -> None:
             one_round(server, engine, clients, requests, bare, served, options.seconds)
             print(f"round {number + 1}: bare engine {bare[0].rtfx[-1]:,.0f}", end="", flush=True)
             print("", *(f"{row.name} {row.rtfx[-1]:,.0f}" for row in served), sep=", ", flush=True)
-    at_most = max_batch_windows(settings.batching, FILE_S, on_gpu=False)
-    finish(
-        options.json,
-        machine(),
-        f"files of {FILE_S:.0f} s; {options.seconds:g} s per measurement, {options.rounds} rounds; "
-        f"at most {at_most} windows in a batch of the server",
-        [bare_table(bare), served_table(served, bare), cpu_table(served)],
-        file_s=FILE_S,
-        seconds=options.seconds,
-        bare=[asdict(row) for row in bare],
-        served=[asdict(row) for row in served],
-    )
+        finish(
+            options.json,
+            machine(),
+            f"files of {FILE_S:.0f} s; {options.seconds:g} s per measurement, {options.rounds} rounds; "
+            f"at most {at_most} windows in a batch of the server",
+            [bare_table(bare), served_table(served, bare), cpu_table(served)],
+            file_s=FILE_S,
+            seconds=options.seconds,
+            bare=[asdict(row) for row in bare],
+            served=[asdict(row) for row in served],
+        )
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from ray import serve
 from serve_app.cluster.live_calls import LiveWindow
 from serve_app.cluster.model_client import LOAD_FAILED, DeploymentHandle
 from serve_app.cluster.status import HEARTBEAT_S, ModelState, ReplicaStatus
-from serve_app.engine.batch_policy import batch_limits, max_batch_windows
-from serve_app.engine.batch_queue import MAX_FAILED_BATCHES, Batcher
+from serve_app.engine.batch_policy import batch_limits, max_batch_audio_s
+from serve_app.engine.batch_queue import MAX_FAILED_BATCHES, Batcher, BatchLimits
 from serve_app.engine.model_files import DownloadProgress, find_model_file
 from serve_app.engine.parakeet import ParakeetEngine
 from serve_app.engine.protocol import Engine
@@ -111,7 +111,8 @@ class ModelReplica:
     async def _load(self) -> None:
         self._set_state("starting")
         try:
-            self._engine = await self._loop.run_in_executor(self._engine_thread, self._load_engine)
+            self._engine = engine = await self._loop.run_in_executor(self._engine_thread, self._load_engine)
+            max_audio_s, limits = await self._loop.run_in_executor(self._engine_thread, self._size_batches, engine)
         except Exception as error:
             if isinstance(error, EngineBroken):
                 self._exit(error)
@@ -120,8 +121,7 @@ class ModelReplica:
             log.error("model %s could not be loaded: %s", self._model.name, reason, exc_info=not isinstance(error, SpeechError))
             self._set_state("failed", reason)
             return
-        info = self._engine.info
-        limits = batch_limits(self._batching, on_gpu=info.device != "cpu")
+        info = engine.info
         self._batcher = Batcher(
             self._process,
             limits,
@@ -129,7 +129,13 @@ class ModelReplica:
             prepares_ahead=info.device == "cuda",
             on_failing=self._exit_failing,
         )
-        self._status = replace(self._status, device=info.device, precision=info.precision, decoder=info.decoder)
+        self._status = replace(
+            self._status,
+            device=info.device,
+            precision=info.precision,
+            decoder=info.decoder,
+            max_batch_audio_s=max_audio_s,
+        )
         self._set_state("ready")
 
     def _load_engine(self) -> Engine:
@@ -152,9 +158,22 @@ class ModelReplica:
             decoder=model.decoder,
         )
         if engine.info.device == "cuda":
-            items = max_batch_windows(self._batching, self._max_window_samples / SAMPLE_RATE, on_gpu=True)
-            engine.warm_up(items, self._max_window_samples, max_items=self._batching.max_batch_items)
+            engine.warm_up(self._max_window_samples, max_items=self._batching.max_batch_items)
         return engine
+
+    def _size_batches(self, engine: Engine) -> tuple[float, BatchLimits]:
+        """Maximum padded audio of a batch, seconds, and all limits of the queue. Runs on the engine thread."""
+        batching, cost = self._batching, None
+        try:
+            cost = engine.measure_cost(self._max_window_samples / SAMPLE_RATE, batching.max_batch_items)
+        except EngineBroken:
+            raise
+        except Exception:
+            log.exception("model %s: what a batch costs could not be measured", self._model.name)
+        on_gpu = engine.info.device != "cpu"
+        max_audio_s = max_batch_audio_s(batching, on_gpu=on_gpu, cost=cost, fits_audio_s=engine.fitting_audio_s())
+        log.info("model %s: %s, batches of at most %.0f s of audio", self._model.name, cost, max_audio_s)
+        return max_audio_s, batch_limits(batching, max_audio_s, cost)
 
     async def _prepare(self, batch: list[BatchItem]) -> Any:
         assert self._engine is not None

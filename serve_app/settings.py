@@ -126,7 +126,9 @@ class BatchingSettings(_Group):
         "and fits into its memory, measured when a model is loaded.",
     )
     target_step_s: float = Field(
-        0.25, gt=0, description="Maximum duration of a batch while there are live streams, seconds; a batch has at least one window."
+        0.25,
+        gt=0,
+        description="Maximum duration of a batch of several windows while there are live streams, seconds.",
     )
     max_batch_items: int = Field(64, ge=1, description="Maximum number of windows per batch.")
     batch_timeout_s: float = Field(

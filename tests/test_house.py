@@ -32,7 +32,7 @@ MAY_IMPORT = {
 
 PURE = [
     *("audio", "decoders", "merging", "output", "live.session", "live.windows", "live.endpointing", "live.detection"),
-    *("engine.protocol", "engine.batch_queue", "engine.batch_policy", "cluster.status", "cluster.admission"),
+    *("engine.protocol", "engine.batch_queue", "engine.batch_policy", "engine.batch_cost", "cluster.status", "cluster.admission"),
     *(
         "chunking",
         "pipeline",

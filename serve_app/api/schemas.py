@@ -176,6 +176,7 @@ class ReplicaReadiness(BaseModel):
     batches: int = Field(description="Batches run since the replica started.")
     windows: int = Field(description="Windows run since the replica started.")
     largest_batch: int = Field(description="Windows in the largest batch so far.")
+    max_batch_audio_s: float = Field(description="Maximum padded audio of a batch, seconds.")
     queued: int = Field(description="Windows waiting now.")
 
 

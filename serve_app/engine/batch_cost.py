@@ -81,7 +81,8 @@ def measure(
     measurements: list[Measurement] = []
     until_s = now_s() + MEASURE_S
     for length_s, windows in sizes:
-        batch, durations_s = [np.resize(speech, round(length_s * SAMPLE_RATE))] * windows, []
+        batch = [np.resize(speech, round(length_s * SAMPLE_RATE))] * windows
+        durations_s: list[float] = []
         is_needed = len(measurements) < 2
         if not is_needed:
             largest = measurements[-1]

@@ -7,6 +7,7 @@ since the features have no state.
 
 import contextlib
 import logging
+import math
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,10 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from serve_app.engine.batch_cost import BatchCost, measure
 from serve_app.engine.decoder import DecodedBatch
 from serve_app.engine.device_errors import is_device_failure, is_out_of_memory
+from serve_app.engine.gpu_memory import fitting_batches
 from serve_app.engine.loading import LoadedModel, load_model
 from serve_app.engine.protocol import EngineInfo
+from serve_app.engine.speech_clip import speech_clip
 from serve_app.errors import EngineBroken, EngineOutOfMemory
 from serve_app.settings import DecoderChoice, Device, Precision
 from serve_app.transcript import Token, TokenColumns
@@ -72,6 +76,8 @@ class ParakeetEngine:
         self._decoder = loaded.decoder
         self._copy_stream: Any = None
         """On a GPU: the CUDA stream of `prepare`, beside that of the batch that runs."""
+        self._largest_batch_s = 0.0
+        """Padded audio of the largest batch so far, seconds."""
 
     @property
     def info(self) -> EngineInfo:
@@ -106,19 +112,16 @@ class ParakeetEngine:
         )
         return cls(loaded)
 
-    def warm_up(self, items: int, window_samples: int, *, max_items: int) -> None:
-        """Warm up on a GPU: capture the decoder's CUDA graphs, and run a batch of `items` windows of `window_samples`.
+    def warm_up(self, window_samples: int, *, max_items: int) -> None:
+        """On a GPU: capture the decoder's CUDA graphs, for `max_items` windows of `window_samples`, which no batch exceeds.
 
-        The graphs are captured for `max_items` windows of `window_samples`, so that no batch needs a capture of its own. Raises
-        EngineBroken if the GPU fails.
+        Raises EngineBroken if the GPU fails.
         """
         import torch
 
         like = next(self._model.encoder.parameters()).new_zeros(1, 1, self._model.cfg.encoder.d_model)
         with torch.inference_mode(), _as_engine_broken():
             self._decoder.warm_up((max_items, window_samples // FRAME_SAMPLES + 2), like)
-        noise = np.random.default_rng(0).integers(-1000, 1000, window_samples, dtype=np.int16)
-        self.transcribe([noise] * min(items, max_items))
 
     def transcribe(self, windows: Sequence[Samples], keywords: Sequence[Keywords] = ()) -> list[list[Token]]:
         """See Engine.transcribe."""
@@ -162,6 +165,20 @@ class ParakeetEngine:
         halves = (slice(None, middle), slice(middle, None))
         return [columns for h in halves for columns in self.recognise(self.prepare(batch.windows[h], batch.keywords[h]))]
 
+    def measure_cost(self, window_s: float, max_windows: int) -> BatchCost:
+        """See Engine.measure_cost."""
+
+        def run(windows: Sequence[Samples]) -> None:
+            self.recognise(self.prepare(windows))
+
+        return BatchCost.fit(measure(run, speech_clip(), window_s=window_s, max_windows=max_windows))
+
+    def fitting_audio_s(self) -> float:
+        """See Engine.fitting_audio_s."""
+        if self._device != "cuda" or not self._largest_batch_s:
+            return math.inf
+        return fitting_batches() * self._largest_batch_s
+
     def _features(self, windows: Sequence[Samples]) -> Features:
         import torch
 
@@ -169,6 +186,7 @@ class ParakeetEngine:
         lengths = torch.tensor([max(len(window), MIN_INPUT_SAMPLES) for window in windows])
         # From pinned memory, the copy does not stop this thread or wait for the batch that runs.
         padded = torch.zeros(len(windows), int(lengths.max()), dtype=torch.int16, pin_memory=on_gpu)
+        self._largest_batch_s = max(self._largest_batch_s, padded.numel() / SAMPLE_RATE)
         for row, window in zip(padded.numpy(), windows, strict=True):
             row[: len(window)] = window
         if on_gpu and self._copy_stream is None:

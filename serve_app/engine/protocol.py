@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from serve_app.engine.batch_cost import BatchCost
 from serve_app.transcript import Token, TokenColumns
 from serve_app.window import Keywords, Samples
 
@@ -45,4 +46,16 @@ class Engine(Protocol):
 
     def transcribe(self, windows: Sequence[Samples], keywords: Sequence[Keywords] = ()) -> list[list[Token]]:
         """Both stages, for callers that have one batch."""
+        ...
+
+    def measure_cost(self, window_s: float, max_windows: int) -> BatchCost:
+        """What a batch costs on this device, found with batches of at most `max_windows` windows of `window_s` seconds.
+
+        Takes about a second, or as long as two windows. Raises EngineOutOfMemory or EngineBroken.
+        """
+        ...
+
+    def fitting_audio_s(self) -> float:
+        """Padded audio of a batch that the device's free memory suffices for, seconds, judged by the batches so far; infinite
+        where there is no bound."""
         ...

@@ -1,11 +1,13 @@
 """An engine without a model, for capacity tests with many simulated GPUs on one machine and for tests of the server."""
 
+import math
 import time
 import zlib
 from collections.abc import Sequence
 
 import numpy as np
 
+from serve_app.engine.batch_cost import BatchCost
 from serve_app.engine.protocol import EngineInfo
 from serve_app.settings import SimulationSettings
 from serve_app.transcript import Token, TokenColumns
@@ -40,6 +42,14 @@ class SimulatedEngine:
         padded_s = max(len(w) for w in windows) * len(windows) / SAMPLE_RATE
         time.sleep(self._costs.step_s + self._costs.seconds_per_audio_s * padded_s)
         return [self._words(window) for window in windows]
+
+    def measure_cost(self, window_s: float, max_windows: int) -> BatchCost:
+        """See Engine.measure_cost. It is known."""
+        return BatchCost(self._costs.step_s, self._costs.seconds_per_audio_s)
+
+    def fitting_audio_s(self) -> float:
+        """See Engine.fitting_audio_s."""
+        return math.inf
 
     @staticmethod
     def _words(window: Samples) -> list[Token]:

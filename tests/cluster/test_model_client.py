@@ -239,10 +239,10 @@ class TestModelClient:
         ("statuses", "windows"),
         [
             ((), 4),
-            ((ReplicaStatus("a", "ready", device="cpu"),), 4),
-            ((ReplicaStatus("a", "ready", device="cuda"),), 36),
-            ((ReplicaStatus("a", "ready", device="cuda"), ReplicaStatus("b", "ready", device="cuda")), 72),
-            ((ReplicaStatus("a", "ready", device="cuda"), ReplicaStatus("b", "loading")), 36),
+            ((ReplicaStatus("a", "ready", max_batch_audio_s=60),), 4),
+            ((ReplicaStatus("a", "ready", max_batch_audio_s=600),), 36),
+            ((ReplicaStatus("a", "ready", max_batch_audio_s=600), ReplicaStatus("b", "ready", max_batch_audio_s=300)), 54),
+            ((ReplicaStatus("a", "ready", max_batch_audio_s=600), ReplicaStatus("b", "loading")), 36),
         ],
     )
     def test_a_job_wants_two_batches_for_every_loaded_replica(self, statuses: tuple[ReplicaStatus, ...], windows: int) -> None:

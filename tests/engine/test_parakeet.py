@@ -1,6 +1,7 @@
 """The engine on the bundled model: it gives the same tokens and times as NeMo, in every batch."""
 
 import logging
+import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -98,11 +99,35 @@ def test_punctuation_has_the_end_time_of_its_word(alone: list[list[Token]]) -> N
                 assert token.start_sample == token.end_sample == previous.end_sample
 
 
-def test_warm_up_does_not_change_the_transcripts(
+def test_warm_up_and_measurements_do_not_change_the_transcripts(
     engine: ParakeetEngine, windows: list[Samples], alone: list[list[Token]]
 ) -> None:
-    engine.warm_up(2, 8 * SAMPLE_RATE, max_items=5)
+    engine.warm_up(8 * SAMPLE_RATE, max_items=5)
+    cost = engine.measure_cost(8.0, max_windows=5)
+    assert cost.step_s >= 0 < cost.per_audio_s
     assert engine.transcribe(windows[:1]) == alone[:1]
+
+
+def test_on_a_cpu_no_batch_is_too_large_for_the_memory(engine: ParakeetEngine, windows: list[Samples]) -> None:
+    engine.transcribe(windows)
+    assert engine.fitting_audio_s() == math.inf
+
+
+def test_on_a_gpu_what_fits_is_judged_by_the_largest_batch(engine: ParakeetEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of torch's memory counters. The replica may use half of a GPU of 8 GB, and its model has 1 GB."""
+    engine.transcribe([np.ones(10 * SAMPLE_RATE, np.int16)] * 3)
+    counters = {
+        "memory_allocated": 1.0e9,
+        "memory_reserved": 2.0e9,
+        "max_memory_allocated": 1.5e9,
+        "mem_get_info": (5.0e9, 8.0e9),
+        "get_per_process_memory_fraction": 0.5,
+    }
+    for name, value in counters.items():
+        monkeypatch.setattr(f"torch.cuda.{name}", lambda value=value: value)
+    monkeypatch.setattr(engine, "_device", "cuda")
+    monkeypatch.setattr(engine, "_largest_batch_s", 30.0)
+    assert engine.fitting_audio_s() == pytest.approx(30 * 0.8 * (4.0 - 2.0 + 2.0 - 1.0) / 0.5)
 
 
 @pytest.mark.parametrize("samples", [1, 100, SAMPLE_RATE // 10])
@@ -224,12 +249,14 @@ def test_features_stay_in_fp32(engine: ParakeetEngine, windows: list[Samples]) -
     assert torch.equal(features, exact)
 
 
-def test_several_replicas_of_a_gpu_share_its_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="would load the model onto the GPU")
+def test_several_replicas_of_a_gpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     shares: list[float] = []
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
     for share in (1.0, 0.25):
-        with pytest.raises(ModelUnavailable):
-            ParakeetEngine.load(tmp_path / "missing.nemo", device="cuda", gpu_share=share)
+        # There is no GPU that it could be loaded onto.
+        with pytest.raises((RuntimeError, AssertionError), match="CUDA"):
+            ParakeetEngine.load(bundled_model_path(), device="cuda", gpu_share=share)
     assert shares == [0.25]
 
 
