@@ -115,7 +115,14 @@ class ModelReplica:
         info = self._engine.info
         limits = batch_limits(self._batching, on_gpu=info.device != "cpu")
         self._batcher = Batcher(self._process, limits, on_failing=self._exit_failing)
-        self._status = replace(self._status, device=info.device, precision=info.precision, decoder=info.decoder)
+        self._status = replace(
+            self._status,
+            device=info.device,
+            precision=info.precision,
+            decoder=info.decoder,
+            fast_paths=info.fast_paths.used,
+            fast_paths_left_out=info.fast_paths.left_out,
+        )
         self._set_state("ready")
 
     def _load_engine(self) -> Engine:
@@ -131,6 +138,7 @@ class ModelReplica:
             path,
             device=device,
             precision=model.precision,
+            fast_paths=model.fast_paths,
             cpu_threads=model.cpu_threads,
             keyword_weight=model.keyword_weight,
         )

@@ -22,6 +22,8 @@ from serve_app.window import MAX_WINDOW_S, SAMPLE_RATE
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
+FastPath = Literal["masks", "attention", "convolution", "subsampling", "packed_linear", "int8"]
+WantedFastPaths = Literal["auto", "off"] | tuple[FastPath, ...]
 CUES = CueRules()
 """Defaults of SubtitleSettings."""
 
@@ -82,6 +84,11 @@ class ModelSettings(_Group):
     device: Device = Field("auto", description="Device of the model; `auto`: the GPU if the replica has one, else the CPU.")
     precision: Precision = Field(
         "auto", description="`auto`: on GPUs bf16 if supported, else fp16; on CPUs bf16 if measured faster, else fp32."
+    )
+    fast_paths: WantedFastPaths = Field(
+        "auto",
+        description="Changes to the encoder that save time: `auto`, `off`, or a list of `masks`, `attention`, `convolution`, "
+        "`subsampling`, `packed_linear` and `int8`.",
     )
     cpu_threads: int = Field(0, ge=0, description="Threads of a CPU replica; 0: one for a small model, else all usable cores.")
     load_timeout_s: float = Field(

@@ -25,6 +25,9 @@ class ReplicaStatus:
     device: str = ""
     precision: str = ""
     decoder: str = ""
+    fast_paths: tuple[str, ...] = ()
+    fast_paths_left_out: tuple[str, ...] = ()
+    """Each with its reason."""
     detail: str = ""
     """Progress of a download, or why the model is unavailable."""
     batches: int = 0

@@ -19,9 +19,9 @@ from serve_app.engine.boosting import Booster
 from serve_app.engine.cpu import CPU_ENVIRONMENT, keep_freed_memory
 from serve_app.engine.device_errors import is_device_failure, is_out_of_memory
 from serve_app.engine.precision import choose_precision
-from serve_app.engine.protocol import EngineInfo
+from serve_app.engine.protocol import EngineInfo, FastPaths
 from serve_app.errors import EngineBroken, EngineOutOfMemory, ModelUnavailable
-from serve_app.settings import Device, Precision
+from serve_app.settings import Device, Precision, WantedFastPaths
 from serve_app.transcript import Token
 from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE, Keywords, Samples
 
@@ -38,10 +38,11 @@ rounding, and a second thread would gain nothing."""
 class ParakeetEngine:
     """Runs the parts of a NeMo model itself: NeMo's own `transcribe()` is slow and keeps state between calls."""
 
-    def __init__(self, model: Any, device: str, precision: Precision, keyword_weight: float) -> None:
+    def __init__(self, model: Any, device: str, precision: Precision, fast_paths: FastPaths, keyword_weight: float) -> None:
         self._model = model
         self._device = device
         self._precision = precision
+        self._fast_paths = fast_paths
         tokenizer = model.tokenizer
         self._pieces: list[str] = tokenizer.ids_to_tokens(list(range(tokenizer.vocab_size)))
         self._is_punctuation = [bool(p) and unicodedata.category(p[0]).startswith("P") for p in self._pieces]
@@ -53,7 +54,7 @@ class ParakeetEngine:
     @property
     def info(self) -> EngineInfo:
         """`decoder` may still change at the first batch: NeMo falls back where it cannot capture a full CUDA graph."""
-        return EngineInfo(self._device, self._precision, _decoder_mode(self._model))
+        return EngineInfo(self._device, self._precision, _decoder_mode(self._model), self._fast_paths)
 
     @classmethod
     def load(
@@ -62,13 +63,15 @@ class ParakeetEngine:
         *,
         device: Device = "auto",
         precision: Precision = "auto",
+        fast_paths: WantedFastPaths = "auto",
         cpu_threads: int = 0,
         keyword_weight: float = 0.5,
     ) -> "ParakeetEngine":
         """Load a `.nemo` file onto a device.
 
-        `cpu_threads`: 0 uses one thread for a small model, else all usable cores. `keyword_weight`: weight of boosted phrases, 0
-        to 1. Raises ModelUnavailable if the file cannot be loaded, or is not a token-and-duration transducer (TDT).
+        `fast_paths`: see fast_paths.py. `cpu_threads`: 0 uses one thread for a small model, else all usable cores.
+        `keyword_weight`: weight of boosted phrases, 0 to 1. Raises ModelUnavailable if the file cannot be loaded, or is not a
+        token-and-duration transducer (TDT).
         """
         for name, value in CPU_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -77,6 +80,8 @@ class ParakeetEngine:
         from omegaconf import open_dict
 
         ASRModel = _import_nemo_quietly()
+        from serve_app.engine.fast_paths import apply_fast_paths
+
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         started = time.monotonic()
@@ -97,6 +102,7 @@ class ParakeetEngine:
         model.to(device=device, dtype={"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision])
         # Computing features in less than fp32 costs accuracy. NeMo converts them to the encoder's dtype.
         model.preprocessor.featurizer.float()
+        paths = apply_fast_paths(model, fast_paths)
         decoding = model.cfg.decoding
         with open_dict(decoding):
             decoding.strategy = "greedy_batch"
@@ -107,7 +113,7 @@ class ParakeetEngine:
         model.change_decoding_strategy(decoding, verbose=False)
         if device == "cpu":
             keep_freed_memory()
-        engine = cls(model, device, precision, keyword_weight)
+        engine = cls(model, device, precision, paths, keyword_weight)
         seconds = time.monotonic() - started
         log.info("loaded %s: %.1f M parameters, %s, %.1f s", path.name, parameters / 1e6, engine.info, seconds)
         return engine

@@ -9,13 +9,23 @@ from serve_app.window import Keywords, Samples
 
 
 @dataclass(frozen=True, slots=True)
+class FastPaths:
+    """Which fast paths an engine uses."""
+
+    used: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    """Those that were wanted and are not used, with the reason: `name: reason`."""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """Device, number format and decoder of an engine, for status reports."""
+    """Device, number format, decoder and fast paths of an engine, for status reports."""
 
     device: str
     precision: str
     decoder: str
     """How the decoding loop runs: `cuda graphs` (full graph), `cuda graphs without loops`, `eager`, or `simulated`."""
+    fast_paths: FastPaths = FastPaths()
 
 
 class Engine(Protocol):
