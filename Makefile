@@ -81,6 +81,7 @@ bench: $(DEV) ## Run a short form of every benchmark; docs/performance.md has th
 	$(BIN)/python -m benchmarks.latency --requests 12 --rounds 1 --minutes 3
 	$(BIN)/python -m benchmarks.front_end --minutes 5 --formats mp3 wav --rounds 1
 	$(BIN)/python -m benchmarks.decoding --minutes 1 --rounds 1
+	$(BIN)/python -m benchmarks.engine --batches 1x10 4x10 --rounds 5
 
 evaluate: recordings $(DEV) ## Measure the bundled model on FSDD_RECORDINGS
 	$(BIN)/python -m tools.evaluate_bundled_model "$(FSDD_RECORDINGS)"

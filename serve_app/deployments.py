@@ -135,6 +135,8 @@ class ModelReplica:
             precision=info.precision,
             decoder=info.decoder,
             max_batch_audio_s=max_audio_s,
+            fast_paths=info.fast_paths.used,
+            fast_paths_left_out=info.fast_paths.left_out,
         )
         self._set_state("ready")
 
@@ -152,6 +154,7 @@ class ModelReplica:
             path,
             device=device,
             precision=model.precision,
+            fast_paths=model.fast_paths,
             cpu_threads=model.cpu_threads,
             gpu_share=resources.get("GPU", 1.0),
             keyword_weight=model.keyword_weight,

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import engine
 from benchmarks.live import Speech, simulated_errors
 from benchmarks.live_streams import Outcome
 from benchmarks.load import poisson_arrivals, transcription
@@ -85,3 +86,36 @@ def test_results_are_written_with_the_machine(tmp_path: Path) -> None:
     write_json(path, {"cores": "2"}, rows=[1.5])
     assert json.loads(path.read_text()) == {"machine": {"cores": "2"}, "rows": [1.5]}
     write_json(None, {})
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
+def test_the_engines_stages_are_measured_beside_nemo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    options = ["--batches", "1x2", "2x1", "--rounds", "2", "--fast-paths", "off", "masks,attention", "--json", str(path)]
+    monkeypatch.setattr("sys.argv", ["engine", *options])
+    engine.main()
+    report = json.loads(path.read_text())
+    assert [result["engine"] for result in report["results"]] == 2 * ["off", "masks, attention", engine.NEMO]
+    for result in report["results"]:
+        assert len(result["total_s"]) == 2
+        for stage in engine.STAGES:
+            seconds = result["stages_s"][stage]
+            assert len(seconds) == (0 if result["engine"] == engine.NEMO else 2)
+            assert all(0 < part < total for part, total in zip(seconds, result["total_s"], strict=False))
+
+
+def test_ratios_of_engines_are_to_the_first_one_with_the_same_batch() -> None:
+    stages = {"features": [0.1], "encoder": [0.5], "decode": [0.1]}
+    faster = {"features": [0.1], "encoder": [0.1], "decode": [0.1]}
+    small, large = engine.Batch(1, 2.0), engine.Batch.parse("4x10")
+    results = [
+        engine.Times("off", small, [1.0], stages),
+        engine.Times("auto", small, [0.6], faster),
+        engine.Times("off", large, [2.0], stages),
+        engine.Times(engine.NEMO, large, [3.0]),
+    ]
+    rows = engine.rows(results)
+    assert [row[0] for row in rows] == ["1 x 2 s", "1 x 2 s", "4 x 10 s", "4 x 10 s"]
+    assert [row[-2:] for row in rows] == [["1.00", "1.00"], ["0.20", "0.60"], ["1.00", "1.00"], ["", "1.50"]]
+    assert [row[5] for row in rows] == ["300.0", "300.0", "1300.0", ""]
+    assert rows[2][8] == "20"

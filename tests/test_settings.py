@@ -59,6 +59,8 @@ def test_the_container_serves_the_same_application_as_the_default() -> None:
         {"models": [{"name": "a", "source": "bundled", "min_replicas": 2}]},
         {"models": [{"name": "a", "source": "bundled"}], "default_model": "b"},
         {"models": [{"name": "a", "source": "bundled"}], "model_aliases": {"c": "b"}},
+        {"models": [{"name": "a", "source": "bundled", "fast_paths": "none"}]},
+        {"models": [{"name": "a", "source": "bundled", "fast_paths": ["attention", "tention"]}]},
         {"windows": {"window_s": 5, "overlap_s": 4}},
         {"limits": {"max_upload_bytes": 0}},
     ],

@@ -27,6 +27,9 @@ class ReplicaStatus:
     decoder: str = ""
     max_batch_audio_s: float = 0.0
     """Maximum padded audio of its batches, seconds."""
+    fast_paths: tuple[str, ...] = ()
+    fast_paths_left_out: tuple[str, ...] = ()
+    """Each with its reason."""
     detail: str = ""
     """Progress of a download, or why the model is unavailable."""
     batches: int = 0

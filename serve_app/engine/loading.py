@@ -14,9 +14,10 @@ from serve_app.engine.cpu import CPU_ENVIRONMENT, keep_freed_memory
 from serve_app.engine.ctc import CtcDecoder
 from serve_app.engine.decoder import Decoder
 from serve_app.engine.precision import choose_precision
+from serve_app.engine.protocol import FastPaths
 from serve_app.engine.transducer import TransducerDecoder
 from serve_app.errors import ModelUnavailable
-from serve_app.settings import DecoderChoice, Device, Precision
+from serve_app.settings import DecoderChoice, Device, Precision, WantedFastPaths
 
 log = logging.getLogger("ray.serve")
 
@@ -51,6 +52,7 @@ class LoadedModel:
     device: str
     precision: Precision
     decoder: Decoder
+    fast_paths: FastPaths
 
 
 def load_model(
@@ -58,6 +60,7 @@ def load_model(
     *,
     device: Device,
     precision: Precision,
+    fast_paths: WantedFastPaths,
     cpu_threads: int,
     gpu_share: float,
     keyword_weight: float,
@@ -71,6 +74,8 @@ def load_model(
     import torch
 
     ASRModel = _import_nemo_quietly()
+    from serve_app.engine.fast_paths import apply_fast_paths
+
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and gpu_share < 1:
@@ -94,6 +99,7 @@ def load_model(
         # Not the preprocessor: in less than fp32, features cost accuracy, by their arithmetic and by the rounding of window and
         # filterbank, which are buffers of it.
         part.to(device=device, dtype=getattr(torch, DTYPES[precision]))
+    paths = apply_fast_paths(model, fast_paths)
     if head == "transducer":
         _set_up_label_looping(model, path, device)
     if device == "cpu":
@@ -101,7 +107,7 @@ def load_model(
     decodes = TransducerDecoder(model, keyword_weight) if head == "transducer" else CtcDecoder(*_modules(model, head))
     size, seconds = parameters / 1e6, time.monotonic() - started
     log.info("loaded %s: %.1f M parameters, %s on %s in %s, %.1f s", path.name, size, head, device, precision, seconds)
-    return LoadedModel(model, device, precision, decodes)
+    return LoadedModel(model, device, precision, decodes, paths)
 
 
 def _choose_head(heads: tuple[Head, ...], decoder: DecoderChoice, path: Path) -> Head:

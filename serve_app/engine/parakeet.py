@@ -25,7 +25,7 @@ from serve_app.engine.loading import LoadedModel, load_model
 from serve_app.engine.protocol import EngineInfo
 from serve_app.engine.speech_clip import speech_clip
 from serve_app.errors import EngineBroken, EngineOutOfMemory
-from serve_app.settings import DecoderChoice, Device, Precision
+from serve_app.settings import DecoderChoice, Device, Precision, WantedFastPaths
 from serve_app.transcript import Token, TokenColumns
 from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE, Keywords, Samples
 
@@ -68,6 +68,7 @@ class ParakeetEngine:
         self._model = model = loaded.model
         self._device = loaded.device
         self._precision = loaded.precision
+        self._fast_paths = loaded.fast_paths
         self._dtype = next(model.encoder.parameters()).dtype
         tokenizer = model.tokenizer
         pieces: list[str] = tokenizer.ids_to_tokens(list(range(tokenizer.vocab_size)))
@@ -81,7 +82,7 @@ class ParakeetEngine:
 
     @property
     def info(self) -> EngineInfo:
-        return EngineInfo(self._device, self._precision, self._decoder.mode, self._decoder.has_keywords)
+        return EngineInfo(self._device, self._precision, self._decoder.mode, self._decoder.has_keywords, self._fast_paths)
 
     @classmethod
     def load(
@@ -90,6 +91,7 @@ class ParakeetEngine:
         *,
         device: Device = "auto",
         precision: Precision = "auto",
+        fast_paths: WantedFastPaths = "auto",
         cpu_threads: int = 0,
         gpu_share: float = 1.0,
         keyword_weight: float = 0.5,
@@ -97,14 +99,16 @@ class ParakeetEngine:
     ) -> "ParakeetEngine":
         """Load a `.nemo` file onto a device: an RNNT, TDT or CTC model, or one with both kinds of heads.
 
-        `cpu_threads`: 0 uses one thread for a small model, else all usable cores. `gpu_share`: fraction of the GPU's memory that
-        this process may use. `keyword_weight`: weight of boosted phrases, 0 to 1. `decoder`: which head of a hybrid model. Raises
-        ModelUnavailable if the file cannot be loaded, or holds a model that this server does not run.
+        `fast_paths`: see fast_paths.py. `cpu_threads`: 0 uses one thread for a small model, else all usable cores. `gpu_share`:
+        fraction of the GPU's memory that this process may use. `keyword_weight`: weight of boosted phrases, 0 to 1. `decoder`:
+        which head of a hybrid model. Raises ModelUnavailable if the file cannot be loaded, or holds a model that this server
+        does not run.
         """
         loaded = load_model(
             path,
             device=device,
             precision=precision,
+            fast_paths=fast_paths,
             cpu_threads=cpu_threads,
             gpu_share=gpu_share,
             keyword_weight=keyword_weight,

@@ -10,8 +10,17 @@ from serve_app.window import Keywords, Samples
 
 
 @dataclass(frozen=True, slots=True)
+class FastPaths:
+    """Which fast paths an engine uses."""
+
+    used: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    """Those that were wanted and are not used, with the reason: `name: reason`."""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """Device, number format and decoder of an engine, for status reports."""
+    """Device, number format, decoder and fast paths of an engine, for status reports."""
 
     device: str
     precision: str
@@ -20,6 +29,7 @@ class EngineInfo:
     `ctc` or `simulated`."""
     keywords: bool
     """Whether phrases can be boosted."""
+    fast_paths: FastPaths = FastPaths()
 
 
 class Engine(Protocol):

@@ -31,13 +31,25 @@ def test_not_ready_until_the_model_with_min_replicas_is_loaded(client: TestClien
     assert [(m["id"], m["state"]) for m in response.json()["models"]] == [("first", "unloaded"), ("second", "unloaded")]
     server.replicas["first"] = (
         ReplicaStatus("r1", "failed", detail="no file"),
-        ReplicaStatus("r2", "ready", device="cuda", precision="bf16", decoder="cuda graphs", batches=3, windows=9),
+        ReplicaStatus(
+            "r2",
+            "ready",
+            device="cuda",
+            precision="bf16",
+            decoder="cuda graphs",
+            fast_paths=("masks",),
+            fast_paths_left_out=("attention: no",),
+            batches=3,
+            windows=9,
+        ),
     )
     response = client.get("/ready")
     assert response.status_code == 200
     model = response.json()["models"][0]
     assert (model["state"], model["device"], model["precision"]) == ("ready", "cuda", "bf16")
-    assert model["replicas"][1]["windows"] == 9
+    replica = model["replicas"][1]
+    assert replica["windows"] == 9
+    assert (replica["fast_paths"], replica["fast_paths_left_out"]) == (["masks"], ["attention: no"])
 
 
 def test_the_progress_of_a_download_is_shown(client: TestClient, server: FakeService) -> None:

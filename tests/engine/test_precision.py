@@ -9,6 +9,7 @@ import torch
 from serve_app.engine import precision
 from serve_app.engine.parakeet import ParakeetEngine
 from serve_app.engine.precision import choose_precision
+from serve_app.settings import bundled_model_path
 
 
 def fake_model(layer: torch.nn.Module | None = None) -> Any:
@@ -43,8 +44,8 @@ def test_a_cpu_uses_bf16_if_it_saves_a_quarter_of_the_time(monkeypatch: pytest.M
     assert layer.weight.dtype == torch.float32
 
 
-def test_the_measurement_does_not_change_the_model(engine: ParakeetEngine) -> None:
-    model: Any = engine._model
+def test_the_measurement_does_not_change_the_model() -> None:
+    model: Any = ParakeetEngine.load(bundled_model_path(), device="cpu", precision="fp32", fast_paths="off")._model
     layer = model.encoder.layers[0].feed_forward1
     before = {name: values.clone() for name, values in layer.state_dict().items()}
     assert choose_precision(model, "cpu", is_small=False) in ("fp32", "bf16")

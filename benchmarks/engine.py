@@ -1,0 +1,252 @@
+"""The bare engine by batch and length, stage by stage, beside the same engine with other fast paths and NeMo's `transcribe()`.
+
+    python -m benchmarks.engine [--shape bundled] [--batches 1x10 4x10 1x30] [--fast-paths off auto] [--json PATH]
+
+All engines live in one process, on the same windows and in the same precision, and take turns in every round. Figures are medians
+of the rounds; ratios are of medians. The shapes `110m` and `0.6b` have random weights: a bias makes them recognise nothing, so
+that their decoding takes what it takes in silence.
+"""
+
+import argparse
+import logging
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, get_args
+
+import numpy as np
+
+from benchmarks.report import add_json_option, finish, machine, table
+from benchmarks.speech import spoken_digits
+from serve_app.engine.parakeet import ParakeetEngine
+from serve_app.settings import FastPath, WantedFastPaths, bundled_model_path
+from serve_app.window import SAMPLE_RATE, Samples
+from testing.digit_strings import load_bank
+from testing.paths import DIGITS
+from tools import fastconformer_tdt as architecture
+
+SHAPES = {"bundled": None, "110m": architecture.PARAKEET_110M, "0.6b": architecture.PARAKEET_0_6B}
+STAGES = ("features", "encoder", "decode")
+NEMO = "NeMo transcribe()"
+WARM_UP_ROUNDS = 1
+LONGEST_STRING_S = 15.0
+NEVER = 1e4
+"""Bias of blank with which a model with random weights emits nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    windows: int
+    seconds: float
+
+    @classmethod
+    def parse(cls, text: str) -> "Batch":
+        """From `4x10`: four windows of 10 s."""
+        windows, seconds = text.split("x")
+        return cls(int(windows), float(seconds))
+
+    def __str__(self) -> str:
+        return f"{self.windows} x {self.seconds:g} s"
+
+
+@dataclass(slots=True)
+class Times:
+    """What one engine took for one batch, seconds, an item per round."""
+
+    engine: str
+    batch: Batch
+    total_s: list[float] = field(default_factory=list)
+    stages_s: dict[str, list[float]] = field(default_factory=lambda: {stage: [] for stage in STAGES})
+    """Empty for NeMo."""
+
+    @property
+    def rtfx(self) -> float:
+        """Seconds of audio per second."""
+        return self.batch.windows * self.batch.seconds / median(self.total_s)
+
+
+class StageClock:
+    """Measures the stages of a model's inference: calls of its preprocessor, its encoder and its decoding."""
+
+    def __init__(self, model: Any) -> None:
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self._wrap("features", model.preprocessor, "forward")
+        self._wrap("encoder", model.encoder, "forward")
+        self._wrap("decode", model.decoding, "rnnt_decoder_predictions_tensor")
+
+    def _wrap(self, stage: str, owner: Any, name: str) -> None:
+        call = getattr(owner, name)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            started = now_s()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self.seconds[stage] += now_s() - started
+
+        setattr(owner, name, timed)
+
+
+def now_s() -> float:
+    """The time when all work given to a GPU so far is done."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+@contextmanager
+def model_file(shape: str) -> Iterator[Path]:
+    """The `.nemo` file of a shape."""
+    sizes = SHAPES[shape]
+    if sizes is None:
+        yield bundled_model_path()
+        return
+    from nemo.collections.asr.models import EncDecRNNTBPEModel
+    from omegaconf import OmegaConf
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with tarfile.open(bundled_model_path()) as archive:
+            for member in archive.getmembers():
+                if member.name.endswith(("tokenizer.model", "vocab.txt")):
+                    member.name = member.name.rpartition("_")[2]
+                    archive.extract(member, folder, filter="data")
+        model = EncDecRNNTBPEModel(cfg=OmegaConf.create(architecture.config(sizes, folder)))
+        model.joint.joint_net[-1].bias.data[model.tokenizer.vocab_size] = NEVER
+        model.save_to(str(folder / "model.nemo"))
+        yield folder / "model.nemo"
+
+
+def nemo(path: Path, engine: ParakeetEngine) -> Callable[[Sequence[Samples]], Any]:
+    """NeMo's own `transcribe()`, without timestamps, in the precision and on the device of an engine."""
+    import torch
+    from nemo.collections.asr.models import ASRModel
+
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[engine.info.precision]
+    model = ASRModel.restore_from(str(path), map_location=engine.info.device).eval().to(dtype)
+
+    def transcribe(windows: Sequence[Samples]) -> Any:
+        audio = [window.astype(np.float32) / 32768 for window in windows]
+        return model.transcribe(audio, batch_size=len(audio), verbose=False)
+
+    return transcribe
+
+
+def measure(arguments: argparse.Namespace, path: Path) -> tuple[list[Times], dict[str, str]]:
+    engines = {
+        _name(wanted): ParakeetEngine.load(
+            path,
+            device=arguments.device,
+            precision=arguments.precision,
+            fast_paths=wanted,
+            cpu_threads=arguments.threads,
+        )
+        for wanted in arguments.fast_paths
+    }
+    clocks = {name: StageClock(engine._model) for name, engine in engines.items()}
+    sides: dict[str, Callable[[Sequence[Samples]], Any]] = {name: engine.transcribe for name, engine in engines.items()}
+    any_engine = next(iter(engines.values()))
+    if arguments.nemo:
+        sides[NEMO] = nemo(path, any_engine)
+    bank = load_bank(DIGITS)
+    results: list[Times] = []
+    for batch in arguments.batches:
+        # Cut from longer ones, which do not end with silence.
+        samples = round(batch.seconds * SAMPLE_RATE)
+        windows = [spoken_digits(bank, batch.seconds + LONGEST_STRING_S, seed)[:samples] for seed in range(batch.windows)]
+        times = {name: Times(name, batch) for name in sides}
+        for number in range(WARM_UP_ROUNDS + arguments.rounds):
+            for name, transcribe in sides.items():
+                clock = clocks.get(name)
+                if clock is not None:
+                    clock.seconds = dict.fromkeys(STAGES, 0.0)
+                started = now_s()
+                transcribe(windows)
+                total_s = now_s() - started
+                if number < WARM_UP_ROUNDS:
+                    continue
+                times[name].total_s.append(total_s)
+                for stage, seconds in clock.seconds.items() if clock else ():
+                    times[name].stages_s[stage].append(seconds)
+        results += times.values()
+    left_out = {reason for engine in engines.values() for reason in engine.info.fast_paths.left_out}
+    return results, {
+        "shape": arguments.shape,
+        "device": any_engine.info.device,
+        "precision": any_engine.info.precision,
+        "threads": str(arguments.threads or "default"),
+        "left out": "; ".join(sorted(left_out)) or "nothing",
+    }
+
+
+def rows(results: Sequence[Times]) -> list[list[str]]:
+    """A row for each batch and engine. Ratios are to the first engine with the same batch."""
+    cells = []
+    for times in results:
+        first = next(other for other in results if other.batch == times.batch)
+        total_s, first_s = median(times.total_s), median(first.total_s)
+        if times.stages_s["encoder"]:
+            stages_s = [median(times.stages_s[stage]) for stage in STAGES]
+            encoder_ratio = f"{stages_s[1] / median(first.stages_s['encoder']):.2f}"
+            stages = [f"{1000 * seconds:.1f}" for seconds in (*stages_s, total_s - sum(stages_s))]
+        else:
+            stages, encoder_ratio = [""] * (len(STAGES) + 1), ""
+        spread = f"{1000 * min(times.total_s):.1f} to {1000 * max(times.total_s):.1f}"
+        total = [f"{1000 * total_s:.1f}", spread, f"{times.rtfx:,.0f}", encoder_ratio, f"{total_s / first_s:.2f}"]
+        cells.append([str(times.batch), times.engine, *stages, *total])
+    return cells
+
+
+HEAD = [
+    *("batch", "fast paths", *(f"{stage}, ms" for stage in STAGES), "rest, ms", "total, ms", "fastest to slowest round"),
+    *("x real time", "encoder, ratio", "total, ratio"),
+]
+
+
+def _wanted(text: str) -> WantedFastPaths:
+    if text in ("auto", "off"):
+        return text  # type: ignore[return-value]
+    names = tuple(text.split(","))
+    if not set(names) <= set(get_args(FastPath)):
+        raise argparse.ArgumentTypeError(f"choose auto, off, or some of {', '.join(get_args(FastPath))} joined by commas")
+    return names  # type: ignore[return-value]
+
+
+def _name(wanted: WantedFastPaths) -> str:
+    return wanted if isinstance(wanted, str) else ", ".join(wanted)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="bundled")
+    parser.add_argument("--batches", nargs="+", type=Batch.parse, default=["1x2", "1x10", "1x30", "4x10", "4x30"], metavar="NxS")
+    parser.add_argument("--fast-paths", nargs="+", type=_wanted, default=["off", "auto"], help="of each engine; names by commas")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto")
+    parser.add_argument("--threads", type=int, default=0, help="of a CPU; 0: as a replica would have")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--no-nemo", dest="nemo", action="store_false", help="without NeMo's transcribe()")
+    add_json_option(parser)
+    arguments = parser.parse_args()
+    arguments.batches = [b if isinstance(b, Batch) else Batch.parse(b) for b in arguments.batches]
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    with model_file(arguments.shape) as path:
+        results, description = measure(arguments, path)
+    finish(
+        arguments.json,
+        machine(**description),
+        f"medians of {arguments.rounds} rounds in which all engines take turns",
+        [table(HEAD, rows(results))],
+        results=[asdict(times) for times in results],
+    )
+
+
+if __name__ == "__main__":
+    main()
