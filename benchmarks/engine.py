@@ -71,13 +71,13 @@ class Times:
 
 
 class StageClock:
-    """Measures the stages of a model's inference: calls of its preprocessor, its encoder and its decoding."""
+    """Measures the stages of an engine's inference: calls of its preprocessor, its encoder and its decoder."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, engine: ParakeetEngine) -> None:
         self.seconds = dict.fromkeys(STAGES, 0.0)
-        self._wrap("features", model.preprocessor, "forward")
-        self._wrap("encoder", model.encoder, "forward")
-        self._wrap("decode", model.decoding, "rnnt_decoder_predictions_tensor")
+        self._wrap("features", engine._model.preprocessor, "forward")
+        self._wrap("encoder", engine._model.encoder, "forward")
+        self._wrap("decode", engine._decoder, "decode")
 
     def _wrap(self, stage: str, owner: Any, name: str) -> None:
         call = getattr(owner, name)
@@ -150,7 +150,7 @@ def measure(arguments: argparse.Namespace, path: Path) -> tuple[list[Times], dic
         )
         for wanted in arguments.fast_paths
     }
-    clocks = {name: StageClock(engine._model) for name, engine in engines.items()}
+    clocks = {name: StageClock(engine) for name, engine in engines.items()}
     sides: dict[str, Callable[[Sequence[Samples]], Any]] = {name: engine.transcribe for name, engine in engines.items()}
     any_engine = next(iter(engines.values()))
     if arguments.nemo:

@@ -81,7 +81,8 @@ class ModelReplica:
         batcher = await self._ready_batcher()
         if job.keywords and self._engine is not None and not self._engine.info.keywords:
             raise RequestError(
-                f"The model `{self._model.name}` does not take keywords: it has a CTC decoder.", param="keywords[]"
+                f"The model `{self._model.name}` has a CTC decoder, which takes no phrases, in `keywords[]` or in `prompt`.",
+                param="keywords[]",
             )
         return await batcher.submit((samples, job.keywords), len(samples), Lane(lane), job.job_id, is_isolated=is_isolated)
 

@@ -45,7 +45,7 @@ async def test_keywords_that_a_model_cannot_take_are_refused() -> None:
 
     replica._batcher = Batcher(process, BatchLimits(max_samples=100_000, max_live_samples=100_000, max_items=8, ageing_s=1.0))
     window = np.zeros(16_000, np.int16)
-    with pytest.raises(RequestError, match="does not take keywords") as refused:
+    with pytest.raises(RequestError, match="takes no phrases") as refused:
         await replica.transcribe(Lane.BULK, Job("a", ("Zürich",)), False, window)
     assert refused.value.param == "keywords[]"
     assert isinstance(await replica.transcribe(Lane.BULK, Job("b"), False, window), TokenColumns)

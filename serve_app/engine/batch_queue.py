@@ -163,8 +163,12 @@ class Batcher(Generic[Item, Result]):
             self._worker = None
 
     def _next_batch(self) -> _Batch[Item, Result]:
+        """The batch that was formed ahead. More urgent items go before it, as before an item in the queue."""
         ahead = self._ahead
-        if ahead is None or (self._queue and min(waiting.lane for waiting in self._queue) < ahead.lane):
+        if ahead is None:
+            return _Batch(self._take_batch())
+        is_overtaken = bool(self._queue) and min(waiting.lane for waiting in self._queue) < ahead.lane
+        if is_overtaken and self._aged(ahead.items) is None:
             return _Batch(self._take_batch())
         self._ahead = None
         return ahead
@@ -210,13 +214,18 @@ class Batcher(Generic[Item, Result]):
     def _head(self) -> _Waiting[Item, Result]:
         """The item that the next batch starts with: the one with the lowest start tag in the most urgent lane, or the oldest item
         if that has aged and at least AGED_EVERY - 1 heads in a row were chosen by lane."""
-        oldest = min(self._queue, key=lambda w: w.queued_at_s)
-        is_aged = self._now_s() - oldest.queued_at_s >= self._limits.ageing_s
-        if is_aged and self._heads_by_lane >= AGED_EVERY - 1:
-            self._heads_by_lane = 0
-            return oldest
+        if (aged := self._aged(self._queue)) is not None:
+            return aged
         self._heads_by_lane += 1
         return min(self._queue, key=lambda w: (w.lane, w.start_tag))
+
+    def _aged(self, items: list[_Waiting[Item, Result]]) -> _Waiting[Item, Result] | None:
+        """The oldest item, if it is its turn because it has waited for so long."""
+        oldest = min(items, key=lambda w: w.queued_at_s)
+        if self._now_s() - oldest.queued_at_s < self._limits.ageing_s or self._heads_by_lane < AGED_EVERY - 1:
+            return None
+        self._heads_by_lane = 0
+        return oldest
 
     async def _run(self, batch: list[_Waiting[Item, Result]], preparing: "asyncio.Future[Any] | None" = None) -> None:
         """Prepare a batch unless that was started, and process it. If it fails, do so with its items one by one, so that only the

@@ -9,7 +9,7 @@ from tests.engine.test_batch_queue import STEP_S, scenario, submit_at
 
 
 def make_two_stage_batcher(
-    *, prepares_ahead: bool = True, fail_on: str | None = None
+    *, prepares_ahead: bool = True, ageing_s: float = 5.0, fail_on: str | None = None
 ) -> tuple[Batcher[str, str], list[tuple[float, str, str]]]:
     """A batcher of at most 2 items per batch, whose stages take STEP_S each, and the list of (start, stage, items)."""
     log: list[tuple[float, str, str]] = []
@@ -26,7 +26,7 @@ def make_two_stage_batcher(
         await asyncio.sleep(STEP_S)
         return list(prepared.upper())
 
-    limits = BatchLimits(max_samples=10_000, max_live_samples=10_000, max_items=2, ageing_s=5.0)
+    limits = BatchLimits(max_samples=10_000, max_live_samples=10_000, max_items=2, ageing_s=ageing_s)
     batcher = Batcher(process, limits, prepare=prepare, prepares_ahead=prepares_ahead, now_s=virtual_time.now_s)
     return batcher, log
 
@@ -94,3 +94,14 @@ async def test_a_batch_that_is_prepared_counts_as_queued() -> None:
     assert batcher.queued == 3
     await asyncio.gather(*waiting)
     assert batcher.queued == 0
+
+
+@scenario
+async def test_a_batch_that_is_prepared_does_not_starve() -> None:
+    """Live windows without end; the batch of c and d has aged after 0.1 s."""
+    batcher, log = make_two_stage_batcher(ageing_s=0.1)
+    bulk = [submit_at(batcher, 0.0, name) for name in "abcd"]
+    live = [submit_at(batcher, 0.01 + 0.05 * n, "l", lane=Lane.LIVE) for n in range(60)]
+    await asyncio.gather(*bulk, *live)
+    batches = [items for _, stage, items in log if stage == "process"]
+    assert 2 <= batches.index("cd") <= 6
