@@ -30,7 +30,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 .DEFAULT_GOAL := help
 # Two goals that install at the same time would write into one .venv.
 .NOTPARALLEL:
-.PHONY: help demo serve test soak clients check lint types unit format bench evaluate screenshots train constraints clean
+.PHONY: help demo serve test gpu soak clients check lint types unit format bench evaluate screenshots train constraints clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ serve: $(RUNTIME) ## Serve the Parakeet models (configs/serve_config.yaml)
 # On every core; tests/conftest.py says how. STATUS_FILE: see .ci/run.
 test: $(DEV) ## Run the whole test suite; PYTEST_ARGS="-k words" narrows it
 	@$(PARALLEL_PYTEST) -m "not long and not clients" $(PYTEST_ARGS)$(if $(STATUS_FILE),; echo $$? >'$(STATUS_FILE)')
+
+gpu: $(DEV) ## Run the tests of the engine on this machine's GPU
+	@$(PYTEST) -m gpu -rs $(PYTEST_ARGS)
 
 soak: recordings $(DEV) ## Run the long tests: hours of speech from FSDD_RECORDINGS, files of gigabytes
 	@$(PYTEST) -m long $(PYTEST_ARGS)
