@@ -31,7 +31,7 @@ class LimitSettings(SettingsGroup):
         256, ge=1, description="Maximum uploads in progress per client address and ingress replica; more is 429."
     )
     max_windows_in_flight: int = Field(
-        256,
+        512,
         ge=1,
         description="Maximum windows of files in flight per ingress replica, about 2 MB each; shared by the files, one each "
         "at least.",
