@@ -91,11 +91,11 @@ def test_results_are_written_with_the_machine(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
 def test_the_engines_stages_are_measured_beside_nemo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tmp_path / "results.json"
-    options = ["--batches", "1x2", "2x1", "--rounds", "2", "--fast-paths", "off", "masks,attention", "--json", str(path)]
+    options = ["--batches", "1x2", "2x1", "--rounds", "2", "--fast-paths", "off", "subsampling,attention", "--json", str(path)]
     monkeypatch.setattr("sys.argv", ["engine", *options])
     engine.main()
     report = json.loads(path.read_text())
-    assert [result["engine"] for result in report["results"]] == 2 * ["off", "masks, attention", engine.NEMO]
+    assert [result["engine"] for result in report["results"]] == 2 * ["off", "subsampling, attention", engine.NEMO]
     for result in report["results"]:
         assert len(result["total_s"]) == 2
         for stage in engine.STAGES:

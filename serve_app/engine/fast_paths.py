@@ -43,11 +43,11 @@ billion parameters takes 2 kB per frame and layer for that in bf16."""
 
 @dataclass(frozen=True, slots=True)
 class _Swap:
-    """A part of the encoder and what takes its place: attribute `name` of `owner`."""
+    """A module of the encoder and what takes its place: attribute `name` of `owner`."""
 
-    owner: Any
+    owner: nn.Module
     name: str
-    replacement: Any
+    replacement: nn.Module
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +95,9 @@ def _switch_on(encoder: Any, path: _Path, batches: Sequence[tuple[Tensor, Tensor
         raise Unsuitable("the encoder is not a Conformer")
     with torch.no_grad():
         swaps = list(path.swaps(encoder))
-    undo: list[Callable[[], None]] = []
+    before = [(swap.owner, swap.name, getattr(swap.owner, swap.name)) for swap in swaps]
     try:
         for swap in swaps:
-            undo.append(_undo(swap))
             setattr(swap.owner, swap.name, swap.replacement)
         with torch.inference_mode():
             outputs = [_encode(encoder, *batch) for batch in batches]
@@ -108,17 +107,9 @@ def _switch_on(encoder: Any, path: _Path, batches: Sequence[tuple[Tensor, Tensor
         if not error <= max_error:
             raise ValueError(f"the encoder's error is {error:.1g}; the tolerance is {max_error:.1g}")
     except Exception:
-        for restore in reversed(undo):
-            restore()
+        for owner, name, module in before:
+            setattr(owner, name, module)
         raise
-
-
-def _undo(swap: _Swap) -> Callable[[], None]:
-    """What puts back the part that a swap is about to replace. A method of the class is not an attribute of the object yet."""
-    if isinstance(swap.replacement, nn.Module):
-        before = getattr(swap.owner, swap.name)
-        return lambda: setattr(swap.owner, swap.name, before)
-    return lambda: delattr(swap.owner, swap.name)
 
 
 def _check_batches(model: Any) -> Iterator[tuple[Tensor, Tensor]]:
@@ -153,11 +144,6 @@ def _reason(error: Exception) -> str:
     """One line."""
     text = (str(error).strip().splitlines() or [""])[0]
     return text if isinstance(error, Unsuitable | ValueError) else f"{type(error).__name__}: {text}"
-
-
-def _masks(encoder: Any) -> Iterator[_Swap]:
-    _require_whole_windows(encoder)
-    yield _Swap(encoder, "_create_masks", lean_modules.padding_masks)
 
 
 def _attention(encoder: Any) -> Iterator[_Swap]:
@@ -208,7 +194,6 @@ def _require_whole_windows(encoder: Any) -> None:
 
 
 PATHS: dict[FastPath, _Path] = {
-    "masks": _Path(_masks, is_for_gpus=True),
     "attention": _Path(_attention, is_for_gpus=True),
     "convolution": _Path(_convolution, is_for_gpus=True),
     "subsampling": _Path(_subsampling, is_for_gpus=False),

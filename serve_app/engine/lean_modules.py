@@ -50,7 +50,7 @@ class LeanAttention(nn.Module):
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, pos_emb: Tensor, cache: None = None
     ) -> Tensor:
         """`query`, the same as `key` and `value`: [windows, frames, features]. `mask`: true where a frame does not see another,
-        [windows, frames or 1, frames]; only its first row is read, as the first frame of a window sees all but the padding."""
+        [windows, frames, frames]; only its first row is read, as the first frame of a window sees all but the padding."""
         windows, frames, _ = query.shape
         q, k, v = self.linear_qkv(query).view(windows, frames, 3, self._heads, self._width).unbind(2)
         by_position = torch.bmm(
@@ -163,17 +163,6 @@ def int8_linear(stock: nn.Linear) -> nn.Module:
             nn.Sequential(stock), {nn.Linear: per_channel_dynamic_qconfig}
         )
     return quantised[0]
-
-
-def padding_masks(
-    att_context_size: Sequence[int], padding_length: Tensor, max_audio_length: int, offset: None, device: torch.device
-) -> tuple[Tensor | None, Tensor | None]:
-    """In place of `ConformerEncoder._create_masks`: true for padding, as [windows, frames] and as [windows, 1, frames]. On a CPU
-    there are none for a batch without padding; on a GPU it would have to be waited for to know that."""
-    if device.type == "cpu" and int(padding_length.min()) >= max_audio_length:
-        return None, None
-    padding = torch.arange(max_audio_length, device=device) >= padding_length.unsqueeze(1)
-    return padding, padding.unsqueeze(1)
 
 
 def _attend_fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, hidden: Tensor | None) -> Tensor:

@@ -37,7 +37,7 @@ def test_not_ready_until_the_model_with_min_replicas_is_loaded(client: TestClien
             device="cuda",
             precision="bf16",
             decoder="cuda graphs",
-            fast_paths=("masks",),
+            fast_paths=("convolution",),
             fast_paths_left_out=("attention: no",),
             batches=3,
             windows=9,
@@ -49,7 +49,7 @@ def test_not_ready_until_the_model_with_min_replicas_is_loaded(client: TestClien
     assert (model["state"], model["device"], model["precision"]) == ("ready", "cuda", "bf16")
     replica = model["replicas"][1]
     assert replica["windows"] == 9
-    assert (replica["fast_paths"], replica["fast_paths_left_out"]) == (["masks"], ["attention: no"])
+    assert (replica["fast_paths"], replica["fast_paths_left_out"]) == (["convolution"], ["attention: no"])
 
 
 def test_the_progress_of_a_download_is_shown(client: TestClient, server: FakeService) -> None:

@@ -19,7 +19,7 @@ from serve_app.window import Samples
 from testing.digit_strings import DigitString, to_int16
 
 MELS = 80
-EXACT: tuple[FastPath, ...] = ("masks", "attention", "convolution", "subsampling", "packed_linear")
+EXACT: tuple[FastPath, ...] = ("attention", "convolution", "subsampling", "packed_linear")
 ERRORS = {torch.float32: 1e-5, torch.bfloat16: 0.03}
 
 
@@ -108,9 +108,9 @@ def test_int8_is_near_and_only_on_request() -> None:
     [
         (
             {"self_attention_model": "rel_pos_local_attn", "att_context_size": [8, 8]},
-            {"masks: the attention is not over whole windows", "attention: the attention is not over whole windows"},
+            {"attention: the attention is not over whole windows"},
         ),
-        ({"att_context_size": [8, 8]}, {f"{name}: the attention is not over whole windows" for name in ("masks", "attention")}),
+        ({"att_context_size": [8, 8]}, {"attention: the attention is not over whole windows"}),
         ({"conv_norm_type": "layer_norm"}, {"convolution: there is no batch norm"}),
         ({"conv_context_size": "causal"}, {"convolution: the convolution is not symmetrical"}),
         ({"subsampling": "striding"}, {"subsampling: the subsampling is another one"}),
@@ -184,14 +184,6 @@ def test_a_path_that_fails_its_check_is_undone(
     assert len(paths.left_out) == 1
     assert re.fullmatch(reason, paths.left_out[0])
     assert parts(model) == before
-    assert all(map(torch.equal, encode(model, (401, 87)), expected))
-
-
-def test_masks_are_undone_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lean_modules, "padding_masks", lambda **_: (None, None))
-    model = make_model()
-    expected = encode(model, (401, 87))
-    assert apply_fast_paths(model, ("masks",)).used == ()
     assert all(map(torch.equal, encode(model, (401, 87)), expected))
 
 
