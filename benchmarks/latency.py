@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.report import add_json_option, machine, write_json
-from serve_app.engine.batch_policy import max_batch_audio_s
+from serve_app.engine.batch_policy import expected_batch_audio_s
 from serve_app.engine.parakeet import ParakeetEngine
 from serve_app.settings import Settings, bundled_model_path
 from serve_app.window import SAMPLE_RATE
@@ -83,7 +83,7 @@ def engine_step_s(speech: DigitString, settings: Settings) -> tuple[int, float]:
     """Number of windows in a full batch of bulk work, and the median time of its engine step on the idle machine, seconds."""
     engine = ParakeetEngine.load(bundled_model_path(), device="cpu")
     window_s = settings.windows.window_s
-    count = max(1, int(max_batch_audio_s(settings.batching, on_gpu=False) / window_s))
+    count = max(1, int(expected_batch_audio_s(settings.batching, on_gpu=False) / window_s))
     samples = to_int16(speech.samples[: round(window_s * SAMPLE_RATE)])
     seconds = []
     for _ in range(STEP_RUNS):

@@ -16,7 +16,7 @@ from ray.serve.config import RequestRouterConfig
 
 from serve_app.cluster.status import StatusRegistry
 from serve_app.deployments import ModelReplica
-from serve_app.engine.batch_policy import max_batch_audio_s, max_batch_windows
+from serve_app.engine.batch_policy import expected_batch_audio_s, max_batch_windows
 from serve_app.ingress import Ingress
 from serve_app.settings import ModelSettings, Settings
 
@@ -124,7 +124,7 @@ def _model_deployment(model: ModelSettings, settings: Settings, gpus: float, sta
         autoscaling_config={
             "min_replicas": model.min_replicas,
             "max_replicas": model.max_replicas,
-            "target_ongoing_requests": max_batch_windows(batching, window_s, max_batch_audio_s(batching, on_gpu=gpus > 0)),
+            "target_ongoing_requests": max_batch_windows(batching, window_s, expected_batch_audio_s(batching, on_gpu=gpus > 0)),
             "upscale_delay_s": UPSCALE_DELAY_S,
             "downscale_delay_s": model.idle_unload_s or NEVER_S,
             "look_back_period_s": LOOK_BACK_S,

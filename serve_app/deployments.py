@@ -112,7 +112,7 @@ class ModelReplica:
     async def _load(self) -> None:
         self._set_state("starting")
         try:
-            self._engine = engine = await self._loop.run_in_executor(self._engine_thread, self._load_engine)
+            engine = await self._loop.run_in_executor(self._engine_thread, self._load_engine)
             max_audio_s, limits = await self._loop.run_in_executor(self._engine_thread, self._size_batches, engine)
         except Exception as error:
             if isinstance(error, EngineBroken):
@@ -122,7 +122,7 @@ class ModelReplica:
             log.error("model %s could not be loaded: %s", self._model.name, reason, exc_info=not isinstance(error, SpeechError))
             self._set_state("failed", reason)
             return
-        info = engine.info
+        self._engine, info = engine, engine.info
         self._batcher = Batcher(
             self._process,
             limits,
@@ -166,18 +166,14 @@ class ModelReplica:
         return engine
 
     def _size_batches(self, engine: Engine) -> tuple[float, BatchLimits]:
-        """Maximum padded audio of a batch, seconds, and all limits of the queue. Runs on the engine thread."""
-        batching, cost = self._batching, None
-        try:
-            cost = engine.measure_cost(self._max_window_samples / SAMPLE_RATE, batching.max_batch_items)
-        except EngineBroken:
-            raise
-        except Exception:
-            log.exception("model %s: what a batch costs could not be measured", self._model.name)
-        on_gpu = engine.info.device != "cpu"
-        max_audio_s = max_batch_audio_s(batching, on_gpu=on_gpu, cost=cost, fits_audio_s=engine.fitting_audio_s())
+        """Maximum padded audio of a batch, seconds, and all limits of the queue. Runs on the engine thread.
+
+        An engine that cannot even do this raises, and counts as not loaded.
+        """
+        cost = engine.measure_cost(self._max_window_samples / SAMPLE_RATE, self._batching.max_batch_items)
+        max_audio_s = max_batch_audio_s(self._batching, cost, engine.fitting_audio_s())
         log.info("model %s: %s, batches of at most %.0f s of audio", self._model.name, cost, max_audio_s)
-        return max_audio_s, batch_limits(batching, max_audio_s, cost)
+        return max_audio_s, batch_limits(self._batching, max_audio_s, cost)
 
     async def _prepare(self, batch: list[BatchItem]) -> Any:
         assert self._engine is not None

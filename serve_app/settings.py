@@ -135,7 +135,7 @@ class BatchingSettings(_Group):
     target_step_s: float = Field(
         0.25,
         gt=0,
-        description="Maximum duration of a batch of several windows while there are live streams, seconds.",
+        description="While there are live streams: maximum time that the audio of a batch of several windows takes, seconds.",
     )
     max_batch_items: int = Field(64, ge=1, description="Maximum number of windows per batch.")
     batch_timeout_s: float = Field(

@@ -1,4 +1,4 @@
-"""Make a model that loads, and then fails at every window."""
+"""Make a model whose file can be read, and which fails at every window."""
 
 import io
 import tarfile

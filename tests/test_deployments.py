@@ -2,16 +2,18 @@
 
 import asyncio
 import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 
 from serve_app.deployments import BatchItem, ModelReplica, without_traceback
-from serve_app.engine.batch_queue import Batcher, BatchLimits
+from serve_app.engine.batch_queue import MAX_FAILED_BATCHES, Batcher, BatchLimits
 from serve_app.engine.protocol import EngineInfo
 from serve_app.engine.simulated import SimulatedEngine
 from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable, RequestError
-from serve_app.settings import ModelSettings, SimulationSettings
+from serve_app.settings import BatchingSettings, ModelSettings, SimulationSettings
 from serve_app.transcript import Token, TokenColumns
 from serve_app.window import Job, Lane, Samples
 
@@ -72,3 +74,32 @@ async def test_windows_of_live_streams_that_fail_are_part_of_the_answer(caplog: 
     assert isinstance(unforeseen, EngineError)
     assert unforeseen.message == UNFORESEEN
     assert "/secret/path" in caplog.text
+
+
+async def test_a_replica_that_fails_every_batch_exits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that Serve replaces it. Until then, what it gets is sent to another one."""
+    exits: list[int] = []
+    monkeypatch.setattr("serve_app.deployments.os._exit", exits.append)
+    monkeypatch.setattr("serve_app.deployments.EXIT_GRACE_S", 0.0)
+    replica = object.__new__(ModelReplica)
+    replica._model, replica._broken = ModelSettings(name="m", source="bundled"), None
+    replica._batching, replica._loop = BatchingSettings(), asyncio.get_running_loop()
+    replica._engine_thread = replica._prepare_thread = ThreadPoolExecutor(1)
+    replica._loading = asyncio.create_task(asyncio.sleep(0))
+
+    class FailingEngine(SimulatedEngine):
+        def recognise(self, batch: Any) -> list[TokenColumns]:
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    replica._engine = FailingEngine(SimulationSettings(step_s=0, seconds_per_audio_s=0))
+    limits = BatchLimits(max_samples=100_000, max_live_samples=100_000, max_items=8, ageing_s=1.0)
+    replica._batcher = Batcher(replica._process, limits, prepare=replica._prepare, on_failing=replica._exit_failing)
+    window = np.zeros(16_000, np.int16)
+    for number in range(MAX_FAILED_BATCHES):
+        assert exits == []
+        with pytest.raises(RuntimeError, match="mat1"):
+            await replica.transcribe(Lane.BULK, Job(str(number)), False, window)
+    with pytest.raises(EngineBroken, match="5 batches in a row"):
+        await replica.transcribe(Lane.BULK, Job("next"), False, window)
+    await asyncio.sleep(0.01)
+    assert exits == [1]

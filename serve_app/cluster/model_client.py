@@ -15,7 +15,7 @@ from ray.serve.handle import DeploymentHandle as _DeploymentHandle
 
 from serve_app.cluster.live_calls import LiveCalls, LiveWindow, Outcome
 from serve_app.cluster.status import ReplicaStatus
-from serve_app.engine.batch_policy import max_batch_audio_s, max_batch_windows
+from serve_app.engine.batch_policy import expected_batch_audio_s, max_batch_windows
 from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable, SpeechError
 from serve_app.settings import ModelSettings, Settings
 from serve_app.transcript import Token, TokenColumns
@@ -87,7 +87,7 @@ class ModelClient:
         self.statuses = statuses
         self.is_deployed = is_deployed
         batching = settings.batching
-        max_samples = min(round(max_batch_audio_s(batching, on_gpu=False) * SAMPLE_RATE), MAX_BY_VALUE_BYTES // 2)
+        max_samples = min(round(expected_batch_audio_s(batching, on_gpu=False) * SAMPLE_RATE), MAX_BY_VALUE_BYTES // 2)
         self._live_calls = LiveCalls(self._call_together, batching.max_batch_items, max_samples)
 
     def target_windows_in_flight(self, window_s: float) -> int:

@@ -56,9 +56,9 @@ class BatchCost:
         """Padded audio of a batch, seconds, above which larger ones are hardly cheaper; see MAX_LOSS. May be infinite."""
         return self.step_s / (MAX_LOSS * self.per_audio_s) if self.per_audio_s else np.inf
 
-    def audio_within(self, duration_s: float) -> float:
-        """Padded audio of a batch that takes this long, seconds; 0 if none does. May be infinite."""
-        return max(0.0, duration_s - self.step_s) / self.per_audio_s if self.per_audio_s else np.inf
+    def audio_of(self, duration_s: float) -> float:
+        """Padded audio that adds this long to a batch, seconds. May be infinite."""
+        return duration_s / self.per_audio_s if self.per_audio_s else np.inf
 
 
 def measure(

@@ -27,8 +27,8 @@ AGED_EVERY = 4
 MAX_FAILED_BATCHES = 5
 """After so many batches in a row in which every item failed, the engine counts as broken."""
 
-LIVE_S = 2.0
-"""Time after a live item in which the next one is expected, seconds: live streams send one at least this often."""
+LIVE_S = 10.0
+"""Time after a live item in which the next one is expected, seconds. In silence, a live stream sends one every 8 s."""
 
 LENGTH_STEPS = 8
 """Lengths are compared in steps of 1/8 of the longer one."""
@@ -167,28 +167,40 @@ class Batcher(Generic[Item, Result]):
         ahead = self._ahead
         if ahead is None:
             return _Batch(self._take_batch())
-        is_overtaken = bool(self._queue) and min(waiting.lane for waiting in self._queue) < ahead.lane
-        if is_overtaken and self._aged(ahead.items) is None:
-            return _Batch(self._take_batch())
+        if self._queue and min(waiting.lane for waiting in self._queue) < ahead.lane:
+            if self._aged(ahead.items) is None:
+                return _Batch(self._take_batch())
+            self._heads_by_lane = 0
         self._ahead = None
         return ahead
 
     def _prepare_ahead(self) -> None:
         """Form the next batch early, if it is full already, so that it loses nothing but the items that arrive from now on."""
-        if not self._prepares_ahead or self._ahead is not None:
+        if not self._prepares_ahead or self._ahead is not None or not self._queue:
             return
-        is_full = len(self._queue) >= self._limits.max_items or sum(w.samples for w in self._queue) >= self._max_samples()
-        if is_full:
+        items = self._batch_with(self._head())
+        one_more = max(w.samples for w in items) * (len(items) + 1)
+        if len(items) == self._limits.max_items or one_more > self._max_samples():
             items = self._take_batch()
             self._ahead = _Batch(items, asyncio.ensure_future(self._prepare([waiting.item for waiting in items])))
 
     def _take_batch(self) -> list[_Waiting[Item, Result]]:
-        """Remove the next batch from the queue: the head and the items that fit into a batch with it.
+        """Remove the next batch from the queue."""
+        head = self._head()
+        self._heads_by_lane = 0 if head is self._aged(self._queue) else self._heads_by_lane + 1
+        batch = self._batch_with(head)
+        chosen = set(map(id, batch))
+        self._queue = [w for w in self._queue if id(w) not in chosen]
+        self._virtual_time = max(self._virtual_time, head.start_tag)
+        self._next_start_tags = {job: tag for job, tag in self._next_start_tags.items() if tag > self._virtual_time}
+        return batch
+
+    def _batch_with(self, head: _Waiting[Item, Result]) -> list[_Waiting[Item, Result]]:
+        """An item of the queue and those that fit into a batch with it.
 
         Items of the head's lane come first, the nearest lengths before others. Then come the other lanes, the most urgent first;
         an item of a less urgent lane is added only if it is no longer than the batch is padded already.
         """
-        head = self._head()
         others = [] if head.is_isolated else [w for w in self._queue if w is not head and not w.is_isolated]
         others.sort(key=lambda w: (w.lane != head.lane, w.lane, _length_distance(w.samples, head.samples), w.start_tag))
         batch, max_samples = [head], head.samples
@@ -201,31 +213,22 @@ class Batcher(Generic[Item, Result]):
             if padded_to * (len(batch) + 1) <= self._max_samples():
                 batch.append(waiting)
                 max_samples = padded_to
-        chosen = set(map(id, batch))
-        self._queue = [w for w in self._queue if id(w) not in chosen]
-        self._virtual_time = max(self._virtual_time, head.start_tag)
-        self._next_start_tags = {job: tag for job, tag in self._next_start_tags.items() if tag > self._virtual_time}
         return batch
 
     def _max_samples(self) -> int:
-        is_live = self._now_s() < self._live_until_s
+        is_live = self._now_s() < self._live_until_s or any(w.lane == Lane.LIVE for w in self._queue)
         return self._limits.max_live_samples if is_live else self._limits.max_samples
 
     def _head(self) -> _Waiting[Item, Result]:
         """The item that the next batch starts with: the one with the lowest start tag in the most urgent lane, or the oldest item
         if that has aged and at least AGED_EVERY - 1 heads in a row were chosen by lane."""
-        if (aged := self._aged(self._queue)) is not None:
-            return aged
-        self._heads_by_lane += 1
-        return min(self._queue, key=lambda w: (w.lane, w.start_tag))
+        return self._aged(self._queue) or min(self._queue, key=lambda w: (w.lane, w.start_tag))
 
     def _aged(self, items: list[_Waiting[Item, Result]]) -> _Waiting[Item, Result] | None:
         """The oldest item, if it is its turn because it has waited for so long."""
         oldest = min(items, key=lambda w: w.queued_at_s)
-        if self._now_s() - oldest.queued_at_s < self._limits.ageing_s or self._heads_by_lane < AGED_EVERY - 1:
-            return None
-        self._heads_by_lane = 0
-        return oldest
+        is_aged = self._now_s() - oldest.queued_at_s >= self._limits.ageing_s
+        return oldest if is_aged and self._heads_by_lane >= AGED_EVERY - 1 else None
 
     async def _run(self, batch: list[_Waiting[Item, Result]], preparing: "asyncio.Future[Any] | None" = None) -> None:
         """Prepare a batch unless that was started, and process it. If it fails, do so with its items one by one, so that only the

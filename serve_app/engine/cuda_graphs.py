@@ -66,6 +66,8 @@ class GraphDecoder:
                 is_capture = True
                 if self._shape is not None and self._computer.state is None:
                     self._run_zeros(self._shape, encoded)
+                    # Unless the batch is larger still, the capture is done: what fails from here on is the batch.
+                    is_capture = self._needs_capture(encoded)
             hypotheses, _ = self._computer(x=encoded, out_len=frame_counts, multi_biasing_ids=biasing_ids)
         except Exception as error:
             self._computer.reset_cuda_graphs_state()

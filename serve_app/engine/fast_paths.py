@@ -15,9 +15,11 @@ from nemo.collections.asr.modules import ConformerEncoder
 from torch import Tensor, nn
 
 from serve_app.engine import lean_modules
+from serve_app.engine.device_errors import is_device_failure
 from serve_app.engine.lean_modules import Unsuitable
 from serve_app.engine.protocol import FastPaths
 from serve_app.engine.speech_clip import speech_clip
+from serve_app.errors import ModelUnavailable
 from serve_app.settings import FastPath, WantedFastPaths
 from serve_app.window import SAMPLE_RATE
 
@@ -63,8 +65,8 @@ class _Path:
 def apply_fast_paths(model: Any, wanted: WantedFastPaths) -> FastPaths:
     """Switch on the wanted fast paths of a NeMo model that is ready for inference on its device.
 
-    `auto`: all that make no other approximation than rounding. The encoder must not have been used under CUDA graphs yet. Raises
-    nothing for a path that fails: it is left out, and the encoder is as it was before.
+    `auto`: all that make no other approximation than rounding. The encoder must not have been used under CUDA graphs yet. A path
+    that fails is left out, and the encoder is as it was before. Raises ModelUnavailable for one that makes the device fail.
     """
     names = [name for name, path in PATHS.items() if path.is_automatic] if wanted == "auto" else list(wanted)
     if wanted == "off" or not names:
@@ -81,6 +83,11 @@ def apply_fast_paths(model: Any, wanted: WantedFastPaths) -> FastPaths:
             _switch_on(encoder, PATHS[name], batches, expected)
             used.append(name)
         except Exception as error:
+            if is_device_failure(error):
+                # The GPU is lost to this process, whatever runs next.
+                raise ModelUnavailable(
+                    f"the fast path `{name}` made the GPU fail ({error}); set `fast_paths` without it"
+                ) from error
             left_out[name] = _reason(error)
             log.log(logging.INFO if isinstance(error, Unsuitable) else logging.WARNING, "fast path %s: %s", name, left_out[name])
     return FastPaths(tuple(used), tuple(f"{name}: {reason}" for name, reason in left_out.items()))

@@ -20,7 +20,7 @@ import numpy as np
 from serve_app.engine.batch_cost import BatchCost, measure
 from serve_app.engine.decoder import DecodedBatch
 from serve_app.engine.device_errors import is_device_failure, is_out_of_memory
-from serve_app.engine.gpu_memory import fitting_batches
+from serve_app.engine.gpu_memory import MemoryOfBatches
 from serve_app.engine.loading import LoadedModel, load_model
 from serve_app.engine.protocol import EngineInfo
 from serve_app.engine.speech_clip import speech_clip
@@ -77,8 +77,7 @@ class ParakeetEngine:
         self._decoder = loaded.decoder
         self._copy_stream: Any = None
         """On a GPU: the CUDA stream of `prepare`, beside that of the batch that runs."""
-        self._largest_batch_s = 0.0
-        """Padded audio of the largest batch so far, seconds."""
+        self._fitting_audio_s = math.inf
 
     @property
     def info(self) -> EngineInfo:
@@ -146,21 +145,8 @@ class ParakeetEngine:
 
     def recognise(self, batch: PreparedBatch) -> list[TokenColumns]:
         """See Engine.recognise. A batch that does not fit into memory is split into halves until it does."""
-        import torch
-
-        results = [NO_TOKENS] * len(batch.windows)
-        if not batch.audible:
+        if (results := self._recognise_whole(batch)) is not None:
             return results
-        try:
-            if batch.features is not None:
-                with torch.inference_mode(), _as_engine_broken():
-                    decoded = self._run(batch.features, [batch.keywords[i] for i in batch.audible])
-                    for i, columns in zip(batch.audible, self._collect(decoded), strict=True):
-                        results[i] = columns
-                return results
-        except Exception as error:
-            if isinstance(error, EngineBroken) or not is_out_of_memory(error):
-                raise
         if len(batch.windows) == 1:
             seconds = len(batch.windows[0]) / SAMPLE_RATE
             raise EngineOutOfMemory(f"A window of {seconds:.0f} s does not fit into the memory of {self._device}.")
@@ -169,19 +155,46 @@ class ParakeetEngine:
         halves = (slice(None, middle), slice(middle, None))
         return [columns for h in halves for columns in self.recognise(self.prepare(batch.windows[h], batch.keywords[h]))]
 
+    def _recognise_whole(self, batch: PreparedBatch) -> list[TokenColumns] | None:
+        """The tokens of each window; None if memory does not suffice."""
+        import torch
+
+        if batch.audible and batch.features is None:
+            # Now no other batch takes memory beside it.
+            batch = self.prepare(batch.windows, batch.keywords)
+        results = [NO_TOKENS] * len(batch.windows)
+        if not batch.audible:
+            return results
+        if batch.features is None:
+            return None
+        try:
+            with torch.inference_mode(), _as_engine_broken():
+                decoded = self._run(batch.features, [batch.keywords[i] for i in batch.audible])
+                for i, columns in zip(batch.audible, self._collect(decoded), strict=True):
+                    results[i] = columns
+            return results
+        except Exception as error:
+            if isinstance(error, EngineBroken) or not is_out_of_memory(error):
+                raise
+            return None
+
     def measure_cost(self, window_s: float, max_windows: int) -> BatchCost:
         """See Engine.measure_cost."""
 
         def run(windows: Sequence[Samples]) -> None:
-            self.recognise(self.prepare(windows))
+            if self._recognise_whole(self.prepare(windows)) is None:
+                raise EngineOutOfMemory(f"Windows of {window_s:.0f} s do not fit into the memory of {self._device}.")
 
-        return BatchCost.fit(measure(run, speech_clip(), window_s=window_s, max_windows=max_windows))
+        on_gpu = self._device == "cuda"
+        memory = MemoryOfBatches() if on_gpu else None
+        measurements = measure(run, speech_clip(), window_s=window_s, max_windows=max_windows)
+        if memory is not None:
+            self._fitting_audio_s = memory.fitting_batches() * measurements[-1].padded_s
+        return BatchCost.fit(measurements)
 
     def fitting_audio_s(self) -> float:
         """See Engine.fitting_audio_s."""
-        if self._device != "cuda" or not self._largest_batch_s:
-            return math.inf
-        return fitting_batches() * self._largest_batch_s
+        return self._fitting_audio_s
 
     def _features(self, windows: Sequence[Samples]) -> Features:
         import torch
@@ -190,7 +203,6 @@ class ParakeetEngine:
         lengths = torch.tensor([max(len(window), MIN_INPUT_SAMPLES) for window in windows])
         # From pinned memory, the copy does not stop this thread or wait for the batch that runs.
         padded = torch.zeros(len(windows), int(lengths.max()), dtype=torch.int16, pin_memory=on_gpu)
-        self._largest_batch_s = max(self._largest_batch_s, padded.numel() / SAMPLE_RATE)
         for row, window in zip(padded.numpy(), windows, strict=True):
             row[: len(window)] = window
         if on_gpu and self._copy_stream is None:

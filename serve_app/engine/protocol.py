@@ -66,6 +66,6 @@ class Engine(Protocol):
         ...
 
     def fitting_audio_s(self) -> float:
-        """Padded audio of a batch that the device's free memory suffices for, seconds, judged by the batches so far; infinite
-        where there is no bound."""
+        """Padded audio of a batch that fits into the device's memory, seconds, by `measure_cost`; infinite where there is no
+        bound."""
         ...

@@ -85,7 +85,6 @@ def test_an_efficient_batch_wastes_little() -> None:
     assert BatchCost(0.0, 0.1).efficient_audio_s() == 0
 
 
-def test_what_fits_into_a_time() -> None:
-    assert BatchCost(0.05, 0.001).audio_within(0.25) == pytest.approx(200)
-    assert BatchCost(0.5, 0.001).audio_within(0.25) == 0
-    assert BatchCost(0.05, 0.0).audio_within(0.25) == np.inf
+def test_audio_that_takes_a_time() -> None:
+    assert BatchCost(0.05, 0.001).audio_of(0.25) == pytest.approx(250)
+    assert BatchCost(0.05, 0.0).audio_of(0.25) == np.inf

@@ -1,5 +1,7 @@
 """Limits of a replica's batches."""
 
+import math
+
 import pytest
 
 from serve_app.engine.batch_cost import BatchCost
@@ -8,30 +10,33 @@ from serve_app.engine.batch_policy import (
     GPU_BATCH_AUDIO_S,
     MAX_BATCH_AUDIO_S,
     batch_limits,
+    expected_batch_audio_s,
     max_batch_audio_s,
     max_batch_windows,
 )
 from serve_app.engine.batch_queue import BatchLimits
 from serve_app.settings import BatchingSettings
+from serve_app.window import SAMPLE_RATE
 
-COST = BatchCost(step_s=0.03, per_audio_s=0.001)
-
-
-def test_where_nothing_was_measured_the_default_depends_on_the_device() -> None:
-    assert max_batch_audio_s(BatchingSettings(), on_gpu=True) == GPU_BATCH_AUDIO_S
-    assert max_batch_audio_s(BatchingSettings(), on_gpu=False) == CPU_BATCH_AUDIO_S
+COST = BatchCost(step_s=0.003, per_audio_s=0.001)
 
 
-@pytest.mark.parametrize("on_gpu", [True, False])
-def test_what_was_measured_replaces_the_default_and_the_setting_both(on_gpu: bool) -> None:
-    assert max_batch_audio_s(BatchingSettings(), on_gpu=on_gpu, cost=COST) == pytest.approx(1_000)
-    assert max_batch_audio_s(BatchingSettings(max_batch_audio_s=45.0), on_gpu=on_gpu, cost=COST) == 45.0
+def test_before_anything_is_measured_the_device_decides() -> None:
+    assert expected_batch_audio_s(BatchingSettings(), on_gpu=True) == GPU_BATCH_AUDIO_S
+    assert expected_batch_audio_s(BatchingSettings(), on_gpu=False) == CPU_BATCH_AUDIO_S
+    assert expected_batch_audio_s(BatchingSettings(max_batch_audio_s=45.0), on_gpu=False) == 45.0
 
 
-def test_no_batch_is_larger_than_memory_or_all_bounds() -> None:
-    batching = BatchingSettings(max_batch_audio_s=500)
-    assert max_batch_audio_s(batching, on_gpu=True, cost=COST, fits_audio_s=300) == 300
-    assert max_batch_audio_s(BatchingSettings(), on_gpu=True, cost=BatchCost(0.03, 0.0)) == MAX_BATCH_AUDIO_S
+def test_a_batch_is_as_large_as_is_efficient_or_as_the_setting_says() -> None:
+    assert max_batch_audio_s(BatchingSettings(), COST, math.inf) == pytest.approx(100)
+    assert max_batch_audio_s(BatchingSettings(max_batch_audio_s=450.0), COST, math.inf) == 450.0
+
+
+def test_no_batch_takes_long_or_is_larger_than_memory_and_all_bounds() -> None:
+    slow = BatchCost(step_s=1.0, per_audio_s=0.1)
+    assert max_batch_audio_s(BatchingSettings(), slow, math.inf) == pytest.approx(10)
+    assert max_batch_audio_s(BatchingSettings(max_batch_audio_s=500), COST, 300) == 300
+    assert max_batch_audio_s(BatchingSettings(), BatchCost(0.03, 0.0), math.inf) == MAX_BATCH_AUDIO_S
 
 
 @pytest.mark.parametrize(
@@ -47,13 +52,15 @@ def test_windows_per_batch(audio_s: float, items: int, window_s: float, windows:
     assert max_batch_windows(BatchingSettings(max_batch_items=items), window_s, audio_s) == windows
 
 
-def test_limits_of_the_queue_are_in_samples() -> None:
-    batching = BatchingSettings(max_batch_items=7, ageing_s=2.0)
-    expected = BatchLimits(max_samples=24_000, max_live_samples=24_000, max_items=7, ageing_s=2.0)
-    assert batch_limits(batching, 1.5) == expected
+@pytest.mark.parametrize(("target_step_s", "live_audio_s"), [(0.025, 25), (5.0, 100)])
+def test_with_live_streams_the_audio_of_a_batch_takes_the_target_time(target_step_s: float, live_audio_s: int) -> None:
+    batching = BatchingSettings(max_batch_items=7, ageing_s=2.0, target_step_s=target_step_s)
+    assert batch_limits(batching, 100.0, COST) == BatchLimits(
+        max_samples=100 * SAMPLE_RATE, max_live_samples=live_audio_s * SAMPLE_RATE, max_items=7, ageing_s=2.0
+    )
 
 
-@pytest.mark.parametrize(("target_step_s", "live_audio_s"), [(0.13, 100), (0.02, 0), (5.0, 1_000)])
-def test_with_live_streams_a_batch_takes_the_target_time(target_step_s: float, live_audio_s: float) -> None:
-    limits = batch_limits(BatchingSettings(target_step_s=target_step_s), 1_000.0, COST)
-    assert (limits.max_samples, limits.max_live_samples) == (16_000_000, 16_000 * live_audio_s)
+def test_where_the_fixed_cost_is_above_the_target_live_windows_still_share_batches() -> None:
+    assert (
+        batch_limits(BatchingSettings(target_step_s=0.25), 1_000.0, BatchCost(0.3, 0.001)).max_live_samples == 250 * SAMPLE_RATE
+    )

@@ -9,9 +9,14 @@ from tests.engine.test_batch_queue import STEP_S, scenario, submit_at
 
 
 def make_two_stage_batcher(
-    *, prepares_ahead: bool = True, ageing_s: float = 5.0, fail_on: str | None = None
+    *,
+    prepares_ahead: bool = True,
+    max_samples: int = 10_000,
+    max_items: int = 2,
+    ageing_s: float = 5.0,
+    fail_on: str | None = None,
 ) -> tuple[Batcher[str, str], list[tuple[float, str, str]]]:
-    """A batcher of at most 2 items per batch, whose stages take STEP_S each, and the list of (start, stage, items)."""
+    """A batcher whose stages take STEP_S each, and the list of (start, stage, items)."""
     log: list[tuple[float, str, str]] = []
 
     async def prepare(items: list[str]) -> str:
@@ -26,7 +31,7 @@ def make_two_stage_batcher(
         await asyncio.sleep(STEP_S)
         return list(prepared.upper())
 
-    limits = BatchLimits(max_samples=10_000, max_live_samples=10_000, max_items=2, ageing_s=ageing_s)
+    limits = BatchLimits(max_samples=max_samples, max_live_samples=max_samples, max_items=max_items, ageing_s=ageing_s)
     batcher = Batcher(process, limits, prepare=prepare, prepares_ahead=prepares_ahead, now_s=virtual_time.now_s)
     return batcher, log
 
@@ -105,3 +110,24 @@ async def test_a_batch_that_is_prepared_does_not_starve() -> None:
     await asyncio.gather(*bulk, *live)
     batches = [items for _, stage, items in log if stage == "process"]
     assert 2 <= batches.index("cd") <= 6
+
+
+@scenario
+async def test_a_limit_that_no_item_keeps_means_batches_of_one() -> None:
+    batcher, log = make_two_stage_batcher(max_samples=0)
+    assert await batcher.submit("a", 100, Lane.BULK, "a") == "A"
+    assert await asyncio.gather(*(batcher.submit(name, 100, Lane.LIVE, name) for name in "bc")) == ["B", "C"]
+    assert [items for _, stage, items in log if stage == "process"] == ["a", "b", "c"]
+
+
+@scenario
+async def test_a_batch_is_not_formed_ahead_while_it_has_room() -> None:
+    """Three long windows of a file wait, not enough for a batch; then short requests come, which share one."""
+    batcher, log = make_two_stage_batcher(max_samples=1_000, max_items=8)
+    waiting = [asyncio.ensure_future(batcher.submit("r", 300, Lane.BULK, "running"))]
+    await asyncio.sleep(STEP_S / 4)
+    waiting += [asyncio.ensure_future(batcher.submit(name, 300, Lane.BULK, "file")) for name in "xyz"]
+    await asyncio.sleep(STEP_S / 4)
+    waiting += [asyncio.ensure_future(batcher.submit(name, 100, Lane.INTERACTIVE, name)) for name in "abcd"]
+    await asyncio.gather(*waiting)
+    assert [items for _, stage, items in log if stage == "process"] == ["r", "abcd", "xyz"]

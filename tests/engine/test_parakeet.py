@@ -16,6 +16,7 @@ import soundfile as sf
 import torch
 
 from serve_app.engine.decoder import DecodedBatch
+from serve_app.engine.gpu_memory import MemoryOfBatches
 from serve_app.engine.parakeet import Features, ParakeetEngine
 from serve_app.errors import EngineBroken, EngineOutOfMemory, ModelUnavailable
 from serve_app.settings import bundled_model_path
@@ -108,15 +109,15 @@ def test_warm_up_and_measurements_do_not_change_the_transcripts(
     assert engine.transcribe(windows[:1]) == alone[:1]
 
 
-def test_on_a_cpu_no_batch_is_too_large_for_the_memory(engine: ParakeetEngine, windows: list[Samples]) -> None:
-    engine.transcribe(windows)
+def test_on_a_cpu_no_batch_is_too_large_for_the_memory(engine: ParakeetEngine) -> None:
+    engine.measure_cost(8.0, max_windows=2)
     assert engine.fitting_audio_s() == math.inf
 
 
-def test_on_a_gpu_what_fits_is_judged_by_the_largest_batch(engine: ParakeetEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fits_is_judged_by_the_peak_of_the_largest_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """In place of torch's memory counters. The replica may use half of a GPU of 8 GB, and its model has 1 GB."""
-    engine.transcribe([np.ones(10 * SAMPLE_RATE, np.int16)] * 3)
     counters = {
+        "reset_peak_memory_stats": None,
         "memory_allocated": 1.0e9,
         "memory_reserved": 2.0e9,
         "max_memory_allocated": 1.5e9,
@@ -125,9 +126,35 @@ def test_on_a_gpu_what_fits_is_judged_by_the_largest_batch(engine: ParakeetEngin
     }
     for name, value in counters.items():
         monkeypatch.setattr(f"torch.cuda.{name}", lambda value=value: value)
-    monkeypatch.setattr(engine, "_device", "cuda")
-    monkeypatch.setattr(engine, "_largest_batch_s", 30.0)
-    assert engine.fitting_audio_s() == pytest.approx(30 * 0.8 * (4.0 - 2.0 + 2.0 - 1.0) / 0.5)
+    assert MemoryOfBatches().fitting_batches() == pytest.approx(0.8 * (4.0 - 2.0 + 2.0 - 1.0) / 0.5)
+
+
+def test_the_measurement_ends_where_memory_does(engine: ParakeetEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It must not measure batches that were split."""
+    sizes: list[int] = []
+    run = engine._run
+
+    def run_at_most_two(features: Features, keywords: Any) -> DecodedBatch:
+        sizes.append(len(features.values))
+        if len(features.values) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return run(features, keywords)
+
+    monkeypatch.setattr(engine, "_run", run_at_most_two)
+    engine.measure_cost(1.0, max_windows=8)
+    assert (max(sizes), sizes[-1]) == (4, 4)
+    monkeypatch.setattr(engine, "_run", lambda *_: run_at_most_two(Features(torch.zeros(3), None, None), ()))
+    with pytest.raises(EngineOutOfMemory):
+        engine.measure_cost(1.0, max_windows=8)
+
+
+def test_a_window_whose_features_found_no_memory_beside_a_batch_is_prepared_again(
+    engine: ParakeetEngine, windows: list[Samples], alone: list[list[Token]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_features", lambda _: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory.")))
+        prepared = engine.prepare(windows[:1])
+    assert [columns.tokens() for columns in engine.recognise(prepared)] == alone[:1]
 
 
 @pytest.mark.parametrize("samples", [1, 100, SAMPLE_RATE // 10])
@@ -190,7 +217,8 @@ def test_out_of_memory_halves_the_batch(
     failing = FailingModel(engine, 2, error, stage)
     results = failing.transcribe(windows[:5])
     assert [times(tokens) for tokens in results] == [times(tokens) for tokens in alone[:5]]
-    assert failing.batches == [5, 2, 3, 1, 2]
+    # Features are computed twice: at first, another batch may have taken the memory.
+    assert failing.batches == ([5, 5, 2, 3, 3, 1, 2] if stage == "prepare" else [5, 2, 3, 1, 2])
 
 
 def test_a_single_window_too_large_is_an_error(engine: ParakeetEngine, windows: list[Samples]) -> None:
