@@ -93,7 +93,9 @@ def load_model(
     model.eval().freeze()
     model.preprocessor.featurizer.dither = 0.0
     model.preprocessor.featurizer.pad_to = 0
-    precision = choose_precision(model, device, is_small=is_small) if precision == "auto" else precision
+    if precision == "auto":
+        packs_linear = fast_paths == "auto" or "packed_linear" in fast_paths
+        precision = choose_precision(model, device, is_small=is_small, packs_linear=packs_linear)
     model.preprocessor.to(device)
     for part in (model.encoder, *_modules(model, head)):
         # Not the preprocessor: in less than fp32, features cost accuracy, by their arithmetic and by the rounding of window and

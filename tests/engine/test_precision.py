@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from serve_app.engine import precision
+from serve_app.engine.lean_modules import PackedLinear
 from serve_app.engine.parakeet import ParakeetEngine
 from serve_app.engine.precision import choose_precision
 from serve_app.settings import bundled_model_path
@@ -53,3 +54,21 @@ def test_the_measurement_does_not_change_the_model() -> None:
     for name, values in layer.state_dict().items():
         assert values.dtype == before[name].dtype == torch.float32
         assert torch.equal(values, before[name])
+
+
+def test_linear_layers_are_timed_as_they_will_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[type] = []
+
+    class Layer(torch.nn.Sequential):
+        def forward(self, frames: torch.Tensor) -> torch.Tensor:
+            timed.append(type(self[0]))
+            output: torch.Tensor = super().forward(frames)
+            return output
+
+    model = fake_model(Layer(torch.nn.Linear(4, 8), torch.nn.SiLU(), torch.nn.Linear(8, 4)))
+    choose_precision(model, "cpu", is_small=False, packs_linear=True)
+    assert set(timed) == {PackedLinear}
+    assert type(model.encoder.layers[0].feed_forward1[0]) is torch.nn.Linear
+    timed.clear()
+    choose_precision(model, "cpu", is_small=False)
+    assert set(timed) == {torch.nn.Linear}
