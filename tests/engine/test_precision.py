@@ -62,7 +62,7 @@ def test_linear_layers_are_timed_as_they_will_run(monkeypatch: pytest.MonkeyPatc
     class Layer(torch.nn.Sequential):
         def forward(self, frames: torch.Tensor) -> torch.Tensor:
             timed.append(type(self[0]))
-            output: torch.Tensor = super().forward(frames)
+            output: torch.Tensor = super().forward(frames)  # type: ignore[no-untyped-call]
             return output
 
     model = fake_model(Layer(torch.nn.Linear(4, 8), torch.nn.SiLU(), torch.nn.Linear(8, 4)))
