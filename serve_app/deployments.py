@@ -172,7 +172,13 @@ class ModelReplica:
         """
         cost = engine.measure_cost(self._max_window_samples / SAMPLE_RATE, self._batching.max_batch_items)
         max_audio_s = max_batch_audio_s(self._batching, cost, engine.fitting_audio_s())
-        log.info("model %s: %s, batches of at most %.0f s of audio", self._model.name, cost, max_audio_s)
+        log.info(
+            "model %s: a batch takes %.1f ms, and %.2f ms for each second of audio; it has at most %.0f s",
+            self._model.name,
+            1000 * cost.step_s,
+            1000 * cost.per_audio_s,
+            max_audio_s,
+        )
         return max_audio_s, batch_limits(self._batching, max_audio_s, cost)
 
     async def _prepare(self, batch: list[BatchItem]) -> Any:

@@ -13,7 +13,7 @@ from serve_app.window import SAMPLE_RATE, Samples
 MAX_LOSS = 0.03
 """A batch is large enough when a larger one would save less than this share of the time for a second of audio."""
 
-MEASURE_S = 1.0
+MEASURE_S = 1.5
 """Time for all measurements, seconds. At least two are made, however long they take."""
 
 MIN_RUNS, MIN_RUNS_S = 2, 0.15
@@ -39,6 +39,8 @@ class BatchCost:
 
     step_s: float
     per_audio_s: float
+    measured: tuple[Measurement, ...] = ()
+    """What it was found from, by size. Beside the line, kernels do better with some sizes than with others."""
 
     @classmethod
     def fit(cls, measurements: Sequence[Measurement]) -> "BatchCost":
@@ -47,14 +49,22 @@ class BatchCost:
         weights = 1 / durations_s
         (step_s, per_audio_s), *_ = np.linalg.lstsq(np.stack([weights, padded_s * weights], 1), np.ones_like(weights))
         if step_s < 0:
-            return cls(0.0, float(np.mean(durations_s / padded_s)))
+            return cls(0.0, float(np.mean(durations_s / padded_s)), tuple(measurements))
         if per_audio_s < 0:
-            return cls(float(np.mean(durations_s)), 0.0)
-        return cls(float(step_s), float(per_audio_s))
+            return cls(float(np.mean(durations_s)), 0.0, tuple(measurements))
+        return cls(float(step_s), float(per_audio_s), tuple(measurements))
 
     def efficient_audio_s(self) -> float:
-        """Padded audio of a batch, seconds, above which larger ones are hardly cheaper; see MAX_LOSS. May be infinite."""
-        return self.step_s / (MAX_LOSS * self.per_audio_s) if self.per_audio_s else np.inf
+        """Padded audio of a batch, seconds, above which larger ones are hardly cheaper; see MAX_LOSS. May be infinite.
+
+        The smallest of the measured sizes that is; by the line where the largest was still better than all others.
+        """
+        by_line_s = self.step_s / (MAX_LOSS * self.per_audio_s) if self.per_audio_s else np.inf
+        if not self.measured:
+            return by_line_s
+        best = min(m.duration_s / m.padded_s for m in self.measured)
+        enough = next(m for m in self.measured if m.duration_s / m.padded_s <= (1 + MAX_LOSS) * best)
+        return max(enough.padded_s, by_line_s) if enough is self.measured[-1] else enough.padded_s
 
     def audio_of(self, duration_s: float) -> float:
         """Padded audio that adds this long to a batch, seconds. May be infinite."""

@@ -85,6 +85,26 @@ def test_an_efficient_batch_wastes_little() -> None:
     assert BatchCost(0.0, 0.1).efficient_audio_s() == 0
 
 
+@pytest.mark.parametrize(
+    ("costs", "efficient_s"),
+    [
+        pytest.param([9.0, 2.0, 1.5, 1.01, 1.0], 128.0, id="a larger one hardly gains"),
+        pytest.param([9.0, 2.0, 1.0, 1.2, 1.4], 64.0, id="larger ones lose"),
+        pytest.param([1.0, 1.0, 1.0, 1.0, 1.0], SHORT_S, id="size does not matter"),
+        pytest.param([9.0, 4.0, 2.0, 1.5, 1.0], 256.0, id="still gaining"),
+    ],
+)
+def test_the_efficient_size_is_one_that_was_measured(costs: list[float], efficient_s: float) -> None:
+    sizes = (SHORT_S, 32.0, 64.0, 128.0, 256.0)
+    measured = tuple(Measurement(size, size * cost) for size, cost in zip(sizes, costs, strict=True))
+    assert BatchCost(1.0, 1.0, measured).efficient_audio_s() == efficient_s
+
+
+def test_a_device_that_still_gained_with_the_largest_batch_gets_larger_ones() -> None:
+    measured = (Measurement(2.0, 302.0), Measurement(32.0, 332.0))
+    assert BatchCost(300.0, 1.0, measured).efficient_audio_s() == pytest.approx(10_000)
+
+
 def test_audio_that_takes_a_time() -> None:
     assert BatchCost(0.05, 0.001).audio_of(0.25) == pytest.approx(250)
     assert BatchCost(0.05, 0.0).audio_of(0.25) == np.inf
