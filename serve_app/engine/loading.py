@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from serve_app.cores import usable_cores
-from serve_app.engine.checkpoints import Family, read_checkpoint
+from serve_app.engine.checkpoints import Family, read_family
 from serve_app.engine.cpu import CPU_ENVIRONMENT, keep_freed_memory
 from serve_app.engine.ctc import CtcDecoder
 from serve_app.engine.decoder import Decoder
@@ -67,7 +67,7 @@ def load_model(
     decoder: DecoderChoice,
 ) -> LoadedModel:
     """Load a `.nemo` file; see `ParakeetEngine.load`. Raises ModelUnavailable."""
-    head = _choose_head(HEADS[read_checkpoint(path).family], decoder, path)
+    head = _choose_head(HEADS[read_family(path)], decoder, path)
     for name, value in CPU_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     # torch reads these variables when it is imported.
