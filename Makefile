@@ -45,7 +45,9 @@ serve: $(RUNTIME) ## Serve the Parakeet models (configs/serve_config.yaml)
 test: $(DEV) ## Run the whole test suite; PYTEST_ARGS="-k words" narrows it
 	@$(PARALLEL_PYTEST) -m "not long and not clients" $(PYTEST_ARGS)$(if $(STATUS_FILE),; echo $$? >'$(STATUS_FILE)')
 
+# Without a GPU pytest would skip them all, which looks like success.
 gpu: $(DEV) ## Run the tests of the engine on this machine's GPU
+	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "torch finds no GPU on this machine.")'
 	@$(PYTEST) -m gpu -rs $(PYTEST_ARGS)
 
 soak: recordings $(DEV) ## Run the long tests: hours of speech from FSDD_RECORDINGS, files of gigabytes

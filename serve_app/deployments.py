@@ -136,6 +136,7 @@ class ModelReplica:
             precision=info.precision,
             decoder=info.decoder,
             max_batch_audio_s=max_audio_s,
+            takes_keywords=info.keywords,
             fast_paths=info.fast_paths.used,
             fast_paths_left_out=info.fast_paths.left_out,
         )

@@ -51,6 +51,10 @@ class Recogniser(Protocol):
         """Windows of `window_s` seconds that keep the model's replicas busy."""
         ...
 
+    def refuses_keywords(self) -> bool:
+        """Whether it is known that the model takes no keywords; false until it is loaded."""
+        ...
+
 
 class SpeechService:
     """One per ingress process.
@@ -92,6 +96,11 @@ class SpeechService:
             known = ", ".join(models)
             raise ModelNotFound(f"The model `{name}` does not exist. Models of this server: {known}.", param="model")
         return model
+
+    def refuses_keywords(self, model: ModelSettings) -> bool:
+        """Whether it is known, without loading the model, that it takes no keywords. Until it is known, windows with keywords are
+        sent, and such a model's replica refuses them."""
+        return model.decoder == "ctc" or self._recognisers[model.name].refuses_keywords()
 
     async def model_statuses(self) -> list[ModelStatus]:
         """Every configured model, in the order of the settings."""

@@ -82,7 +82,8 @@ class ModelSettings(_Group):
     gpus_per_replica: float | None = Field(
         None,
         ge=0,
-        description="GPUs that Ray reserves for a replica, fractions allowed. Unset: 1, or an equal share if there are too few.",
+        description="GPUs that Ray reserves for a replica. A fraction also limits it to that share of the GPU's memory. Unset: "
+        "1, or an equal share if there are too few.",
     )
     device: Device = Field("auto", description="Device of the model; `auto`: the GPU if the replica has one, else the CPU.")
     precision: Precision = Field(

@@ -98,6 +98,9 @@ class FakeService:
     def target_windows_in_flight(self, window_s: float) -> int:
         return 4
 
+    def refuses_keywords(self) -> bool:
+        return any(not replica.takes_keywords for replicas in self.replicas.values() for replica in replicas)
+
     async def statuses(self) -> Mapping[str, tuple[ReplicaStatus, ...]]:
         self.loop = asyncio.get_running_loop()
         return self.replicas

@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from serve_app.cluster.status import ReplicaStatus
 from serve_app.deployments import BatchItem, ModelReplica, without_traceback
 from serve_app.engine.batch_queue import MAX_FAILED_BATCHES, Batcher, BatchLimits
-from serve_app.engine.protocol import EngineInfo
+from serve_app.engine.protocol import Engine, EngineInfo
 from serve_app.engine.simulated import SimulatedEngine
 from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable, RequestError
 from serve_app.settings import BatchingSettings, ModelSettings, SimulationSettings
 from serve_app.transcript import Token, TokenColumns
-from serve_app.window import Job, Lane, Samples
+from serve_app.window import SAMPLE_RATE, Job, Lane, Samples
 
 
 @pytest.mark.parametrize(("error", "has_traceback"), [(ModelUnavailable("it is not there"), False), (KeyError("x"), True)])
@@ -33,13 +34,33 @@ def test_what_is_foreseen_is_logged_without_a_traceback(
     assert type(error).__name__ in caplog.text
 
 
-async def test_keywords_that_a_model_cannot_take_are_refused() -> None:
-    class CtcEngine(SimulatedEngine):
-        info = EngineInfo(device="cpu", precision="fp32", decoder="ctc", keywords=False)
+class CtcEngine(SimulatedEngine):
+    info = EngineInfo(device="cpu", precision="fp32", decoder="ctc", keywords=False)
 
+
+NO_TIME = SimulationSettings(step_s=0, seconds_per_audio_s=0)
+
+
+@pytest.mark.parametrize(("engine", "takes_keywords"), [(SimulatedEngine(NO_TIME), True), (CtcEngine(NO_TIME), False)])
+async def test_a_loaded_replica_reports_whether_it_takes_keywords(engine: Engine, takes_keywords: bool) -> None:
+    class Replica(ModelReplica):
+        def _load_engine(self) -> Engine:
+            return engine
+
+    replica = object.__new__(Replica)
+    replica._model = ModelSettings(name="m", source="bundled")
+    replica._batching, replica._max_window_samples = BatchingSettings(), 32 * SAMPLE_RATE
+    replica._loop, replica._status_changed = asyncio.get_running_loop(), asyncio.Event()
+    replica._status = ReplicaStatus("a", "starting")
+    with ThreadPoolExecutor(1) as replica._engine_thread:
+        await replica._load()
+    assert (replica._status.state, replica._status.takes_keywords) == ("ready", takes_keywords)
+
+
+async def test_keywords_that_a_model_cannot_take_are_refused() -> None:
     replica = object.__new__(ModelReplica)
     replica._model = ModelSettings(name="m", source="bundled")
-    replica._engine = engine = CtcEngine(SimulationSettings(step_s=0, seconds_per_audio_s=0))
+    replica._engine = engine = CtcEngine(NO_TIME)
     replica._loading = asyncio.create_task(asyncio.sleep(0))
 
     async def process(batch: list[BatchItem]) -> list[TokenColumns]:

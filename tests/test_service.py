@@ -1,9 +1,10 @@
-"""Which model a request gets."""
+"""Which model a request gets, and what is known about it."""
 
 from collections.abc import Mapping
 
 import pytest
 
+from serve_app.cluster.status import ReplicaStatus
 from serve_app.errors import ModelNotFound
 from serve_app.settings import ModelSettings
 from testing.fake_service import FakeService
@@ -48,3 +49,12 @@ def test_a_configured_model_with_one_of_openais_names(name: str) -> None:
     service = server.service
     service.settings = service.settings.model_copy(update={"models": (*service.settings.models, model)})
     assert service.find_model(name) is model
+
+
+def test_which_models_are_known_to_take_no_keywords() -> None:
+    server = FakeService()
+    model, ctc = server.service.find_model("second"), ModelSettings(name="second", source="nvidia/second", decoder="ctc")
+    assert not server.service.refuses_keywords(model)
+    assert server.service.refuses_keywords(ctc), "before it is loaded"
+    server.replicas["second"] = (ReplicaStatus("a", "ready", takes_keywords=False),)
+    assert server.service.refuses_keywords(model)

@@ -128,11 +128,11 @@ class _Session:
     async def _transcribe(self) -> None:
         """One live transcription: until the configuration changes, the buffer is cleared, recognition fails or audio ends."""
         self._flow_start_s, self._item = self._received_s, _Item(self._received_s)
-        model = self._service.find_model(self._config.audio.input.transcription.model)
+        model, options = self._config.job(self._service)
         flow = self._service.transcribe_stream(
             self._audio(),
             model,
-            self._config.options(model),
+            options,
             endpointing=self._config.endpointing,
             right_context_scale=self._config.right_context_scale,
         )
@@ -230,7 +230,7 @@ class _Session:
         if not isinstance(changes, dict):
             raise RequestError("`session` must be an object.", param="session")
         config = self._config.updated(realtime_beta.to_changes(changes) if is_beta else changes)
-        config.options(self._service.find_model(config.audio.input.transcription.model))
+        config.job(self._service)
         assert config.pcm_format is not None
         return config
 

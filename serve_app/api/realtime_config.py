@@ -10,7 +10,7 @@ from serve_app.api import keywords, language
 from serve_app.audio.pcm import Encoding, PcmFormat
 from serve_app.errors import RequestError
 from serve_app.live.endpointing import Endpointing
-from serve_app.service import JobOptions
+from serve_app.service import JobOptions, SpeechService
 from serve_app.settings import ModelSettings
 
 PCM_RATE = 24_000
@@ -142,11 +142,15 @@ class SessionConfig(BaseModel):
     def right_context_scale(self) -> float:
         return RIGHT_CONTEXT_SCALE[self.audio.input.transcription.delay or "medium"]
 
-    def options(self, model: ModelSettings) -> JobOptions:
-        """Raises RequestError for a language that the model does not support, and for keywords beyond the limits."""
+    def job(self, service: SpeechService) -> tuple[ModelSettings, JobOptions]:
+        """The model and what is asked of it. Raises ModelNotFound, and RequestError for a language that the model does not
+        support, for keywords that it does not take, and for keywords beyond the limits."""
         asked = self.audio.input.transcription
+        model = service.find_model(asked.model)
         code = language.check(language.codes([asked.language or "", *(asked.languages or [])]), model)
-        return JobOptions(keywords=keywords.keywords(asked.keywords, asked.prompt), language=code)
+        phrases = keywords.phrases(asked.keywords, asked.prompt)
+        boosted = keywords.check(phrases, model, are_refused=service.refuses_keywords(model))
+        return model, JobOptions(keywords=boosted, language=code)
 
 
 def _merged(old: Any, new: Any) -> Any:

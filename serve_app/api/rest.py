@@ -13,6 +13,7 @@ from serve_app.api.auth import Keys
 from serve_app.api.chunking_strategy import ChunkingStrategy, chunking_strategy
 from serve_app.api.errors import ERROR_RESPONSES
 from serve_app.api.forms import FormRoute
+from serve_app.api.keywords import Phrases
 from serve_app.api.openapi import STREAM_ITEM
 from serve_app.api.response_formats import Rendering, Timing
 from serve_app.api.schemas import (
@@ -32,7 +33,6 @@ from serve_app.errors import RequestError
 from serve_app.events import Done
 from serve_app.service import JobOptions, SpeechService
 from serve_app.settings import ModelSettings
-from serve_app.window import Keywords
 
 
 def _refuse_text(file: Any) -> Any:
@@ -87,7 +87,7 @@ def create_router(service: SpeechService, keys: Keys) -> APIRouter:
         asked_languages: Annotated[list[str], Depends(language.languages)] = [],  # noqa: B006
         rendering: Annotated[Rendering, Depends(response_formats.rendering)] = Rendering(),  # noqa: B008
         stream: Annotated[bool, Form(description="Send each part of the text as a server-sent event once it is final.")] = False,
-        phrases: Annotated[Keywords, Depends(keywords.from_form)] = (),
+        phrases: Annotated[Phrases, Depends(keywords.from_form)] = Phrases(),  # noqa: B008
         strategy: Annotated[ChunkingStrategy, Depends(chunking_strategy)] = ChunkingStrategy(),  # noqa: B008
         track: Track = None,
         temperature: Temperature = None,
@@ -97,7 +97,7 @@ def create_router(service: SpeechService, keys: Keys) -> APIRouter:
         chosen = service.find_model(model)
         options = JobOptions(
             windows=strategy.windows(service.settings.windows_for(chosen)),
-            keywords=phrases,
+            keywords=keywords.check(phrases, chosen, are_refused=service.refuses_keywords(chosen)),
             language=language.check(asked_languages, chosen),
         )
         recording = service.decoders.open(file.file, track=track)
@@ -121,7 +121,7 @@ def create_router(service: SpeechService, keys: Keys) -> APIRouter:
         file: File_,
         model: ModelName = None,
         rendering: Annotated[Rendering, Depends(response_formats.rendering)] = Rendering(),  # noqa: B008
-        phrases: Annotated[Keywords, Depends(keywords.from_form)] = (),
+        phrases: Annotated[Phrases, Depends(keywords.from_form)] = Phrases(),  # noqa: B008
         track: Track = None,
         temperature: Temperature = None,
     ) -> Response:

@@ -111,7 +111,9 @@ class _Stream:
         with self._keys.stream(self._authorization, self._config.api_key):
             model = self._service.find_model(self._config.model)
             code = language.check(language.codes([self._config.language or ""]), model)
-            options = JobOptions(keywords=keywords.keywords(self._config.keywords), language=code)
+            asked = keywords.phrases(self._config.keywords)
+            phrases = keywords.check(asked, model, are_refused=self._service.refuses_keywords(model))
+            options = JobOptions(keywords=phrases, language=code)
             async with aclosing(self._chunks(first)) as chunks:
                 head = await self._head(chunks)
                 if not head:

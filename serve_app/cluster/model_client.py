@@ -96,6 +96,10 @@ class ModelClient:
         per_batch = (max_batch_windows(self.settings.batching, window_s, replica.max_batch_audio_s) for replica in loaded)
         return max(MIN_WINDOWS_IN_FLIGHT, BATCHES_PER_REPLICA * sum(per_batch))
 
+    def refuses_keywords(self) -> bool:
+        """Whether a replica has reported that the model takes no keywords."""
+        return any(not replica.takes_keywords for replica in self.statuses())
+
     async def recognise(self, window: Window, lane: Lane, job: Job) -> list[Token]:
         """Tokens of a window, retried when its replica is lost. Raises SpeechError."""
         for attempt in range(MAX_ATTEMPTS):

@@ -27,6 +27,8 @@ class ReplicaStatus:
     decoder: str = ""
     max_batch_audio_s: float = 0.0
     """Maximum padded audio of its batches, seconds."""
+    takes_keywords: bool = True
+    """False once a model without keywords is loaded."""
     fast_paths: tuple[str, ...] = ()
     fast_paths_left_out: tuple[str, ...] = ()
     """Each with its reason."""

@@ -7,7 +7,6 @@ others are refused here, by name: NeMo would load most of them, and they would f
 
 import tarfile
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +16,6 @@ from serve_app.errors import ModelUnavailable
 from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE
 
 Family = Literal["tdt", "rnnt", "ctc", "hybrid_tdt_ctc", "hybrid_rnnt_ctc"]
-Context = Literal["full", "limited", "unified"]
 
 CONFIG_NAME = "model_config.yaml"
 MAX_CONFIG_BYTES = 32_000_000
@@ -48,36 +46,10 @@ REFUSED = (
 """Parts of class names, most specific first, and what such a model is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """What the configuration of a `.nemo` file says."""
-
-    target: str
-    """Full name of the model's class in NeMo."""
-    family: Family
-    sample_rate: int
-    """Samples per second of the audio that the model takes."""
-    hop_samples: int
-    """Samples between two feature frames."""
-    subsampling_factor: int
-    """Feature frames per encoder frame."""
-    vocabulary_size: int
-    """Tokens, without the blank."""
-    context: Context
-    """What an encoder frame sees of its window: all of it (`full`), some frames on either side (`limited`), or all of it unless
-    told otherwise (`unified`: trained for streaming too)."""
-
-    @property
-    def frame_samples(self) -> int:
-        """Samples per encoder frame."""
-        return self.hop_samples * self.subsampling_factor
-
-
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Describe a `.nemo` file. Raises ModelUnavailable if it is damaged, or no model that the server can serve."""
+def read_family(path: Path) -> Family:
+    """Family of the model in a `.nemo` file. Raises ModelUnavailable if it is damaged, or no model that the server can serve."""
     config = _read_config(path)
-    target = str(config.get("target") or "")
-    name = target.rpartition(".")[2]
+    name = str(config.get("target") or "").rpartition(".")[2]
     if name not in DECODERS:
         raise ModelUnavailable(_refusal(path, name))
     encoder, tokenizer = _section(config, "encoder"), _section(config, "tokenizer")
@@ -86,7 +58,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise ModelUnavailable(f"{path} cannot be served: its encoder is `{encoder_name}`, not a (Fast)Conformer")
     if tokenizer.get("type") == "wpe":
         raise ModelUnavailable(f"{path} cannot be served: its tokenizer is a WordPiece one, not a SentencePiece one")
-    context = _context(path, encoder)
+    if _is_cache_aware(encoder):
+        raise ModelUnavailable(
+            f"{path} cannot be served: it is a cache-aware streaming model, trained to see little of what follows"
+        )
     sample_rate, hop_samples = _rates(path, config)
     if sample_rate != SAMPLE_RATE:
         raise ModelUnavailable(f"{path} cannot be served: it takes audio at {sample_rate} Hz, the server has {SAMPLE_RATE} Hz")
@@ -97,8 +72,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"{path} cannot be served: its encoder frames have {frame_ms:.0f} ms ({factor} times {hop_samples} samples), "
             f"not {served_ms:.0f} ms"
         )
-    family = _family(path, config, DECODERS[name])
-    return Checkpoint(target, family, sample_rate, hop_samples, factor, _vocabulary_size(path, config), context)
+    return _family(path, config, DECODERS[name])
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -134,25 +108,17 @@ def _refusal(path: Path, name: str) -> str:
     return f"{path} cannot be served: it is {kind} (`{name}`). Served are TDT, RNNT and CTC models and hybrids of them"
 
 
-def _context(path: Path, encoder: dict[str, Any]) -> Context:
-    """Raises ModelUnavailable for encoders that were trained with a cache: they see so little of what follows that windows gain
-    nothing, and their features are not normalised over a window.
+def _is_cache_aware(encoder: dict[str, Any]) -> bool:
+    """Whether an encoder was trained with a cache. Such encoders see so little of what follows that windows gain nothing, and
+    their features are not normalised over a window.
 
     NeMo has three styles of attention. `chunked_limited` is that of cache-aware streaming, whose convolutions are causal too.
     `chunked_limited_with_rc` is trained with chunks of many sizes and with whole recordings, and does the latter by default
     (`_calc_context_sizes` in NeMo's conformer_encoder.py). `regular` sees a fixed number of frames, by default all.
     """
-    style, convolution = encoder.get("att_context_style", "regular"), encoder.get("conv_context_size")
+    convolution = encoder.get("conv_context_size")
     is_causal = convolution == "causal" or (isinstance(convolution, list) and convolution[-1] == 0)
-    if style == "chunked_limited" or is_causal or encoder.get("causal_downsampling"):
-        raise ModelUnavailable(
-            f"{path} cannot be served: it is a cache-aware streaming model, trained to see little of what follows"
-        )
-    if style == "chunked_limited_with_rc":
-        return "unified"
-    sizes = encoder.get("att_context_size") or [-1, -1]
-    default = sizes[0] if isinstance(sizes[0], list) else sizes
-    return "full" if all(size < 0 for size in default) else "limited"
+    return encoder.get("att_context_style") == "chunked_limited" or is_causal or bool(encoder.get("causal_downsampling"))
 
 
 def _family(path: Path, config: dict[str, Any], decoder: str) -> Family:
@@ -187,20 +153,6 @@ def _subsampling_factor(path: Path, encoder: dict[str, Any]) -> int:
     if not isinstance(factor, int) or not isinstance(reduction, int) or factor < 1:
         raise ModelUnavailable(f"{path} cannot be served: its {CONFIG_NAME} does not state its subsampling factor")
     return factor * reduction
-
-
-def _vocabulary_size(path: Path, config: dict[str, Any]) -> int:
-    """NeMo keeps the tokens with the decoder: with the joint network of a transducer, with the only layer of CTC."""
-    decoder, joint = _section(config, "decoder"), _section(config, "joint")
-    sizes = (
-        *(len(section.get("vocabulary") or ()) for section in (joint, decoder)),
-        *(section.get("num_classes") for section in (joint, decoder)),
-        decoder.get("vocab_size"),
-    )
-    for size in sizes:
-        if isinstance(size, int) and size > 0:
-            return size
-    raise ModelUnavailable(f"{path} cannot be served: its {CONFIG_NAME} does not state its vocabulary")
 
 
 def _section(config: dict[str, Any], name: str) -> dict[str, Any]:

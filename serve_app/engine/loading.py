@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from serve_app.cores import usable_cores
-from serve_app.engine.checkpoints import Family, read_checkpoint
+from serve_app.engine.checkpoints import Family, read_family
 from serve_app.engine.cpu import CPU_ENVIRONMENT, keep_freed_memory
 from serve_app.engine.ctc import CtcDecoder
 from serve_app.engine.decoder import Decoder
+from serve_app.engine.device_errors import is_out_of_memory
 from serve_app.engine.precision import choose_precision
 from serve_app.engine.protocol import FastPaths
 from serve_app.engine.transducer import TransducerDecoder
@@ -67,7 +68,7 @@ def load_model(
     decoder: DecoderChoice,
 ) -> LoadedModel:
     """Load a `.nemo` file; see `ParakeetEngine.load`. Raises ModelUnavailable."""
-    head = _choose_head(HEADS[read_checkpoint(path).family], decoder, path)
+    head = _choose_head(HEADS[read_family(path)], decoder, path)
     for name, value in CPU_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     # torch reads these variables when it is imported.
@@ -96,11 +97,17 @@ def load_model(
     if precision == "auto":
         packs_linear = fast_paths == "auto" or "packed_linear" in fast_paths
         precision = choose_precision(model, device, is_small=is_small, packs_linear=packs_linear)
-    model.preprocessor.to(device)
-    for part in (model.encoder, *_modules(model, head)):
-        # Not the preprocessor: in less than fp32, features cost accuracy, by their arithmetic and by the rounding of window and
-        # filterbank, which are buffers of it.
-        part.to(device=device, dtype=getattr(torch, DTYPES[precision]))
+    try:
+        model.preprocessor.to(device)
+        for part in (model.encoder, *_modules(model, head)):
+            # Not the preprocessor: in less than fp32, features cost accuracy, by their arithmetic and by the rounding of window
+            # and filterbank, which are buffers of it.
+            part.to(device=device, dtype=getattr(torch, DTYPES[precision]))
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        share = f", of which it may take {gpu_share:.2f} (`gpus_per_replica`)" if device == "cuda" and gpu_share < 1 else ""
+        raise ModelUnavailable(f"{path} does not fit into the memory of {device}{share}: {error}") from error
     paths = apply_fast_paths(model, fast_paths)
     if head == "transducer":
         _set_up_label_looping(model, path, device)

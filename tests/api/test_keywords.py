@@ -5,7 +5,16 @@ from collections.abc import Iterable
 import pytest
 from fastapi.testclient import TestClient
 
-from serve_app.api.keywords import MAX_KEYWORD_CHARS, MAX_KEYWORDS, MAX_PROMPT_CHARS, MAX_TOTAL_CHARS, _normalised, keywords
+from serve_app.api.keywords import (
+    MAX_KEYWORD_CHARS,
+    MAX_KEYWORDS,
+    MAX_PROMPT_CHARS,
+    MAX_TOTAL_CHARS,
+    Phrases,
+    _normalised,
+    phrases,
+)
+from serve_app.cluster.status import ReplicaStatus
 from testing.fake_service import FakeService, assert_error, post
 
 
@@ -20,7 +29,7 @@ def test_no_keywords(client: TestClient, server: FakeService) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "phrases"),
+    ("prompt", "listed"),
     [
         ("Parakeet, Ray Serve, NeMo", ("Parakeet", "Ray Serve", "NeMo")),
         ("Parakeet;NeMo", ("Parakeet", "NeMo")),
@@ -33,14 +42,14 @@ def test_no_keywords(client: TestClient, server: FakeService) -> None:
         ("Names: Bob, Alice", ()),
     ],
 )
-def test_a_prompt_counts_only_if_it_is_a_plain_list(prompt: str, phrases: tuple[str, ...]) -> None:
-    assert keywords(None, prompt) == phrases
+def test_a_prompt_counts_only_if_it_is_a_plain_list(prompt: str, listed: tuple[str, ...]) -> None:
+    assert phrases(None, prompt) == Phrases(listed=listed)
 
 
 def test_a_long_prompt_counts_as_prose() -> None:
     prompt = "NeMo,Parakeet".ljust(MAX_PROMPT_CHARS, ",")
-    assert keywords(None, prompt) == ("NeMo", "Parakeet")
-    assert keywords(None, prompt + ",") == ()
+    assert phrases(None, prompt).listed == ("NeMo", "Parakeet")
+    assert phrases(None, prompt + ",").listed == ()
 
 
 def test_every_phrase_is_normalised_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,7 +62,7 @@ def test_every_phrase_is_normalised_once(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr("serve_app.api.keywords._normalised", normalised)
     prompt = ",".join(f"{n}" for n in range(1_600))
-    assert len(keywords(None, prompt)) == MAX_KEYWORDS
+    assert len(phrases(None, prompt).listed) == MAX_KEYWORDS
     assert sum(handled) == 1_600
 
 
@@ -70,6 +79,25 @@ def test_too_many_or_too_long(client: TestClient) -> None:
 
 def test_a_prompt_is_never_rejected_and_fills_up_to_the_limits() -> None:
     given = [f"phrase {n}" for n in range(MAX_KEYWORDS - 1)]
-    assert keywords(given, "one, two") == (*given, "one")
-    assert keywords(None, f"one, {'x' * (MAX_KEYWORD_CHARS + 1)}, two") == ("one", "two")
-    assert sum(map(len, keywords(None, ",".join(f"{n:050}" for n in range(90))))) == MAX_TOTAL_CHARS
+    assert phrases(given, "one, two") == Phrases(tuple(given), ("one",))
+    assert phrases(None, f"one, {'x' * (MAX_KEYWORD_CHARS + 1)}, two").listed == ("one", "two")
+    assert sum(map(len, phrases(None, ",".join(f"{n:050}" for n in range(90))).listed)) == MAX_TOTAL_CHARS
+
+
+class TestAModelWithoutKeywords:
+    @pytest.fixture
+    def server(self) -> FakeService:
+        server = FakeService()
+        server.replicas["first"] = (ReplicaStatus("loading", "loading"), ReplicaStatus("a", "ready", takes_keywords=False))
+        return server
+
+    @pytest.mark.parametrize("route", ["transcriptions", "translations"])
+    def test_keywords_are_refused_before_the_file_is_decoded(self, client: TestClient, server: FakeService, route: str) -> None:
+        fields = {"keywords[]": ["Bob"], "prompt": "Alice, Ann"}
+        answer = client.post(f"/v1/audio/{route}", files={"file": ("x.wav", b"no audio")}, data=fields)
+        assert "`first` has a CTC decoder" in assert_error(answer, 400, "invalid_request", "keywords[]")
+        assert server.jobs == []
+
+    def test_a_prompt_counts_as_prose(self, client: TestClient, server: FakeService) -> None:
+        assert post(client, prompt="Alice, Ann").status_code == 200
+        assert {job.keywords for job in server.jobs} == {()}

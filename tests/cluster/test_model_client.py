@@ -236,6 +236,20 @@ class TestModelClient:
         assert virtual_time.run(ask()) == pytest.approx(RETRY_DELAY_S * (2 ** (MAX_ATTEMPTS - 1) - 1))
 
     @pytest.mark.parametrize(
+        ("statuses", "refuses"),
+        [
+            ((), False),
+            ((ReplicaStatus("a", "loading"),), False),
+            ((ReplicaStatus("a", "ready"),), False),
+            ((ReplicaStatus("a", "loading"), ReplicaStatus("b", "ready", takes_keywords=False)), True),
+        ],
+    )
+    def test_keywords_are_refused_once_a_replica_says_so(self, statuses: tuple[ReplicaStatus, ...], refuses: bool) -> None:
+        client, replicas = client_with(failing(), *statuses)
+        assert client.refuses_keywords() == refuses
+        assert replicas.calls == []
+
+    @pytest.mark.parametrize(
         ("statuses", "windows"),
         [
             ((), 4),

@@ -12,11 +12,7 @@ from serve_app.engine.boosting import Booster
 from serve_app.engine.cuda_graphs import GraphDecoder
 from serve_app.engine.parakeet import ParakeetEngine
 from serve_app.errors import EngineBroken
-
-
-class NeMoCUDAPythonException(Exception):
-    """Named like the exception that NeMo raises for errors of the CUDA runtime and of NVRTC."""
-
+from testing.cuda_errors import NeMoCUDAPythonException
 
 NO_NVRTC = RuntimeError('Failure finding "libnvrtc.so"')
 NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")

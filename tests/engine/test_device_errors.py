@@ -4,16 +4,13 @@ import pytest
 import torch
 
 from serve_app.engine.device_errors import is_device_failure, is_out_of_memory
+from testing.cuda_errors import NeMoCUDAPythonException
 
 CUDA_ADVICE = (
     "\nCUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be incorrect."
     "\nFor debugging consider passing CUDA_LAUNCH_BLOCKING=1"
     "\nCompile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.\n"
 )
-
-
-class NeMoCUDAPythonException(Exception):
-    """Named like the exception that NeMo raises for errors of the CUDA runtime."""
 
 
 def test_a_cpu_out_of_memory() -> None:

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from serve_app.engine.parakeet import ParakeetEngine
 from serve_app.errors import ModelUnavailable
+from serve_app.settings import bundled_model_path
 from testing.random_models import save_random_model
 
 
@@ -62,3 +64,38 @@ def test_a_transducer_that_cannot_be_decoded_in_batches_is_refused(tmp_path: Pat
     save_random_model("rnnt", path, change=multi_blank)
     with pytest.raises(ModelUnavailable, match="multi-blank"):
         ParakeetEngine.load(path, device="cpu")
+
+
+class TestOnAGpu:
+    """Up to the move onto the GPU, which is the first step that fails without one."""
+
+    @pytest.fixture
+    def fail_at(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Exception], None]:
+        """Makes the move of modules of that class fail; the others stay where they are."""
+        monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share: None)
+
+        def fail(kind: str, error: Exception) -> None:
+            def to(module: Any, device: Any = None, dtype: Any = None) -> Any:
+                if type(module).__name__ == kind:
+                    raise error
+                return module
+
+            monkeypatch.setattr(torch.nn.Module, "to", to)
+
+        return fail
+
+    def load(self, gpu_share: float) -> None:
+        ParakeetEngine.load(bundled_model_path(), device="cuda", precision="fp32", gpu_share=gpu_share)
+
+    @pytest.mark.parametrize("kind", ["AudioToMelSpectrogramPreprocessor", "ConformerEncoder", "RNNTJoint"])
+    def test_a_model_that_exceeds_its_share_of_the_memory(self, fail_at: Callable[[str, Exception], None], kind: str) -> None:
+        fail_at(kind, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."))
+        with pytest.raises(ModelUnavailable, match=r"digits\.nemo does not fit .* may take 0\.25 \(`gpus_per_replica`\)"):
+            self.load(0.25)
+        with pytest.raises(ModelUnavailable, match=r"digits\.nemo does not fit into the memory of cuda: CUDA out of memory"):
+            self.load(1.0)
+
+    def test_another_failure_stays_what_it_is(self, fail_at: Callable[[str, Exception], None]) -> None:
+        fail_at("ConformerEncoder", torch.AcceleratorError("CUDA error: an illegal memory access was encountered"))
+        with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
+            self.load(0.25)

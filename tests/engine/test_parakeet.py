@@ -23,6 +23,7 @@ from serve_app.settings import bundled_model_path
 from serve_app.transcript import Token
 from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE, Keywords, Samples
 from testing.accuracy import judge, recognise
+from testing.cuda_errors import NeMoCUDAPythonException
 from testing.digit_strings import DigitString, to_int16
 
 
@@ -224,10 +225,6 @@ def test_out_of_memory_halves_the_batch(
 def test_a_single_window_too_large_is_an_error(engine: ParakeetEngine, windows: list[Samples]) -> None:
     with pytest.raises(EngineOutOfMemory, match="does not fit"):
         FailingModel(engine, 0, torch.OutOfMemoryError("no memory")).transcribe(windows[:1])
-
-
-class NeMoCUDAPythonException(Exception):
-    """Named like the exception that NeMo raises for errors of the CUDA runtime."""
 
 
 @pytest.mark.parametrize(

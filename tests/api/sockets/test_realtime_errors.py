@@ -11,6 +11,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from serve_app.api import create_api
 from serve_app.api.realtime import PATH, TRANSCRIPTION
+from serve_app.cluster.status import ReplicaStatus
 from serve_app.engine.parakeet import ParakeetEngine
 from serve_app.errors import EngineError
 from serve_app.settings import AuthSettings, LiveSettings
@@ -56,6 +57,20 @@ class TestErrors:
         assert error["event_id"] == ("mine" if isinstance(event, dict) else None)
         session.speak(np.concatenate([to_int16(strings[5].samples), PAUSE]))
         assert session.until(f"{TRANSCRIPTION}.completed")[-1]["transcript"] == strings[5].text
+
+    def test_keywords_that_the_model_does_not_take(
+        self, server: EngineService, session: Talk, strings: list[DigitString]
+    ) -> None:
+        """They are refused; the phrases of a prompt are dropped."""
+        server.replicas["first"] = (ReplicaStatus("a", "ready", takes_keywords=False),)
+        session.socket.send_json(update(transcription={"keywords": ["seven"]}))
+        error = session.error()
+        assert (error["type"], error["param"]) == ("invalid_request_error", "keywords[]")
+        updated = session.update(turn_detection=None, transcription={"prompt": "seven, eight"})
+        assert updated["audio"]["input"]["transcription"]["keywords"] is None
+        session.speak(to_int16(strings[5].samples))
+        assert session.commit()[-1]["transcript"] == strings[5].text
+        assert {job.keywords for job in server.jobs} == {()}
 
     def test_the_item_after_a_failed_one_is_transcribed(
         self, server: EngineService, session: Talk, strings: list[DigitString]

@@ -16,6 +16,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from serve_app.api import create_api, realtime
 from serve_app.api.websocket import PATH
+from serve_app.cluster.status import ReplicaStatus
 from serve_app.engine.parakeet import ParakeetEngine
 from serve_app.errors import EngineError, ModelUnavailable
 from serve_app.settings import AuthSettings, LiveSettings
@@ -50,6 +51,12 @@ class TestErrors:
     ) -> None:
         assert failure(client, frames, code)["param"] == param
         wait_for(lambda: server.service.admission.streams.taken == 0)
+
+    def test_keywords_that_the_model_does_not_take(self, client: TestClient, server: EngineService) -> None:
+        server.replicas["first"] = (ReplicaStatus("a", "ready", takes_keywords=False),)
+        error = failure(client, [{**RAW, "keywords": ["Bob"]}], 1007)
+        assert (error["code"], error["param"]) == ("invalid_request", "keywords[]")
+        assert transcribed(client, bytes(32_000), RAW)[-1]["text"] == ""
 
     @pytest.mark.parametrize(
         ("error", "code", "message"),
