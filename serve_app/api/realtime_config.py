@@ -146,7 +146,8 @@ class SessionConfig(BaseModel):
         """Raises RequestError for a language that the model does not support, and for keywords beyond the limits."""
         asked = self.audio.input.transcription
         code = language.check(language.codes([asked.language or "", *(asked.languages or [])]), model)
-        return JobOptions(keywords=keywords.keywords(asked.keywords, asked.prompt), language=code)
+        phrases = keywords.keywords(asked.keywords, asked.prompt)
+        return JobOptions(keywords=phrases, language=code, entry_point="realtime")
 
 
 def _merged(old: Any, new: Any) -> Any:
