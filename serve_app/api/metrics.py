@@ -83,6 +83,8 @@ class RequestMetrics:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
+        # At once, since a mounted application changes the paths in the scope.
+        route = self._routes.name(route_path(scope))
         began_s, code, is_complete = time.monotonic(), GONE, False
 
         async def send_noting(message: Message) -> None:
@@ -108,7 +110,6 @@ class RequestMetrics:
             code = code if is_complete else "500"
             raise
         finally:
-            route = self._routes.name(route_path(scope))
             self._recorder.record(catalogue.REQUESTS, 1, route, code)
             if scope["type"] == "http":
                 self._recorder.record(catalogue.REQUEST_LATENCY_SECONDS, time.monotonic() - began_s, route)

@@ -35,14 +35,24 @@ def exporter_url() -> str | None:
 
 
 class NodeExporter:
-    """Asks the exporter of this node."""
+    """Asks the exporter of this node, once at a time."""
 
     def __init__(self, find_url: Callable[[], str | None] = exporter_url) -> None:
         self._find_url = find_url
         self._url: str | None = None
+        self._asking: asyncio.Task[str] | None = None
 
     async def scrape(self) -> str:
-        """The metrics of this server's processes on this node, and of Serve's. Raises MetricsUnavailable."""
+        """The metrics of this server's processes on this node, and of Serve's. Raises MetricsUnavailable.
+
+        Calls at the same time share one answer.
+        """
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask())
+        # Shielded: others may wait for it too.
+        return await asyncio.shield(self._asking)
+
+    async def _ask(self) -> str:
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 if self._url is None:
@@ -62,7 +72,7 @@ class NodeExporter:
 
 async def _get(url: str) -> bytes:
     # Without the proxies of the environment: it is this machine.
-    async with httpx2.AsyncClient(trust_env=False, timeout=TIMEOUT_S) as client, client.stream("GET", url) as response:
+    async with httpx2.AsyncClient(trust_env=False, timeout=None) as client, client.stream("GET", url) as response:
         response.raise_for_status()
         body = bytearray()
         async for chunk in response.aiter_bytes():
