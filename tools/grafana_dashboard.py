@@ -41,6 +41,12 @@ def _quantiles(metric: Metric, by: str, where: str = MODEL, shares: tuple[float,
     return tuple((f"histogram_quantile({share}, {buckets})", f"{legend} p{share * 100:.0f}") for share in shares)
 
 
+def _loads() -> tuple[tuple[str, str], ...]:
+    """Without a rate, since loads are rare."""
+    buckets = f"sum by (le, model) ({catalogue.MODEL_LOAD_SECONDS.exported_name}_bucket{MODEL})"
+    return ((f"histogram_quantile(0.5, {buckets})", "{{model}} p50"),)
+
+
 def _sum(metric: Metric, by: str = "") -> str:
     return f"sum{f' by ({by})' if by else ''} ({metric.exported_name})"
 
@@ -95,7 +101,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel("First text", "s", _quantiles(catalogue.FIRST_TEXT_LATENCY_SECONDS, "model, entry_point")),
         Panel("Final text of live streams: lag", "s", _quantiles(catalogue.LIVE_FINAL_LAG_SECONDS, "model, entry_point")),
         Panel("Windows in the queue of a replica", "s", _quantiles(catalogue.QUEUE_SECONDS, "model, lane", shares=(0.95,))),
-        Panel("Loading a model", "s", _quantiles(catalogue.MODEL_LOAD_SECONDS, "model", shares=(0.95,))),
+        Panel("Loading a model", "s", _loads(), "Of the replicas that run."),
     ),
     "Replicas": (
         Panel(
