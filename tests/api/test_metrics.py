@@ -1,5 +1,9 @@
 """`/metrics` and its key, and the metrics of requests."""
 
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import httpx2
 import pytest
 from fastapi.testclient import TestClient
 from pydantic import ValidationError
@@ -10,7 +14,8 @@ from serve_app.api.metrics import MEDIA_TYPE, Routes
 from serve_app.key_entries import HASHED, digest_of
 from serve_app.observe import catalogue
 from serve_app.settings import AuthSettings, IngressSettings
-from testing.fake_service import FakeService, assert_error, post
+from testing.fake_service import NOISE, FakeService, assert_error, post
+from testing.open_requests import OpenRequest, until
 
 
 async def scrape() -> str:
@@ -109,6 +114,19 @@ def test_a_connection_that_is_refused() -> None:
     ):
         pass
     assert server.metrics.labels(catalogue.REQUESTS) == {(websocket.PATH, "403")}
+
+
+@pytest.mark.parametrize("leave", [OpenRequest.leave, OpenRequest.disconnect])
+async def test_a_client_that_leaves(server: FakeService, leave: Callable[[OpenRequest], Awaitable[None] | None]) -> None:
+    server.hold.clear()
+    body = httpx2.Request("POST", "http://x/v1/audio/transcriptions", files={"file": ("x.wav", NOISE)})
+    request = OpenRequest(create_api(server.service), body.url.path, dict(body.headers))
+    request.send(body.read(), more_body=False)
+    await until(lambda: bool(server.windows))
+    if (leaving := leave(request)) is not None:
+        await leaving
+    await asyncio.wait([request.task])
+    assert server.metrics.labels(catalogue.REQUESTS) == {("/v1/audio/transcriptions", "gone")}
 
 
 def test_an_unforeseen_failure_counts_as_500(server: FakeService, client: TestClient) -> None:
