@@ -17,12 +17,16 @@ from serve_app.cluster.live_calls import LiveWindow
 from serve_app.cluster.model_client import LOAD_FAILED, DeploymentHandle
 from serve_app.cluster.status import HEARTBEAT_S, ModelState, ReplicaStatus
 from serve_app.engine.batch_policy import batch_limits, max_batch_audio_s
-from serve_app.engine.batch_queue import MAX_FAILED_BATCHES, Batcher, BatchLimits
+from serve_app.engine.batch_queue import MAX_FAILED_BATCHES, Batcher, BatchLimits, BatchReport
 from serve_app.engine.model_files import DownloadProgress, find_model_file
 from serve_app.engine.parakeet import ParakeetEngine
 from serve_app.engine.protocol import Engine
 from serve_app.engine.simulated import SimulatedEngine
 from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable, RequestError, SpeechError
+from serve_app.observe import catalogue
+from serve_app.observe.job_meter import LANE_NAMES
+from serve_app.observe.ray_recorder import RayRecorder
+from serve_app.observe.recorder import NO_RECORDER, Recorder
 from serve_app.settings import BatchingSettings, ModelSettings
 from serve_app.transcript import TokenColumns
 from serve_app.window import SAMPLE_RATE, Job, Keywords, Lane, Samples
@@ -50,11 +54,14 @@ def without_traceback(record: logging.LogRecord) -> bool:
 class ModelReplica:
     """One copy of one model. The engine is loaded and used on a single thread, which owns it; on a GPU, a second one prepares."""
 
+    _recorder: Recorder = NO_RECORDER
+
     async def __init__(  # type: ignore[misc]  # Serve awaits constructors
         self, model: ModelSettings, batching: BatchingSettings, max_window_s: float, status_registry: DeploymentHandle
     ) -> None:
         """`max_window_s`: no window is longer, neither of a recording nor of a live stream, seconds."""
         log.addFilter(without_traceback)
+        self._recorder = RayRecorder()
         self._model = model
         self._batching = batching
         self._max_window_samples = round(max_window_s * SAMPLE_RATE)
@@ -110,6 +117,7 @@ class ModelReplica:
         return self._batcher
 
     async def _load(self) -> None:
+        began_s = time.monotonic()
         self._set_state("starting")
         try:
             engine = await self._loop.run_in_executor(self._engine_thread, self._load_engine)
@@ -129,6 +137,7 @@ class ModelReplica:
             prepare=self._prepare,
             prepares_ahead=info.device == "cuda",
             on_failing=self._exit_failing,
+            on_batch=self._record_batch,
         )
         self._status = replace(
             self._status,
@@ -140,6 +149,7 @@ class ModelReplica:
             fast_paths=info.fast_paths.used,
             fast_paths_left_out=info.fast_paths.left_out,
         )
+        self._recorder.record(catalogue.MODEL_LOAD_SECONDS, time.monotonic() - began_s, self._model.name)
         self._set_state("ready")
 
     def _load_engine(self) -> Engine:
@@ -187,19 +197,23 @@ class ModelReplica:
         windows, keywords = zip(*batch, strict=True)
         # On a CPU a second thread would take its core from the batch that runs.
         thread = self._prepare_thread if self._engine.info.device == "cuda" else self._engine_thread
-        return await self._in_thread(thread, self._engine.prepare, windows, keywords)
+        return await self._in_thread("prepare", thread, self._engine.prepare, windows, keywords)
 
     async def _process(self, batch: Any) -> list[TokenColumns]:
         assert self._engine is not None
-        return await self._in_thread(self._engine_thread, self._engine.recognise, batch)
+        return await self._in_thread("recognise", self._engine_thread, self._engine.recognise, batch)
 
-    async def _in_thread(self, thread: ThreadPoolExecutor, stage: Callable[..., Result], *arguments: Any) -> Result:
+    async def _in_thread(self, name: str, thread: ThreadPoolExecutor, stage: Callable[..., Result], *arguments: Any) -> Result:
         """The result of a stage of a batch. If the engine hangs or is broken, this process exits."""
         if self._broken is not None:
             raise self._broken
-        result = self._loop.run_in_executor(thread, stage, *arguments)
+        began_s = time.monotonic()
+        running = self._loop.run_in_executor(thread, stage, *arguments)
         try:
-            return await asyncio.wait_for(result, self._batching.batch_timeout_s)
+            result = await asyncio.wait_for(running, self._batching.batch_timeout_s)
+            for metric in (catalogue.STEP_SECONDS, catalogue.BUSY_SECONDS):
+                self._recorder.record(metric, time.monotonic() - began_s, self._model.name, name)
+            return result
         except TimeoutError:
             hung = EngineBroken(f"A batch did not end within {self._batching.batch_timeout_s:.0f} s.")
             self._exit(hung)
@@ -207,6 +221,14 @@ class ModelReplica:
         except EngineBroken as error:
             self._exit(error)
             raise
+
+    def _record_batch(self, batch: BatchReport) -> None:
+        record, model = self._recorder.record, self._model.name
+        record(catalogue.BATCH_ITEMS, len(batch.waits), model)
+        record(catalogue.BATCH_AUDIO_SECONDS, batch.samples / SAMPLE_RATE, model)
+        record(catalogue.BATCH_PADDING_RATIO, 1 - batch.samples / max(1, batch.padded_samples), model)
+        for lane, wait_s in batch.waits:
+            record(catalogue.QUEUE_SECONDS, wait_s, model, LANE_NAMES[lane])
 
     def _exit_failing(self) -> None:
         self._exit(EngineBroken(f"{MAX_FAILED_BATCHES} batches in a row failed."))
@@ -245,6 +267,7 @@ class ModelReplica:
                     largest_batch=stats.largest_batch,
                     queued=self._batcher.queued,
                 )
+                self._recorder.record(catalogue.QUEUED_WINDOWS, status.queued, self._model.name)
             try:
                 await self._status_registry.report_model.remote(self._model.name, status)
             except Exception as error:

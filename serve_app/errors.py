@@ -13,6 +13,7 @@ SpeechError
 ├── ModelUnavailable             503  the model is configured but unavailable (hub, file, no replica, still loading)
 ├── RateLimited                  429  the API key has reached its limit of requests per minute or in progress
 ├── StorageFull                  503  the disk has no room for the upload
+├── MetricsUnavailable           503  Ray exports no metrics on this node, or not now
 ├── ShuttingDown                 503  the server is shutting down
 ├── IngressLost                  503  the ingress that had the request ended; sent by Serve's proxy
 ├── Overloaded                   429  the maximum number of requests or streams is in progress
@@ -124,6 +125,12 @@ class StorageFull(SpeechError):
         self, message: str = "The server cannot store the upload; try again later.", *, param: str | None = None
     ) -> None:
         super().__init__(message, param=param)
+
+
+class MetricsUnavailable(SpeechError):
+    status = 503
+    code = "metrics_unavailable"
+    retry_after_s = 10
 
 
 class ShuttingDown(SpeechError):

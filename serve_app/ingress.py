@@ -20,6 +20,9 @@ from serve_app.cores import usable_cores
 from serve_app.decoders.pool import DecoderPool
 from serve_app.errors import IngressLost
 from serve_app.live.vad import SileroModel
+from serve_app.observe.ingress_state import IngressState
+from serve_app.observe.node_exporter import NodeExporter
+from serve_app.observe.ray_recorder import RayRecorder
 from serve_app.service import SpeechService
 from serve_app.settings import Settings
 
@@ -49,6 +52,7 @@ class Ingress:
         self._replica_id = context.replica_id.unique_id
         self._application = RunningApplication(context.app_name)
         self._models: Mapping[str, tuple[ReplicaStatus, ...]] = {}
+        recorder = RayRecorder()
         clients = {
             model.name: ModelClient(
                 model,
@@ -56,6 +60,7 @@ class Ingress:
                 by_value(models[model.name]),
                 partial(self._last_statuses, model.name),
                 partial(self._application.includes, models[model.name].deployment_name),
+                recorder,
             )
             for model in settings.models
         }
@@ -64,14 +69,14 @@ class Ingress:
         vad = SileroModel()
         # Before the first health check: later, loading would delay whatever the process does meanwhile.
         vad.load()
-        self._service = SpeechService(settings, clients, self._statuses, vad.detector, decoders)
+        self._service = SpeechService(settings, clients, self._statuses, vad.detector, decoders, recorder)
         backpressure.bound_this_replica()
         loop = asyncio.get_running_loop()
         # Kept, as a loop holds its tasks only weakly.
         self._tasks = [loop.create_task(self._report()), loop.create_task(proxies.patch_proxies(error_response(IngressLost())))]
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_api(self._service)
+        return create_api(self._service, NodeExporter().scrape)
 
     def _last_statuses(self, model: str) -> tuple[ReplicaStatus, ...]:
         return self._models.get(model, ())
@@ -97,8 +102,9 @@ class Ingress:
         return self._models
 
     async def _report(self) -> None:
+        state = IngressState(self._service)
         while True:
-            await self._statuses()
+            state.record(await self._service.model_statuses())
             await asyncio.sleep(HEARTBEAT_S)
 
 

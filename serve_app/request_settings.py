@@ -53,6 +53,10 @@ class AuthSettings(SettingsGroup):
     keys_file: Path | None = Field(
         None, description="A file with more keys, one a line, on every node with an ingress replica. Read again when it changes."
     )
+    metrics_key: SecretStr | None = Field(
+        None,
+        description="Key of `/metrics`, as in `keys`; no other one opens it then. Unset: it needs a key as other routes do.",
+    )
     max_requests: int = Field(
         0,
         ge=0,
@@ -79,6 +83,12 @@ class AuthSettings(SettingsGroup):
     def _keys_are_valid(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
         key_entries.parse(key.get_secret_value() for key in keys)
         return keys
+
+    @field_validator("metrics_key")
+    @classmethod
+    def _metrics_key_is_valid(cls, key: SecretStr | None) -> SecretStr | None:
+        key_entries.parse([] if key is None else [key.get_secret_value()])
+        return key
 
 
 class IngressSettings(SettingsGroup):

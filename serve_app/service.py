@@ -19,6 +19,8 @@ from serve_app.errors import AudioTooLong, ModelNotFound
 from serve_app.events import Done, Event, LiveEvent
 from serve_app.live.endpointing import Endpointing, VoiceActivityDetector
 from serve_app.live.session import LiveSession
+from serve_app.observe.job_meter import EntryPoint, FileMeter, JobMeter, StreamMeter
+from serve_app.observe.recorder import NO_RECORDER, Recorder
 from serve_app.pipeline import Commit, transcribe, transcribe_live
 from serve_app.settings import ModelSettings, Settings, WindowSettings
 from serve_app.transcript import Token, Transcript
@@ -27,13 +29,14 @@ from serve_app.window import SAMPLE_RATE, Job, Keywords, Lane, Samples, Window
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobOptions:
-    """What a request may ask for besides a model."""
+    """What a request may ask for besides a model, and how it came."""
 
     windows: WindowSettings | None = None
     """How the recording is cut; None: as the model's settings say."""
     keywords: Keywords = ()
     language: str | None = None
     """ISO 639-1 code of the spoken language, where it is certain."""
+    entry_point: EntryPoint = "rest"
 
     def transcript(self, done: Done, warnings: tuple[str, ...], model: ModelSettings) -> Transcript:
         """The transcript of a recording that is done."""
@@ -60,7 +63,7 @@ class SpeechService:
     """One per ingress process.
 
     `recognisers` are by model name; `statuses` returns the replicas by model name; `new_detector` makes the VAD of a new stream;
-    `decoders` decode files.
+    `decoders` decode files; `recorder` takes the metrics.
     """
 
     def __init__(
@@ -70,8 +73,10 @@ class SpeechService:
         statuses: Callable[[], Awaitable[Mapping[str, tuple[ReplicaStatus, ...]]]],
         new_detector: Callable[[Endpointing], VoiceActivityDetector],
         decoders: DecoderPool,
+        recorder: Recorder = NO_RECORDER,
     ) -> None:
         self.settings = settings
+        self.recorder = recorder
         self.decoders = decoders
         limits, live = settings.limits, settings.live
         self.admission = Admission(
@@ -117,10 +122,12 @@ class SpeechService:
         options = options or JobOptions()
         recogniser, job = self._recognisers[model.name], Job(uuid.uuid4().hex, options.keywords)
         cut = options.windows or self.settings.windows_for(model)
+        meter = FileMeter(self.recorder, model.name, options.entry_point)
 
         async def recognise(window: Window) -> list[Token]:
             lane = Lane.INTERACTIVE if window.index == 0 or window.is_retry else Lane.BULK
-            return await _recognise(recogniser, window, lane, job)
+            meter.received(window.end_sample / SAMPLE_RATE, lane)
+            return await _recognise(recogniser, window, lane, job, meter)
 
         def max_in_flight() -> int:
             return min(recogniser.target_windows_in_flight(cut.window_s), self.admission.windows_per_job)
@@ -134,6 +141,7 @@ class SpeechService:
             )
             async with aclosing(flow):
                 async for event in flow:
+                    meter.take(event)
                     yield event
 
     async def transcribe_file(self, recording: Recording, model: ModelSettings, options: JobOptions | None = None) -> Transcript:
@@ -161,26 +169,36 @@ class SpeechService:
         """
         recogniser, job, live = self._recognisers[model.name], Job(uuid.uuid4().hex, options.keywords), self.settings.live
         endpointing = endpointing or Endpointing(live.endpoint_s)
+        session = LiveSession(live.windows.scaled(right_context_scale), pauses_end=math.isfinite(endpointing.silence_s))
+        meter = StreamMeter(self.recorder, model.name, options.entry_point)
+
+        async def recognise(window: Window) -> list[Token]:
+            meter.received(session.position / SAMPLE_RATE, Lane.LIVE)
+            return await _recognise(recogniser, window, Lane.LIVE, job, meter)
+
         flow = transcribe_live(
             audio,
-            lambda window: _recognise(recogniser, window, Lane.LIVE, job),
+            recognise,
             self._new_detector(endpointing),
-            LiveSession(live.windows.scaled(right_context_scale), pauses_end=math.isfinite(endpointing.silence_s)),
+            session,
             max_backlog=round(live.max_backlog_s * SAMPLE_RATE),
         )
         async with aclosing(flow):
             async for event in flow:
+                meter.take(event, session.position / SAMPLE_RATE)
                 yield event
 
 
-async def _recognise(recogniser: Recogniser, window: Window, lane: Lane, job: Job) -> list[Token]:
+async def _recognise(recogniser: Recogniser, window: Window, lane: Lane, job: Job, meter: JobMeter) -> list[Token]:
     """Tokens of one window. Silence needs no model.
 
     The first window is sent all the same: it finds out whether the model is available, and waits until it is loaded.
     """
     if window.index > 0 and not window.samples.any():
         return []
-    return await recogniser.recognise(window, lane, job)
+    tokens = await recogniser.recognise(window, lane, job)
+    meter.decoded(window, lane)
+    return tokens
 
 
 async def _limited(windows: AsyncGenerator[Window, None], max_audio_s: float) -> AsyncGenerator[Window, None]:

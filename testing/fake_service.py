@@ -22,6 +22,7 @@ from serve_app.settings import LimitSettings, ModelSettings, Settings, Simulatio
 from serve_app.transcript import Token
 from serve_app.window import Job, Lane, Samples, Window
 from testing import media
+from testing.metrics import MemoryRecorder
 
 SETTINGS = Settings(
     models=(
@@ -64,7 +65,7 @@ class FakeService:
     """A SpeechService that tests control.
 
     `failure` is raised for every window, `hold` delays windows while it is cleared, `replicas` is the status of the replicas.
-    `windows`, `lanes` and `jobs` record the calls of `recognise`.
+    `windows`, `lanes` and `jobs` record the calls of `recognise`, `metrics` the metrics.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -78,12 +79,14 @@ class FakeService:
         self.jobs: list[Job] = []
         self.hold = asyncio.Event()
         self.hold.set()
+        self.metrics = MemoryRecorder()
         self.service = SpeechService(
             SETTINGS.model_copy(update=settings),
             {model.name: self for model in SETTINGS.models},
             self.statuses,
             LevelVad,
             decoders(),
+            self.metrics,
         )
 
     async def recognise(self, window: Window, lane: Lane, job: Job) -> list[Token]:

@@ -18,21 +18,25 @@ RAY_CLUSTER = [
 ]
 """The modules of cluster/ that know Ray."""
 
+RAY_OBSERVE = ["observe.ray_recorder", "observe.node_exporter"]
+"""The same of observe/."""
+
 MAY_IMPORT = {
-    "ray": ["app", "run", "ingress", "deployments", *RAY_CLUSTER],
+    "ray": ["app", "run", "ingress", "deployments", *RAY_CLUSTER, *RAY_OBSERVE],
     "torch": ["engine", "live.vad"],
     "nemo": ["engine"],
     "omegaconf": ["engine"],
     "fastapi": ["api", "ingress"],
     "starlette": ["api", "cluster.backpressure", "cluster.proxies", "cluster.proxy_patch"],
     "av": ["audio"],
-    "httpx2": ["command_line", "engine.model_files"],
+    "httpx2": ["command_line", "engine.model_files", "observe.node_exporter"],
 }
 """By package: the folders and modules of serve_app that may import it, anywhere in them."""
 
 PURE = [
     *("audio", "decoders", "merging", "output", "live.session", "live.windows", "live.endpointing", "live.detection"),
     *("engine.protocol", "engine.batch_queue", "engine.batch_policy", "engine.batch_cost", "cluster.status", "cluster.admission"),
+    *("observe.catalogue", "observe.recorder", "observe.job_meter", "observe.ingress_state"),
     *(
         "chunking",
         "pipeline",
@@ -56,12 +60,12 @@ LAYERS = [
     ["run"],
     ["app"],
     ["ingress", "deployments"],
-    ["api", *RAY_CLUSTER, "engine"],
+    ["api", *RAY_CLUSTER, "engine", "observe.ingress_state"],
     ["service"],
     ["pipeline", "decoders", "engine.protocol", "engine.batch_queue", "engine.batch_policy"],
     ["chunking", "live", "cluster"],
     ["settings"],
-    ["audio", "merging", "output", "live.windows", "seed_variables", "request_settings"],
+    ["audio", "merging", "output", "observe", "live.windows", "seed_variables", "request_settings"],
     ["events"],
     ["transcript", "window", "errors", "key_entries", "model_source", "cores", "tasks"],
 ]
@@ -139,7 +143,7 @@ def test_no_module_is_called_utils() -> None:
     assert not list(PACKAGE.rglob("util*.py"))
 
 
-@pytest.mark.parametrize("module", ["app", "run", "ingress", "deployments", *RAY_CLUSTER])
+@pytest.mark.parametrize("module", ["app", "run", "ingress", "deployments", *RAY_CLUSTER, *RAY_OBSERVE])
 def test_annotations_that_serve_reads_are_not_deferred(module: str) -> None:
     """With deferred annotations Serve passes `build_app` a raw dict and says nothing."""
     assert "__future__" not in imports_of(MODULES[f"serve_app.{module}"])

@@ -2,6 +2,7 @@
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from starlette.routing import Route, WebSocketRoute
 
 from serve_app import __version__
 from serve_app.api import (
@@ -12,6 +13,7 @@ from serve_app.api import (
     errors,
     exports,
     limits,
+    metrics,
     openapi,
     realtime,
     rest,
@@ -26,8 +28,8 @@ VIEWER_PATH = "/static/docs"
 """Where the files of the viewers at `/docs` and `/redoc` are. FastAPI's own pages load them from a public content network."""
 
 
-def create_api(service: SpeechService) -> FastAPI:
-    """The FastAPI application of one service."""
+def create_api(service: SpeechService, scrape: metrics.Scrape = metrics.no_exporter) -> FastAPI:
+    """The FastAPI application of one service. `scrape` returns what `/metrics` answers."""
     api = FastAPIOffline(
         title="Parakeet on Ray Serve",
         version=__version__,
@@ -44,13 +46,24 @@ def create_api(service: SpeechService) -> FastAPI:
         trusted_proxies=service.settings.ingress.trusted_proxies,
     )
     keys = auth.Keys(service.settings.auth)
+    routers = (
+        rest.create_router(service, keys),
+        exports.create_router(service),
+        websocket.create_router(service, keys),
+        realtime.create_router(service, keys),
+        metrics.create_router(scrape),
+    )
+    paths = {route.path for router in routers for route in router.routes if isinstance(route, Route | WebSocketRoute)}
     api.add_middleware(auth.RequireKey, keys=keys)
+    api.add_middleware(
+        metrics.RequestMetrics,
+        recorder=service.recorder,
+        routes=metrics.Routes(paths | auth.PUBLIC_PATHS, folders=[web_page.PATH]),
+    )
     api.add_middleware(addresses.Addresses)
     api.add_middleware(cors.Cors, origins=service.settings.ingress.cors_origins)
-    api.include_router(rest.create_router(service, keys))
-    api.include_router(exports.create_router(service))
-    api.include_router(websocket.create_router(service, keys))
-    api.include_router(realtime.create_router(service, keys))
+    for router in routers:
+        api.include_router(router)
     web_page.install(api)
     openapi.install(api)
     return api

@@ -23,6 +23,9 @@ log = logging.getLogger("ray.serve")
 PUBLIC_PATHS = frozenset({"/", "/health", "/ready", "/docs", "/openapi.json"})
 """Paths that need no key: their content is the same for every client, but for the details of `/ready`."""
 
+METRICS_PATH = "/metrics"
+"""The path that may have a key of its own."""
+
 PUBLIC_FOLDER = "/static/"
 """Prefix of more such paths."""
 
@@ -51,6 +54,7 @@ class Keys:
         self._now_s = now_s
         self._fixed = parse(key.get_secret_value() for key in settings.keys)
         self._file = KeysFile(settings.keys_file, now_s) if settings.keys_file else None
+        self._metrics = parse([] if settings.metrics_key is None else [settings.metrics_key.get_secret_value()])
         self._usage: defaultdict[str, _Usage] = defaultdict(_Usage)
 
     @property
@@ -58,11 +62,18 @@ class Keys:
         """Whether the server has keys, or a file of keys, even an empty one; without any, it is open."""
         return bool(self._fixed) or self._file is not None
 
-    def find(self, authorization: str | None) -> str:
-        """The name of the key in an `Authorization` header; raises InvalidKey."""
+    def needs_key(self, path: str) -> bool:
+        """Whether a request for that path needs a key."""
+        if path == METRICS_PATH and self._metrics:
+            return True
+        return self.are_required and path not in PUBLIC_PATHS and not path.startswith(PUBLIC_FOLDER)
+
+    def find(self, authorization: str | None, path: str = "") -> str:
+        """The name of the key in an `Authorization` header of a request for `path`; raises InvalidKey."""
         scheme, _, key = (authorization or "").partition(" ")
         # Starlette decodes header bytes as Latin-1.
-        return self._match(key.strip().encode("latin-1") if scheme.lower() == "bearer" else b"")
+        secret = key.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
+        return self._match(secret, self._metrics if path == METRICS_PATH else ())
 
     def accept(self, authorization: str | None) -> bool:
         """Whether a request with that header may see what is not public."""
@@ -71,10 +82,11 @@ class Keys:
         except InvalidKey:
             return False
 
-    def _match(self, secret: bytes) -> str:
+    def _match(self, secret: bytes, only: tuple[Key, ...] = ()) -> str:
+        """`only`: the keys that are valid, if there are any; else all."""
         digest = digest_of(secret)
         # Always compare with every key, so that the time reveals nothing.
-        matches = [key.name for key in self._all() if hmac.compare_digest(key.digest, digest)]
+        matches = [key.name for key in only or self._all() if hmac.compare_digest(key.digest, digest)]
         if not matches:
             raise InvalidKey("A valid API key is needed: `Authorization: Bearer KEY`.")
         return matches[0]
@@ -138,11 +150,11 @@ class RequireKey:
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not self._keys.are_required or scope["type"] != "http" or _is_public(scope):
+        if scope["type"] != "http" or scope["method"] == "OPTIONS" or not self._keys.needs_key(route_path(scope)):
             await self._app(scope, receive, send)
             return
         try:
-            name = self._keys.find(Headers(scope=scope).get("authorization"))
+            name = self._keys.find(Headers(scope=scope).get("authorization"), route_path(scope))
             log.info("%s with the key `%s`", scope["method"], name)
             scope.setdefault("state", {})["key_name"] = name
             if scope["method"] != "POST":
@@ -152,11 +164,6 @@ class RequireKey:
                 await self._app(scope, receive, _adding_headers(headers, send))
         except SpeechError as error:
             await error_response(error)(scope, receive, send)
-
-
-def _is_public(scope: Scope) -> bool:
-    path = route_path(scope)
-    return scope["method"] == "OPTIONS" or path in PUBLIC_PATHS or path.startswith(PUBLIC_FOLDER)
 
 
 def _adding_headers(headers: dict[str, str], send: Send) -> Send:

@@ -54,14 +54,14 @@ class RequestLimits:
             body_limit = _BodyLimit.of(headers, self._limits.max_upload_bytes)
             body_limit.check(_announced_bytes(headers))
             _check_charset(headers)
-            with self._admission.request() as begin_work, ExitStack() as upload:
+            with self._admission.request() as begin_work, self._admission.spool() as spool, ExitStack() as upload:
                 upload.enter_context(self._uploads.take(client_address(scope, self._trusted_proxies)))
 
                 async def on_complete() -> None:
                     upload.close()
                     await begin_work()
 
-                request = _Request(receive, send, self._limits, body_limit, on_complete)
+                request = _Request(receive, send, self._limits, body_limit, spool, on_complete)
                 scope.setdefault("state", {})["began_s"] = request.began_s
                 await self._run(scope, request)
         except SpeechError as error:
@@ -113,7 +113,8 @@ def _check_charset(headers: Headers) -> None:
 
 
 class _Request:
-    """The `receive` and `send` of one request, with its limits. `on_complete` is called when the body is complete."""
+    """The `receive` and `send` of one request, with its limits. `spool` is called with the size of each part of the body, bytes,
+    `on_complete` when the body is complete."""
 
     def __init__(
         self,
@@ -121,12 +122,14 @@ class _Request:
         send: Send,
         limits: LimitSettings,
         body_limit: _BodyLimit,
+        spool: Callable[[int], None],
         on_complete: Callable[[], Awaitable[None]],
     ) -> None:
         self._receive = receive
         self._send = send
         self._limits = limits
         self._body_limit = body_limit
+        self._spool = spool
         self._on_complete = on_complete
         self._is_complete = False
         self._received_bytes = 0
@@ -145,7 +148,9 @@ class _Request:
             # FastAPI reports any other exception during form parsing as a malformed form.
             raise HTTPException(error.status) from error
         if message["type"] == "http.request" and not self._is_complete:
-            self._received_bytes += len(message.get("body", b""))
+            size_bytes = len(message.get("body", b""))
+            self._received_bytes += size_bytes
+            self._spool(size_bytes)
             try:
                 self._body_limit.check(self._received_bytes)
             except UploadTooLarge as error:

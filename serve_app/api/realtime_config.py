@@ -150,7 +150,7 @@ class SessionConfig(BaseModel):
         code = language.check(language.codes([asked.language or "", *(asked.languages or [])]), model)
         phrases = keywords.phrases(asked.keywords, asked.prompt)
         boosted = keywords.check(phrases, model, are_refused=service.refuses_keywords(model))
-        return model, JobOptions(keywords=boosted, language=code)
+        return model, JobOptions(keywords=boosted, language=code, entry_point="realtime")
 
 
 def _merged(old: Any, new: Any) -> Any:

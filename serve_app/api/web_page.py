@@ -7,6 +7,9 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
+PATH = "/static"
+"""Below it are all files of the page but the page itself."""
+
 FOLDER = Path(__file__).parent.parent / "static"
 
 HEADERS = {
@@ -38,4 +41,4 @@ def install(api: FastAPI) -> None:
     async def page(request: Request) -> Response:
         return await files.get_response("index.html", request.scope)
 
-    api.mount("/static", files, name="static")
+    api.mount(PATH, files, name="static")

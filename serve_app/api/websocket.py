@@ -5,7 +5,7 @@ import base64
 import json
 import math
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any, Literal
 
@@ -113,7 +113,7 @@ class _Stream:
             code = language.check(language.codes([self._config.language or ""]), model)
             asked = keywords.phrases(self._config.keywords)
             phrases = keywords.check(asked, model, are_refused=self._service.refuses_keywords(model))
-            options = JobOptions(keywords=phrases, language=code)
+            options = JobOptions(keywords=phrases, language=code, entry_point="websocket")
             async with aclosing(self._chunks(first)) as chunks:
                 head = await self._head(chunks)
                 if not head:
@@ -172,8 +172,8 @@ class _Stream:
     async def _transcribe_file(
         self, head: bytes, chunks: AsyncGenerator[bytes, None], model: ModelSettings, options: JobOptions
     ) -> None:
-        with GrowingFile() as file:
-            receiving = asyncio.ensure_future(self._receive_file(file, head, chunks))
+        with GrowingFile() as file, self._service.admission.spool() as spool:
+            receiving = asyncio.ensure_future(self._receive_file(file, head, chunks, spool))
             transcribing = asyncio.ensure_future(
                 self._transcribe_growing(file, model, options, needs_whole=needs_whole_file(head))
             )
@@ -188,10 +188,14 @@ class _Stream:
                 file.finish()
                 await stop(receiving, transcribing)
 
-    async def _receive_file(self, file: GrowingFile, head: bytes, chunks: AsyncGenerator[bytes, None]) -> None:
+    async def _receive_file(
+        self, file: GrowingFile, head: bytes, chunks: AsyncGenerator[bytes, None], spool: Callable[[int], None]
+    ) -> None:
         """Store the upload as fast as it arrives. Raises WebSocketDisconnect when the client is gone; it never returns."""
+        spool(len(head))
         await file.write(head)
         async for chunk in chunks:
+            spool(len(chunk))
             await file.write(chunk)
         file.finish()
         await self._connection.wait_until_gone()

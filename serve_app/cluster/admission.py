@@ -54,6 +54,8 @@ class Admission:
         """Open streams that have sent audio."""
         self.waiting = waiting
         """Connections that have not sent audio yet."""
+        self.spooled_bytes = 0
+        """Received bytes of the uploads in progress."""
 
     def close(self) -> None:
         """Refuse new requests and streams from now on."""
@@ -103,6 +105,21 @@ class Admission:
             yield
         finally:
             self._jobs -= 1
+
+    @contextmanager
+    def spool(self) -> Iterator[Callable[[int], None]]:
+        """Count an upload while the block runs. Yields a function to call with the size of everything that is received, bytes."""
+        received_bytes = 0
+
+        def add(size_bytes: int) -> None:
+            nonlocal received_bytes
+            received_bytes += size_bytes
+            self.spooled_bytes += size_bytes
+
+        try:
+            yield add
+        finally:
+            self.spooled_bytes -= received_bytes
 
     @property
     def windows_per_job(self) -> int:

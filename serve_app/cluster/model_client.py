@@ -17,6 +17,8 @@ from serve_app.cluster.live_calls import LiveCalls, LiveWindow, Outcome
 from serve_app.cluster.status import ReplicaStatus
 from serve_app.engine.batch_policy import expected_batch_audio_s, max_batch_windows
 from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable, SpeechError
+from serve_app.observe import catalogue
+from serve_app.observe.recorder import NO_RECORDER, Recorder
 from serve_app.settings import ModelSettings, Settings
 from serve_app.transcript import Token, TokenColumns
 from serve_app.window import SAMPLE_RATE, Job, Lane, Window
@@ -78,6 +80,7 @@ class ModelClient:
         replicas: DeploymentHandle,
         statuses: Callable[[], Sequence[ReplicaStatus]],
         is_deployed: Callable[[], Awaitable[bool]],
+        recorder: Recorder = NO_RECORDER,
     ) -> None:
         """`replicas`: see `by_value`. `statuses` returns the last known statuses of the model's replicas; `is_deployed` whether
         the model is part of the running application."""
@@ -86,6 +89,9 @@ class ModelClient:
         self.replicas = replicas
         self.statuses = statuses
         self.is_deployed = is_deployed
+        self.recorder = recorder
+        for metric in (catalogue.WINDOWS_RETRIED, catalogue.GAPS_REDECODED):
+            recorder.record(metric, 0, model.name)
         batching = settings.batching
         max_samples = min(round(expected_batch_audio_s(batching, on_gpu=False) * SAMPLE_RATE), MAX_BY_VALUE_BYTES // 2)
         self._live_calls = LiveCalls(self._call_together, batching.max_batch_items, max_samples)
@@ -108,6 +114,7 @@ class ModelClient:
                     return await self._send(window, lane, job)
                 # The merge of all later windows waits for a retry, so it is urgent. This window may also have crashed the
                 # replica, so it gets a batch of its own and cannot fail others.
+                self.recorder.record(catalogue.WINDOWS_RETRIED, 1, self.model.name)
                 return await self._send(window, min(lane, Lane.INTERACTIVE), job, is_isolated=True)
             except REPLICA_LOST as error:
                 log.warning("window %d of %s was lost with its replica (%s)", window.index, self.model.name, type(error).__name__)

@@ -48,6 +48,8 @@ class DecoderPool:
         self._own: list[DecoderProcess] = []
         self._failed_starts = 0
         self._is_closed = False
+        self.failures = 0
+        """Processes that ended while they were needed, or could not be started, since the start."""
         with self._lock:
             self._start_missing()
 
@@ -131,6 +133,7 @@ class DecoderPool:
             process = DecoderProcess(self._receive, self._ended)
         except OSError:
             self._failed_starts += 1
+            self.failures += 1
             log.exception("a decoder process could not be started")
             return None
         group.append(process)
@@ -151,6 +154,7 @@ class DecoderPool:
             if self._is_closed:
                 return
             if is_wanted:
+                self.failures += 1
                 log.warning("decoder process %d ended (%s)", process.pid, process.exit_code)
             self._failed_starts += not process.is_ready
             for recording in [recording for recording in self._recordings.values() if recording.process is process]:

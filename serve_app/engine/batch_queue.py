@@ -62,6 +62,16 @@ class BatcherStats:
     """Items in the largest batch so far."""
 
 
+@dataclass(frozen=True, slots=True)
+class BatchReport:
+    """One batch, at its start."""
+
+    waits: tuple[tuple[Lane, float], ...]
+    """Of each item: its lane, and how long it was queued, seconds."""
+    samples: int
+    padded_samples: int
+
+
 @dataclass(slots=True, eq=False)
 class _Waiting(Generic[Item, Result]):
     item: Item
@@ -95,7 +105,8 @@ class Batcher(Generic[Item, Result]):
     """Runs `process` on one batch at a time; it returns one result per item, in order. Use it from one event loop only.
 
     `process` gets what `prepare` returns for the items of the batch, by default the items. With `prepares_ahead`, that may be
-    called while another batch is processed. `on_failing` is called after MAX_FAILED_BATCHES in a row without a result.
+    called while another batch is processed. `on_failing` is called after MAX_FAILED_BATCHES in a row without a result, `on_batch`
+    at the start of each batch.
     """
 
     def __init__(
@@ -106,6 +117,7 @@ class Batcher(Generic[Item, Result]):
         prepare: Callable[[list[Item]], Awaitable[Any]] = _as_it_is,
         prepares_ahead: bool = False,
         on_failing: Callable[[], None] = lambda: None,
+        on_batch: Callable[[BatchReport], None] = lambda report: None,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._process = process
@@ -114,6 +126,7 @@ class Batcher(Generic[Item, Result]):
         self._ahead: _Batch[Item, Result] | None = None
         self._limits = limits
         self._on_failing = on_failing
+        self._on_batch = on_batch
         self._failed_batches = 0  # in a row
         self._now_s = now_s
         self._queue: list[_Waiting[Item, Result]] = []
@@ -262,12 +275,15 @@ class Batcher(Generic[Item, Result]):
             self._on_failing()
 
     def _count(self, batch: list[_Waiting[Item, Result]]) -> None:
-        sizes = [w.samples for w in batch]
+        sizes, now_s = [w.samples for w in batch], self._now_s()
+        waits = tuple((w.lane, now_s - w.queued_at_s) for w in batch)
+        report = BatchReport(waits, samples=sum(sizes), padded_samples=max(sizes) * len(sizes))
+        self._on_batch(report)
         self.stats = BatcherStats(
             batches=self.stats.batches + 1,
             items=self.stats.items + len(batch),
-            samples=self.stats.samples + sum(sizes),
-            padded_samples=self.stats.padded_samples + max(sizes) * len(sizes),
+            samples=self.stats.samples + report.samples,
+            padded_samples=self.stats.padded_samples + report.padded_samples,
             largest_batch=max(self.stats.largest_batch, len(batch)),
         )
 

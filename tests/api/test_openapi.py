@@ -36,7 +36,13 @@ TEXTS = {
 
 server = FakeService()
 server.replicas["first"] = (ReplicaStatus("replica", "ready"),)
-api = create_api(server.service)
+
+
+async def scrape() -> str:
+    return ""
+
+
+api = create_api(server.service, scrape)
 schema = schemathesis.openapi.from_asgi("/openapi.json", api)
 
 

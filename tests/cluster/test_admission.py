@@ -59,3 +59,15 @@ async def test_a_request_that_is_given_up_while_it_waits_leaves_no_trace() -> No
             await asyncio.gather(waiting, return_exceptions=True)
     with admission.request() as begins:
         await asyncio.wait_for(begins(), 1)
+
+
+def test_bytes_of_uploads_count_while_they_are_in_progress() -> None:
+    admission = Admission(max_requests=1, max_windows=1, streams=Places(1, 1), waiting=Places(1, 1))
+    with admission.spool() as first:
+        first(100)
+        with admission.spool() as second:
+            second(20)
+            first(3)
+            assert admission.spooled_bytes == 123
+        assert admission.spooled_bytes == 103
+    assert admission.spooled_bytes == 0

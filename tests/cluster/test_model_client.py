@@ -14,10 +14,12 @@ from serve_app.cluster.live_calls import LiveWindow
 from serve_app.cluster.model_client import CHECK_S, LOAD_FAILED, MAX_ATTEMPTS, MAX_BY_VALUE_BYTES, RETRY_DELAY_S, ModelClient
 from serve_app.cluster.status import ReplicaStatus
 from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable, SpeechError
+from serve_app.observe import catalogue
 from serve_app.settings import LimitSettings, ModelSettings, Settings
 from serve_app.transcript import Token, TokenColumns
 from serve_app.window import Job, Lane, Window
 from testing import virtual_time
+from testing.metrics import MemoryRecorder
 
 FIRST = Window(0, 0, np.zeros(16_000, dtype=np.int16))
 JOB = Job("job")
@@ -67,7 +69,7 @@ def client_with(
     answer: Callable[..., Awaitable[Any]], *statuses: ReplicaStatus, is_deployed: Callable[[], Awaitable[bool]] = deployed
 ) -> tuple[ModelClient, FakeHandle]:
     replicas: Any = FakeHandle("transcribe", answer)
-    return ModelClient(MODEL, SETTINGS, replicas, lambda: statuses, is_deployed), replicas
+    return ModelClient(MODEL, SETTINGS, replicas, lambda: statuses, is_deployed, MemoryRecorder()), replicas
 
 
 def failing(*failures: BaseException) -> Callable[..., Awaitable[TokenColumns]]:
@@ -137,6 +139,8 @@ class TestModelClient:
             (Lane.INTERACTIVE, True),
             (Lane.INTERACTIVE, True),
         ]
+        assert isinstance(client.recorder, MemoryRecorder)
+        assert client.recorder.total(catalogue.WINDOWS_RETRIED, "m") == 2
 
     def test_attempts_are_limited(self) -> None:
         client, handle = client_with(failing(*[ActorDiedError()] * 10))

@@ -60,7 +60,7 @@ async def test_a_process_killed_in_mid_file_changes_nothing(pool: DecoderPool, n
 
 async def test_all_files_of_a_killed_process_continue(pool: DecoderPool) -> None:
     data = noise(60)
-    expected, before = windows_of_file(data, *CUT), set(pool.pids)
+    expected, before, failures = windows_of_file(data, *CUT), set(pool.pids), pool.failures
     recordings = [pool.open(io.BytesIO(data)) for _ in range(12)]
     results = await asyncio.gather(*(read(recording, kill_at=5 if n == 3 else None) for n, recording in enumerate(recordings)))
     for windows in results:
@@ -68,6 +68,7 @@ async def test_all_files_of_a_killed_process_continue(pool: DecoderPool) -> None
     # The process of a recording that was tried alone ends with it.
     await until(lambda: len(pool.pids) == 2)
     assert len(set(pool.pids) - before) == 1
+    assert pool.failures == failures + 1
 
 
 async def test_a_growing_file_continues(pool: DecoderPool) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from serve_app.engine.batch_queue import LIVE_S, MAX_FAILED_BATCHES, Batcher, BatchLimits
+from serve_app.engine.batch_queue import LIVE_S, MAX_FAILED_BATCHES, Batcher, BatchLimits, BatchReport
 from serve_app.errors import EngineBroken, EngineError, RequestError
 from serve_app.window import Lane
 from testing import virtual_time
@@ -328,3 +328,24 @@ async def test_a_live_window_longer_than_the_limit_runs_alone() -> None:
     batcher, batches = make_batcher(max_live_samples=0)
     await asyncio.gather(*(batcher.submit(name, 100, Lane.LIVE, name) for name in "ab"))
     assert batches == [["a"], ["b"]]
+
+
+@scenario
+async def test_every_batch_is_reported_at_its_start() -> None:
+    reports: list[BatchReport] = []
+
+    async def process(items: list[str]) -> list[str]:
+        assert sum(len(report.waits) for report in reports) >= len(items)
+        await asyncio.sleep(STEP_S)
+        return items
+
+    limits = BatchLimits(max_samples=1_000, max_live_samples=1_000, max_items=8, ageing_s=5.0)
+    batcher: Batcher[str, str] = Batcher(process, limits, on_batch=reports.append, now_s=virtual_time.now_s)
+    await asyncio.gather(
+        submit_at(batcher, 0, "a", 100),
+        submit_at(batcher, STEP_S / 4, "b", 300, Lane.INTERACTIVE),
+        submit_at(batcher, STEP_S / 2, "c", 200, Lane.BULK),
+    )
+    assert [(report.samples, report.padded_samples) for report in reports] == [(100, 100), (500, 600)]
+    assert [[lane for lane, _ in report.waits] for report in reports] == [[Lane.BULK], [Lane.INTERACTIVE, Lane.BULK]]
+    assert [wait_s for report in reports for _, wait_s in report.waits] == pytest.approx([0, STEP_S * 3 / 4, STEP_S / 2])
