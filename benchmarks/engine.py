@@ -3,8 +3,9 @@
     python -m benchmarks.engine [--shape bundled] [--batches 1x10 4x10 1x30] [--fast-paths off auto] [--json PATH]
 
 All engines live in one process, on the same windows and in the same precision, and take turns in every round. Figures are medians
-of the rounds; ratios are of medians. The shapes `110m` and `0.6b` have random weights: a bias makes them recognise nothing, so
-that their decoding takes what it takes in silence.
+of the rounds; ratios are of medians. The last column is the physical limit, as a share of the time in the encoder: what the
+products in it would take at the rate of the device's fastest one (`matrix_limit.py`). The shapes `110m` and `0.6b` have random
+weights: a bias makes them recognise nothing, so that their decoding takes what it takes in silence.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import logging
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from benchmarks import matrix_limit
 from benchmarks.report import add_json_option, finish, machine, table
 from benchmarks.speech import spoken_digits
 from serve_app.engine.parakeet import ParakeetEngine
@@ -139,7 +141,8 @@ def nemo(path: Path, engine: ParakeetEngine) -> Callable[[Sequence[Samples]], An
     return transcribe
 
 
-def measure(arguments: argparse.Namespace, path: Path) -> tuple[list[Times], dict[str, str]]:
+def measure(arguments: argparse.Namespace, path: Path) -> tuple[list[Times], dict[Batch, float], dict[str, str]]:
+    """The times; by batch the encoder's limit, seconds, if an engine without fast paths takes part; and what was measured."""
     engines = {
         _name(wanted): ParakeetEngine.load(
             path,
@@ -157,10 +160,14 @@ def measure(arguments: argparse.Namespace, path: Path) -> tuple[list[Times], dic
         sides[NEMO] = nemo(path, any_engine)
     bank = load_bank(DIGITS)
     results: list[Times] = []
+    limits_s: dict[Batch, float] = {}
+    rate = matrix_limit.operations_per_s(any_engine.info.device, any_engine._dtype) if "off" in engines else 0.0
     for batch in arguments.batches:
         # Cut from longer ones, which do not end with silence.
         samples = round(batch.seconds * SAMPLE_RATE)
         windows = [spoken_digits(bank, batch.seconds + LONGEST_STRING_S, seed)[:samples] for seed in range(batch.windows)]
+        if rate:
+            limits_s[batch] = matrix_limit.operations(engines["off"], windows) / rate
         times = {name: Times(name, batch) for name in sides}
         for number in range(WARM_UP_ROUNDS + arguments.rounds):
             for name, transcribe in sides.items():
@@ -177,36 +184,43 @@ def measure(arguments: argparse.Namespace, path: Path) -> tuple[list[Times], dic
                     times[name].stages_s[stage].append(seconds)
         results += times.values()
     left_out = {reason for engine in engines.values() for reason in engine.info.fast_paths.left_out}
-    return results, {
-        "shape": arguments.shape,
-        "device": any_engine.info.device,
-        "precision": any_engine.info.precision,
-        "threads": str(arguments.threads or "default"),
-        "left out": "; ".join(sorted(left_out)) or "nothing",
-    }
+    return (
+        results,
+        limits_s,
+        {
+            "shape": arguments.shape,
+            "device": any_engine.info.device,
+            "precision": any_engine.info.precision,
+            "threads": str(arguments.threads or "default"),
+            "left out": "; ".join(sorted(left_out)) or "nothing",
+        },
+    )
 
 
-def rows(results: Sequence[Times]) -> list[list[str]]:
-    """A row for each batch and engine. Ratios are to the first engine with the same batch."""
+def rows(results: Sequence[Times], limits_s: Mapping[Batch, float]) -> list[list[str]]:
+    """A row for each batch and engine. Ratios are to the first engine with the same batch; the limit is in proportion to its time
+    in the encoder."""
     cells = []
     for times in results:
         first = next(other for other in results if other.batch == times.batch)
         total_s, first_s = median(times.total_s), median(first.total_s)
         if times.stages_s["encoder"]:
             stages_s = [median(times.stages_s[stage]) for stage in STAGES]
+            limit_s = limits_s.get(times.batch)
+            limit_share = f"{limit_s / stages_s[1]:.2f}" if limit_s else ""
             encoder_ratio = f"{stages_s[1] / median(first.stages_s['encoder']):.2f}"
             stages = [f"{1000 * seconds:.1f}" for seconds in (*stages_s, total_s - sum(stages_s))]
         else:
-            stages, encoder_ratio = [""] * (len(STAGES) + 1), ""
+            stages, encoder_ratio, limit_share = [""] * (len(STAGES) + 1), "", ""
         spread = f"{1000 * min(times.total_s):.1f} to {1000 * max(times.total_s):.1f}"
-        total = [f"{1000 * total_s:.1f}", spread, f"{times.rtfx:,.0f}", encoder_ratio, f"{total_s / first_s:.2f}"]
+        total = [f"{1000 * total_s:.1f}", spread, f"{times.rtfx:,.0f}", encoder_ratio, f"{total_s / first_s:.2f}", limit_share]
         cells.append([str(times.batch), times.engine, *stages, *total])
     return cells
 
 
 HEAD = [
     *("batch", "fast paths", *(f"{stage}, ms" for stage in STAGES), "rest, ms", "total, ms", "fastest to slowest round"),
-    *("x real time", "encoder, ratio", "total, ratio"),
+    *("x real time", "encoder, ratio", "total, ratio", "encoder, limit"),
 ]
 
 
@@ -238,12 +252,12 @@ def main() -> None:
     arguments.batches = [b if isinstance(b, Batch) else Batch.parse(b) for b in arguments.batches]
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with model_file(arguments.shape) as path:
-        results, description = measure(arguments, path)
+        results, limits_s, description = measure(arguments, path)
     finish(
         arguments.json,
         machine(**description),
         f"medians of {arguments.rounds} rounds in which all engines take turns",
-        [table(HEAD, rows(results))],
+        [table(HEAD, rows(results, limits_s))],
         results=[asdict(times) for times in results],
     )
 

@@ -114,8 +114,13 @@ def test_ratios_of_engines_are_to_the_first_one_with_the_same_batch() -> None:
         engine.Times("off", large, [2.0], stages),
         engine.Times(engine.NEMO, large, [3.0]),
     ]
-    rows = engine.rows(results)
+    rows = engine.rows(results, {small: 0.05})
     assert [row[0] for row in rows] == ["1 x 2 s", "1 x 2 s", "4 x 10 s", "4 x 10 s"]
-    assert [row[-2:] for row in rows] == [["1.00", "1.00"], ["0.20", "0.60"], ["1.00", "1.00"], ["", "1.50"]]
+    assert [row[-3:] for row in rows] == [
+        ["1.00", "1.00", "0.10"],
+        ["0.20", "0.60", "0.50"],
+        ["1.00", "1.00", ""],
+        ["", "1.50", ""],
+    ]
     assert [row[5] for row in rows] == ["300.0", "300.0", "1300.0", ""]
     assert rows[2][8] == "20"
