@@ -20,10 +20,9 @@ class GraphDecoder:
     capture ends the replica, and all captures are of the largest shape.
     """
 
-    def __init__(self, computer: Any, shape: GraphShape | None = None) -> None:
-        """`shape`: see `capture`."""
+    def __init__(self, computer: Any) -> None:
         self._computer = computer
-        self._shape = shape
+        self._shape: GraphShape | None = None
 
     @property
     def mode(self) -> str:
