@@ -17,7 +17,7 @@ import torch
 
 from serve_app.engine.decoder import DecodedBatch
 from serve_app.engine.gpu_memory import MemoryOfBatches
-from serve_app.engine.parakeet import Features, ParakeetEngine
+from serve_app.engine.parakeet import LENGTHS_PER_OCTAVE, Features, ParakeetEngine, padded_samples
 from serve_app.errors import EngineBroken, EngineOutOfMemory, ModelUnavailable
 from serve_app.settings import bundled_model_path
 from serve_app.transcript import Token
@@ -99,6 +99,16 @@ def test_punctuation_has_the_end_time_of_its_word(alone: list[list[Token]]) -> N
         for previous, token in pairwise(tokens):
             if token.piece == ".":
                 assert token.start_sample == token.end_sample == previous.end_sample
+
+
+def test_batches_have_few_different_lengths() -> None:
+    lengths = [padded_samples(samples) for samples in range(SAMPLE_RATE // 2, 60 * SAMPLE_RATE, 97)]
+    assert all(
+        0 <= padded - samples < max(1280, 0.032 * samples)
+        for padded, samples in zip(lengths, range(8_000, 960_000, 97), strict=True)
+    )
+    assert lengths == sorted(lengths)
+    assert len({length for length in lengths if length > 30 * SAMPLE_RATE}) <= 1.1 * LENGTHS_PER_OCTAVE
 
 
 def test_warm_up_and_measurements_do_not_change_the_transcripts(
