@@ -101,13 +101,19 @@ def nemo(path: Path, engine: ParakeetEngine) -> Callable[[Sequence[Samples]], An
     """NeMo's own `transcribe()`, without timestamps, in the precision and on the device of an engine."""
     import torch
     from nemo.collections.asr.models import ASRModel
+    from nemo.core.classes.common import typecheck
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[engine.info.precision]
     model = ASRModel.restore_from(str(path), map_location=engine.info.device).eval().to(dtype)
 
     def transcribe(windows: Sequence[Samples]) -> Any:
         audio = [window.astype(np.float32) / 32768 for window in windows]
-        return model.transcribe(audio, batch_size=len(audio), verbose=False)
+        # The engine has switched them off.
+        typecheck.set_typecheck_enabled(True)
+        try:
+            return model.transcribe(audio, batch_size=len(audio), verbose=False)
+        finally:
+            typecheck.set_typecheck_enabled(False)
 
     return transcribe
 

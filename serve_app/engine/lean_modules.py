@@ -37,7 +37,7 @@ class LeanAttention(nn.Module):
         """`positions`: NeMo's encodings of relative positions, [1, an odd number, features], position 0 in the middle. Windows
         for which they do not suffice have theirs projected with every batch."""
         super().__init__()
-        _require(type(stock) is RelPositionMultiHeadAttention, "the attention has no relative positions")
+        require(type(stock) is RelPositionMultiHeadAttention, "the attention has no relative positions")
         self._heads, self._width = int(stock.h), int(stock.d_k)
         projections = (stock.linear_q, stock.linear_k, stock.linear_v)
         self.linear_qkv = _joined(projections)
@@ -83,12 +83,12 @@ class LeanConvolution(nn.Module):
 
     def __init__(self, stock: Any) -> None:
         super().__init__()
-        _require(type(stock) is ConformerConvolution, "the convolution module is another one")
-        _require(type(stock.batch_norm) is nn.BatchNorm1d and stock.batch_norm.track_running_stats, "there is no batch norm")
-        _require(stock.pointwise_activation == "glu_", "the activation is not a gated linear unit")
+        require(type(stock) is ConformerConvolution, "the convolution module is another one")
+        require(type(stock.batch_norm) is nn.BatchNorm1d and stock.batch_norm.track_running_stats, "there is no batch norm")
+        require(stock.pointwise_activation == "glu_", "the activation is not a gated linear unit")
         depthwise = stock.depthwise_conv
         self._padding = int(depthwise._left_padding)
-        _require(depthwise._right_padding == self._padding, "the convolution is not symmetrical")
+        require(depthwise._right_padding == self._padding, "the convolution is not symmetrical")
         self.linear_in, self.linear_out = _as_linear(stock.pointwise_conv1), _as_linear(stock.pointwise_conv2)
         weight, bias = _with_norm_folded(depthwise, stock.batch_norm)
         self.weight, self.bias = _parameter(weight.unsqueeze(2)), _parameter(bias)
@@ -112,13 +112,13 @@ class LeanSubsampling(nn.Module):
 
     def __init__(self, stock: Any) -> None:
         super().__init__()
-        _require(type(stock) is ConvSubsampling and stock._subsampling == "dw_striding", "the subsampling is another one")
-        _require(not stock.is_causal, "the subsampling is causal")
+        require(type(stock) is ConvSubsampling and stock._subsampling == "dw_striding", "the subsampling is another one")
+        require(not stock.is_causal, "the subsampling is causal")
         first, *rest = (layer for layer in stock.conv if isinstance(layer, nn.Conv2d))
         strided = [first, *rest[0::2]]
-        _require(all(c.kernel_size == (3, 3) and c.stride == (2, 2) and c.padding == (1, 1) for c in strided), "not 3 x 3 by 2")
+        require(all(c.kernel_size == (3, 3) and c.stride == (2, 2) and c.padding == (1, 1) for c in strided), "not 3 x 3 by 2")
         activations = [layer for layer in stock.conv if not isinstance(layer, nn.Conv2d)]
-        _require(all(isinstance(layer, nn.ReLU) for layer in activations), "the activation is not ReLU")
+        require(all(isinstance(layer, nn.ReLU) for layer in activations), "the activation is not ReLU")
         self.first, *depthwise = (copy.deepcopy(c).to(memory_format=torch.channels_last) for c in strided)  # type: ignore[call-overload]
         self.depthwise = nn.ModuleList(depthwise)
         self.pointwise = nn.ModuleList(map(_as_linear, rest[1::2]))
@@ -236,6 +236,6 @@ def _parameter(values: Tensor) -> nn.Parameter:
     return nn.Parameter(values.detach(), requires_grad=False)
 
 
-def _require(is_met: bool, reason: str) -> None:
+def require(is_met: bool, reason: str) -> None:
     if not is_met:
         raise Unsuitable(reason)

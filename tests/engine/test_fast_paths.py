@@ -19,7 +19,7 @@ from serve_app.window import Samples
 from testing.digit_strings import DigitString, to_int16
 
 MELS = 80
-EXACT: tuple[FastPath, ...] = ("attention", "convolution", "subsampling", "packed_linear")
+EXACT: tuple[FastPath, ...] = ("features", "attention", "convolution", "subsampling", "packed_linear")
 ERRORS = {torch.float32: 1e-5, torch.bfloat16: 0.03}
 
 
