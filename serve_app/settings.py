@@ -24,7 +24,7 @@ from serve_app.window import MAX_WINDOW_S, SAMPLE_RATE
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
 DecoderChoice = Literal["auto", "transducer", "ctc"]
-FastPath = Literal["features", "attention", "convolution", "subsampling", "packed_linear", "int8"]
+FastPath = Literal["features", "attention", "convolution", "subsampling", "packed_linear", "prediction", "int8"]
 WantedFastPaths = Literal["auto", "off"] | tuple[FastPath, ...]
 CUES = CueRules()
 """Defaults of SubtitleSettings."""
@@ -95,8 +95,8 @@ class ModelSettings(_Group):
     )
     fast_paths: WantedFastPaths = Field(
         "auto",
-        description="Changes to features and encoder that save time: `auto`, `off`, or a list of `features`, `attention`, "
-        "`convolution`, `subsampling`, `packed_linear` and `int8`.",
+        description="Changes to the model that save time: `auto`, `off`, or a list of `features`, `attention`, "
+        "`convolution`, `subsampling`, `packed_linear`, `prediction` and `int8`.",
     )
     cpu_threads: int = Field(0, ge=0, description="Threads of a CPU replica; 0: one for a small model, else all usable cores.")
     load_timeout_s: float = Field(

@@ -124,14 +124,14 @@ class LeanSubsampling(nn.Module):
         self.pointwise = nn.ModuleList(map(_as_linear, rest[1::2]))
         # NeMo flattens [channels, features]; with channels last it is [features, channels].
         by_channel = stock.out.weight.unflatten(1, (first.out_channels, -1))
-        self.out = _linear(by_channel.transpose(1, 2).flatten(1), stock.out.bias)
+        self.out = linear(by_channel.transpose(1, 2).flatten(1), stock.out.bias)
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """`x`: [windows, frames, features]; `lengths`: frames of each window. So is the result, with a frame for every eight."""
-        x = F.relu(self.first(_masked(x, lengths).unsqueeze(3).permute(0, 3, 1, 2)), inplace=True).permute(0, 2, 3, 1)
+        x = F.relu(self.first(zero_padding(x, lengths).unsqueeze(3).permute(0, 3, 1, 2)), inplace=True).permute(0, 2, 3, 1)
         lengths = _halved(lengths)
         for depthwise, pointwise in zip(self.depthwise, self.pointwise, strict=True):
-            x = depthwise(_masked(x, lengths).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            x = depthwise(zero_padding(x, lengths).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
             x, lengths = F.relu(pointwise(x), inplace=True), _halved(lengths)
         return self.out(x.flatten(2)), lengths
 
@@ -189,9 +189,9 @@ def _shifted(by_position: Tensor, windows: int, frames: int) -> Tensor:
     return by_position.as_strided((windows, heads, frames, frames), strides, frames - 1)
 
 
-def _masked(x: Tensor, lengths: Tensor) -> Tensor:
-    """`x`, [windows, frames, ...], with its padding set to zero, in place. For a CPU, where a look at `lengths` costs nothing."""
-    shortest, frames = int(lengths.min()), x.size(1)
+def zero_padding(x: Tensor, lengths: Tensor) -> Tensor:
+    """`x`, [windows, frames, ...], with its padding set to zero, in place. On a CPU a look at `lengths` costs nothing."""
+    shortest, frames = 0 if x.is_cuda else int(lengths.min()), x.size(1)
     if shortest < frames:
         is_padding = torch.arange(shortest, frames, device=x.device) >= lengths.unsqueeze(1)
         x[:, shortest:].masked_fill_(is_padding.view(*is_padding.shape, *[1] * (x.dim() - 2)), 0.0)
@@ -215,16 +215,16 @@ def _with_norm_folded(convolution: nn.Conv1d, norm: nn.BatchNorm1d) -> tuple[Ten
 
 
 def _as_linear(convolution: Any) -> nn.Linear:
-    return _linear(convolution.weight.flatten(1), convolution.bias)
+    return linear(convolution.weight.flatten(1), convolution.bias)
 
 
 def _joined(layers: Sequence[nn.Linear]) -> nn.Linear:
     biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
     weights: list[Tensor] = [layer.weight for layer in layers]
-    return _linear(torch.cat(weights), torch.cat(biases) if biases else None)
+    return linear(torch.cat(weights), torch.cat(biases) if biases else None)
 
 
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     layer = nn.Linear(weight.size(1), weight.size(0), bias=bias is not None, device="meta")
     layer.weight = _parameter(weight)
     if bias is not None:
