@@ -113,9 +113,9 @@ async def test_a_call_that_is_cancelled_on_its_way_to_a_replica_is_forgotten(pas
     async def select(candidates: list[Any], _: int) -> Any:
         return candidates[0]
 
-    router._select_from_candidate_replicas = select
-    metadata = RequestMetadata(request_id="r", internal_request_id="i")  # type: ignore[no-untyped-call]
-    pending = PendingRequest(args=call(30.0).args, kwargs={}, metadata=metadata)  # type: ignore[no-untyped-call]
+    router._select_from_candidate_replicas = select  # type: ignore[method-assign, assignment]
+    metadata = RequestMetadata(request_id="r", internal_request_id="i")
+    pending = PendingRequest(args=call(30.0).args, kwargs={}, metadata=metadata)
     choosing = asyncio.ensure_future(router._choose_replica_for_request(pending))
     for _ in range(passes):
         await asyncio.sleep(0)
