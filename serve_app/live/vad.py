@@ -31,7 +31,7 @@ MAX_PACE = 2.0
 """A stream that is sent faster than this, as a multiple of the pace of speech, is a recording: the next batch follows at once."""
 
 PACE_PERIOD_S = 1.0
-"""What a stream may send is counted over this time, seconds: after a pause, its audio comes at once, in one piece or in several."""
+"""What a stream may send is counted over this time, seconds: after a pause, its audio comes at once, maybe in several pieces."""
 
 MIN_BATCH_INTERVAL_S = 0.05
 """Minimum time from the start of a batch to the start of the next one, seconds, so that streams share batches: a frame costs
