@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 PREFIX = "parakeet_"
-"""Of the names, as Ray gets them."""
+"""Beginning of the names under which Ray gets the metrics. Its exporter puts `ray_` in front of all names."""
 
 Kind = Literal["counter", "gauge", "histogram"]
 
@@ -14,7 +14,7 @@ class Metric:
     """One metric. A counter grows by what is recorded, a gauge takes it as its value, a histogram observes it."""
 
     name: str
-    """With its unit, without PREFIX."""
+    """With its unit, and without PREFIX."""
     kind: Kind
     meaning: str
     labels: tuple[str, ...] = ()
@@ -130,14 +130,15 @@ BATCH_PADDING_RATIO = Metric(
 STEP_SECONDS = Metric(
     "step_seconds",
     "histogram",
-    "Duration of a stage of a batch: `prepare` (buffer, copy, features) or `recognise` (encoder, decoder, tokens).",
+    "Duration of a stage of a batch, also where it failed: `prepare` (buffer, copy, features) or `recognise` (encoder, decoder, "
+    "tokens).",
     ("model", "stage"),
     FAST_S,
 )
 BUSY_SECONDS = Metric(
     "busy_seconds",
     "counter",
-    "Total of the same: its rate is the share of the time in which a replica is busy with that stage.",
+    "Time in the stages of batches, seconds: its rate is the share of the time in which a replica is busy with that stage.",
     ("model", "stage"),
 )
 MODEL_STATE = Metric(
