@@ -134,6 +134,12 @@ ROWS: dict[str, tuple[Panel, ...]] = {
     ),
     "Failures": (
         Panel(
+            "Failures",
+            "reqps",
+            ((_rate(catalogue.FAILURES, "route, error", ""), "{{route}} {{error}}"),),
+            "Of answers, event streams and sessions; the code that clients get.",
+        ),
+        Panel(
             "Windows sent again, per minute",
             "short",
             ((f"60 * {_rate(catalogue.WINDOWS_RETRIED, 'model')}", "{{model}}"),),

@@ -12,7 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api.addresses import route_path
-from serve_app.api.errors import error_response
+from serve_app.api.errors import send_error
 from serve_app.api.keys_file import KeysFile
 from serve_app.errors import InvalidKey, RateLimited, SpeechError
 from serve_app.key_entries import Key, digest_of, parse
@@ -163,7 +163,7 @@ class RequireKey:
             with self._keys.request(name) as headers:
                 await self._app(scope, receive, _adding_headers(headers, send))
         except SpeechError as error:
-            await error_response(error)(scope, receive, send)
+            await send_error(error, scope, receive, send)
 
 
 def _adding_headers(headers: dict[str, str], send: Send) -> Send:

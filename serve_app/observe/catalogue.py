@@ -62,8 +62,15 @@ REQUESTS = Metric(
     "requests",
     "counter",
     "Requests and WebSocket connections that have ended. `code`: HTTP status, close code of a WebSocket, or `gone` where the "
-    "client left first.",
+    "client left first. A failure after the status was sent, or in a session that goes on, is only in `failures`.",
     ("route", "code"),
+)
+FAILURES = Metric(
+    "failures",
+    "counter",
+    "Failures that clients were told of, by the code in the answer, event or message. A Realtime session has one for each "
+    "utterance that fails and each event that is refused.",
+    ("route", "error"),
 )
 REQUESTS_IN_PROGRESS = Metric(
     "requests_in_progress", "gauge", "POST requests in progress, those that are still being uploaded included."
@@ -71,7 +78,7 @@ REQUESTS_IN_PROGRESS = Metric(
 REQUEST_LATENCY_SECONDS = Metric(
     "request_latency_seconds",
     "histogram",
-    "HTTP requests: from their arrival, so with the upload, to the end of the response.",
+    "HTTP requests that succeeded (status below 400): from their arrival, so with the upload, to the end of the response.",
     ("route",),
     SLOW_S,
 )

@@ -25,8 +25,8 @@ STARTS = tuple(f"{comment}{family}".encode() for comment in ("", "# HELP ", "# T
 """Beginnings of their lines: of samples and of comments."""
 
 MAX_KEPT_BYTES = 32 << 20
-"""Maximum length of those lines, bytes. A replica has about 70 kB, and the exporter keeps counters and histograms of replicas that
-have ended until Ray is restarted."""
+"""Maximum length of those lines, bytes. A replica has about 70 kB, and the exporter keeps counters and histograms of replicas
+that have ended until Ray is restarted."""
 
 
 def exporter_url() -> str | None:
