@@ -12,8 +12,9 @@ docs/design.md; tests/server/demo/test_uploads.py measures the effect.
 import asyncio
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from typing import Any, ClassVar
+from typing import Any
 
 from ray.exceptions import RayActorError
 from ray.serve._private import replica
@@ -30,6 +31,9 @@ brings all messages that have arrived; many clients send a message every 20 ms."
 MAX_FETCHES_PER_S = 250
 """Fetches of all live streams of this process, per second, about a third of a core's time. With more, each waits longer."""
 
+IDLE_S = 1.0
+"""A live stream on which nothing has come for this time beyond two intervals counts no longer, seconds."""
+
 SETUP_FETCHES = 2
 """Fetches at the start of a WebSocket that the next one follows at once: they bring the connection and its configuration."""
 
@@ -40,6 +44,10 @@ Stereo at 48 kHz as floats in base64 has 512 kB a second."""
 MAX_HELD_BYTES = 512 << 10
 """Limit of each queue, bytes per request. Data in transit between the two processes uses Ray's object store as well: during a
 large upload it held 10 MB with this limit, 300 MB with a limit of 4 MB."""
+
+
+_last_fetches_s: OrderedDict[object, float] = OrderedDict()
+"""When the last fetch of each live stream of this process ended, the oldest first; seconds of the monotonic clock."""
 
 
 def bound_this_replica() -> None:
@@ -92,12 +100,8 @@ class _CountingQueue(_BoundedQueue):
 class _Receive(ASGIReceiveProxy):
     """Fetches messages from Serve's own proxy only while the queue has room. A client whose proxy is lost is gone."""
 
-    last_slot_s: ClassVar[float] = 0.0
-    """When the last of the live fetches that are planned in this process begins, seconds of the monotonic clock. A WebSocket on
-    which nothing comes plans none, as its fetch has begun and waits for a message."""
-
     def __init__(self, scope: Scope, request_metadata: Any, receive_asgi_messages: Callable[[Any], Awaitable[bytes]]) -> None:
-        is_socket, next_fetch_s, fetched_s, fetches = scope["type"] == "websocket", 0.0, 0.0, 0
+        is_socket, next_fetch_s, fetched_s, fetches, key = scope["type"] == "websocket", 0.0, 0.0, 0, object()
 
         async def fetch(metadata: Any) -> bytes:
             nonlocal next_fetch_s, fetched_s, fetches
@@ -109,8 +113,7 @@ class _Receive(ASGIReceiveProxy):
                 now_s = time.monotonic()
                 since_s, fetched_s, fetches = now_s - fetched_s, now_s, fetches + 1
                 if is_socket and fetches > SETUP_FETCHES and _is_live(len(messages), since_s):
-                    next_fetch_s = max(now_s + MIN_FETCH_INTERVAL_S, _Receive.last_slot_s + 1 / MAX_FETCHES_PER_S)
-                    _Receive.last_slot_s = next_fetch_s
+                    next_fetch_s = now_s + _live_interval_s(key, now_s)
                 return messages
             except RayActorError as error:
                 # By which Serve's own code knows that a client is gone.
@@ -139,6 +142,18 @@ def _is_live(received_bytes: int, since_s: float) -> bool:
     """Whether live audio has so many bytes in that time. What fills half of the proxy's queue may have been held back there, by a
     pause that was too long for its sender: that counts as a file, however slow it is."""
     return received_bytes <= min(MAX_LIVE_BYTES_PER_S * max(since_s, MIN_FETCH_INTERVAL_S), MAX_HELD_BYTES // 2)
+
+
+def _live_interval_s(key: object, now_s: float) -> float:
+    """Time until the next fetch of the live stream `key`, one of which has just ended, seconds.
+
+    Streams share MAX_FETCHES_PER_S. A WebSocket on which nothing comes has no share: its fetch waits for a message.
+    """
+    _last_fetches_s.pop(key, None)
+    _last_fetches_s[key] = now_s
+    while next(iter(_last_fetches_s.values())) < now_s - IDLE_S - 2 * len(_last_fetches_s) / MAX_FETCHES_PER_S:
+        _last_fetches_s.popitem(last=False)
+    return max(MIN_FETCH_INTERVAL_S, len(_last_fetches_s) / MAX_FETCHES_PER_S)
 
 
 def _size(message: Any) -> int:

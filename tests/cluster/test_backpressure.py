@@ -6,6 +6,7 @@ import math
 import pickle
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -123,7 +124,7 @@ def test_messages_of_live_streams_are_fetched_together(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("time.monotonic", virtual_time.now_s)
-        patch.setattr(backpressure._Receive, "last_slot_s", 0.0)
+        patch.setattr(backpressure, "_last_fetches_s", OrderedDict())
         assert virtual_time.run(count()) / 2 == pytest.approx(fetches_per_s, rel=0.15)
 
 
