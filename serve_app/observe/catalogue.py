@@ -93,8 +93,8 @@ REQUEST_RTF = Metric(
 FIRST_TEXT_LATENCY_SECONDS = Metric(
     "first_text_latency_seconds",
     "histogram",
-    "Files: from the start of decoding to the first final segment. Streams, once per utterance: audio received from the start of "
-    "speech, which the VAD detected, to the first words.",
+    "Files: from the start of decoding to the first final segment. Streams, once per utterance: from when the ingress read the "
+    "start of speech, which the VAD detected, to the first words.",
     ("model", "entry_point"),
     SLOW_S,
 )
@@ -102,7 +102,7 @@ LIVE_STREAMS = Metric("live_streams", "gauge", "Open WebSocket connections that 
 LIVE_FINAL_LAG_SECONDS = Metric(
     "live_final_lag_seconds",
     "histogram",
-    "Streams: audio received after the end of a segment until its text was final.",
+    "Streams: from when the ingress read the end of a segment until its text was final.",
     ("model", "entry_point"),
     (0.2, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5, 3, 4, 5, 7.5, 10, 15, 20, 30, 60),
 )
