@@ -121,7 +121,7 @@ async def _encoded(first: Message, messages: AsyncGenerator[Message, None], fail
             if message is None:
                 return
             if isinstance(message, ErrorBody):
-                failures.append(message.error.code)
+                failures.append(message.error.code or SpeechError.code)
             yield await _rendered(message)
     finally:
         if pending is not None and not pending.done():

@@ -168,7 +168,7 @@ class GapRepair:
         limit = FREE_RETRIES + (index + 1) // WINDOWS_PER_RETRY - own_empty_retries
         if (decision := self._decision(index, limit)) is not None:
             return decision
-        decided = asyncio.get_running_loop().create_future()
+        decided: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.append((index, limit, decided))
         return await decided
 
