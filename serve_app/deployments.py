@@ -210,10 +210,7 @@ class ModelReplica:
         began_s = time.monotonic()
         running = self._loop.run_in_executor(thread, stage, *arguments)
         try:
-            result = await asyncio.wait_for(running, self._batching.batch_timeout_s)
-            for metric in (catalogue.STEP_SECONDS, catalogue.BUSY_SECONDS):
-                self._recorder.record(metric, time.monotonic() - began_s, self._model.name, name)
-            return result
+            return await asyncio.wait_for(running, self._batching.batch_timeout_s)
         except TimeoutError:
             hung = EngineBroken(f"A batch did not end within {self._batching.batch_timeout_s:.0f} s.")
             self._exit(hung)
@@ -221,6 +218,9 @@ class ModelReplica:
         except EngineBroken as error:
             self._exit(error)
             raise
+        finally:
+            for metric in (catalogue.STEP_SECONDS, catalogue.BUSY_SECONDS):
+                self._recorder.record(metric, time.monotonic() - began_s, self._model.name, name)
 
     def _record_batch(self, batch: BatchReport) -> None:
         record, model = self._recorder.record, self._model.name

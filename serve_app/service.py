@@ -173,11 +173,11 @@ class SpeechService:
         meter = StreamMeter(self.recorder, model.name, options.entry_point)
 
         async def recognise(window: Window) -> list[Token]:
-            meter.received(session.position / SAMPLE_RATE, Lane.LIVE)
+            meter.count_received()
             return await _recognise(recogniser, window, Lane.LIVE, job, meter)
 
         flow = transcribe_live(
-            audio,
+            _metered(audio, meter),
             recognise,
             self._new_detector(endpointing),
             session,
@@ -185,7 +185,7 @@ class SpeechService:
         )
         async with aclosing(flow):
             async for event in flow:
-                meter.take(event, session.position / SAMPLE_RATE)
+                meter.take(event)
                 yield event
 
 
@@ -199,6 +199,15 @@ async def _recognise(recogniser: Recogniser, window: Window, lane: Lane, job: Jo
     tokens = await recogniser.recognise(window, lane, job)
     meter.decoded(window, lane)
     return tokens
+
+
+async def _metered(audio: AsyncGenerator[Samples | Commit, None], meter: StreamMeter) -> AsyncGenerator[Samples | Commit, None]:
+    """The same audio; its arrival is noted."""
+    async with aclosing(audio):
+        async for item in audio:
+            if not isinstance(item, Commit):
+                meter.arrived(len(item) / SAMPLE_RATE)
+            yield item
 
 
 async def _limited(windows: AsyncGenerator[Window, None], max_audio_s: float) -> AsyncGenerator[Window, None]:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,15 @@ import pytest
 
 from serve_app.cluster.status import ReplicaStatus
 from serve_app.deployments import BatchItem, ModelReplica, without_traceback
-from serve_app.engine.batch_queue import MAX_FAILED_BATCHES, Batcher, BatchLimits
+from serve_app.engine.batch_queue import MAX_FAILED_BATCHES, Batcher, BatchLimits, BatchReport
 from serve_app.engine.protocol import Engine, EngineInfo
 from serve_app.engine.simulated import SimulatedEngine
 from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable, RequestError
+from serve_app.observe import catalogue
 from serve_app.settings import BatchingSettings, ModelSettings, SimulationSettings
 from serve_app.transcript import Token, TokenColumns
 from serve_app.window import SAMPLE_RATE, Job, Lane, Samples
+from testing.metrics import MemoryRecorder
 
 
 @pytest.mark.parametrize(("error", "has_traceback"), [(ModelUnavailable("it is not there"), False), (KeyError("x"), True)])
@@ -124,3 +127,42 @@ async def test_a_replica_that_fails_every_batch_exits(monkeypatch: pytest.Monkey
         await replica.transcribe(Lane.BULK, Job("next"), False, window)
     await asyncio.sleep(0.01)
     assert exits == [1]
+
+
+def test_metrics_of_a_batch() -> None:
+    replica = object.__new__(ModelReplica)
+    replica._model = ModelSettings(name="m", source="bundled")
+    replica._recorder = recorder = MemoryRecorder()
+    waits = ((Lane.LIVE, 0.25), (Lane.BULK, 3.0), (Lane.BULK, 2.0))
+    replica._record_batch(BatchReport(waits, samples=9 * SAMPLE_RATE, padded_samples=12 * SAMPLE_RATE))
+    values = recorder.values
+    assert values(catalogue.BATCH_ITEMS, "m") == [3]
+    assert values(catalogue.BATCH_AUDIO_SECONDS, "m") == [9]
+    assert values(catalogue.BATCH_PADDING_RATIO, "m") == [0.25]
+    assert values(catalogue.QUEUE_SECONDS, "m", "live") == [0.25]
+    assert values(catalogue.QUEUE_SECONDS, "m", "bulk") == [3, 2]
+
+
+async def test_metrics_of_a_stage_that_ends_and_of_one_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock_s = 100.0
+    monkeypatch.setattr("serve_app.deployments.time", SimpleNamespace(monotonic=lambda: clock_s))
+
+    def stage(lasts_s: float) -> str:
+        nonlocal clock_s
+        clock_s += lasts_s
+        if lasts_s > 1:
+            raise EngineError("out of luck")
+        return "done"
+
+    replica = object.__new__(ModelReplica)
+    replica._model = ModelSettings(name="m", source="bundled")
+    replica._recorder = recorder = MemoryRecorder()
+    replica._batching, replica._loop, replica._broken = BatchingSettings(), asyncio.get_running_loop(), None
+    with ThreadPoolExecutor(1) as thread:
+        assert await replica._in_thread("recognise", thread, stage, 0.5) == "done"
+        with pytest.raises(EngineError):
+            await replica._in_thread("recognise", thread, stage, 4.0)
+        await replica._in_thread("prepare", thread, stage, 0.125)
+    for metric in (catalogue.STEP_SECONDS, catalogue.BUSY_SECONDS):
+        assert recorder.values(metric, "m", "recognise") == [0.5, 4.0]
+        assert recorder.values(metric, "m", "prepare") == [0.125]

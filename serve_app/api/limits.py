@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api.client_address import Network, client_address
-from serve_app.api.errors import error_response
+from serve_app.api.errors import send_error
 from serve_app.cluster.admission import Admission, Places
 from serve_app.errors import DeadlineExceeded, RequestError, SpeechError, UploadTooLarge, UploadTooSlow
 from serve_app.settings import LimitSettings
@@ -65,7 +65,7 @@ class RequestLimits:
                 scope.setdefault("state", {})["began_s"] = request.began_s
                 await self._run(scope, request)
         except SpeechError as error:
-            await error_response(error)(scope, receive, send)
+            await send_error(error, scope, receive, send)
 
     async def _run(self, scope: Scope, request: "_Request") -> None:
         try:

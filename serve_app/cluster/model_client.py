@@ -90,6 +90,7 @@ class ModelClient:
         self.statuses = statuses
         self.is_deployed = is_deployed
         self.recorder = recorder
+        self._refuses_keywords = False
         for metric in (catalogue.WINDOWS_RETRIED, catalogue.GAPS_REDECODED):
             recorder.record(metric, 0, model.name)
         batching = settings.batching
@@ -103,8 +104,9 @@ class ModelClient:
         return max(MIN_WINDOWS_IN_FLIGHT, BATCHES_PER_REPLICA * sum(per_batch))
 
     def refuses_keywords(self) -> bool:
-        """Whether a replica has reported that the model takes no keywords."""
-        return any(not replica.takes_keywords for replica in self.statuses())
+        """Whether a replica has reported that the model takes no keywords. That holds when the replica is gone, too."""
+        self._refuses_keywords |= any(not replica.takes_keywords for replica in self.statuses())
+        return self._refuses_keywords
 
     async def recognise(self, window: Window, lane: Lane, job: Job) -> list[Token]:
         """Tokens of a window, retried when its replica is lost. Raises SpeechError."""

@@ -251,6 +251,8 @@ class TestModelClient:
     def test_keywords_are_refused_once_a_replica_says_so(self, statuses: tuple[ReplicaStatus, ...], refuses: bool) -> None:
         client, replicas = client_with(failing(), *statuses)
         assert client.refuses_keywords() == refuses
+        client.statuses = lambda: ()  # unloaded
+        assert client.refuses_keywords() == refuses
         assert replicas.calls == []
 
     @pytest.mark.parametrize(
