@@ -47,7 +47,7 @@ STEP_S, SECONDS_PER_AUDIO_S, LOAD_S = 0.05, 0.01, 5.0
 
 MAX_REPLICAS = 6
 IDLE_UNLOAD_S = 20.0
-TARGET_WAIT_S = 15.0
+TARGET_WAIT_S = 10.0
 
 BATCH_AUDIO_S = 96.0
 """Three windows, one second of work: what a replica would choose by measurement. It is set so that the calls' target is right."""

@@ -35,7 +35,7 @@ UPSCALE_DELAY_S = 5.0
 """Load must last this long before a replica is added, seconds."""
 
 LOOK_BACK_S = 15.0
-"""Serve averages the calls in flight over this time, seconds, and the highest demand in it keeps replicas."""
+"""The calls in flight count by their mean over this time, seconds, and so does the demand before replicas are removed."""
 
 PUBLISH_S = 2.0
 """How often replicas publish the demand, seconds. The audio of a burst is known at once; by default Serve asks every 10 s."""

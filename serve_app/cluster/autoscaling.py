@@ -4,7 +4,7 @@ Ray pickles this module into Serve's controller, where nothing else of serve_app
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, Protocol
 
@@ -71,7 +71,8 @@ class AudioPolicy:
     def __call__(self, context: Context) -> tuple[int, dict[str, Any]]:
         """The number of replicas wanted, and no state.
 
-        More replicas are wanted by the newest values, fewer only once the highest of the look-back period needs fewer.
+        More replicas are wanted by the newest values, fewer by the mean of the look-back period: a moment between two files is
+        no lack of demand.
         """
         if context.current_num_replicas == 0:
             return max(context.target_num_replicas, math.ceil(min(1.0, context.total_num_requests))), {}
@@ -82,9 +83,9 @@ class AudioPolicy:
         if not (remaining and live and rates):
             return math.ceil(context.total_num_requests / context.config.get_target_ongoing_requests()), {}
         # Every replica publishes the demand of the whole cluster, some a moment later than others: a maximum, not a sum.
-        rate = fmean(series[-1].value for series in rates)
-        needed_now = self._needed(_highest(s[-1:] for s in remaining), _highest(s[-1:] for s in live), rate)
-        needed_lately = self._needed(_highest(remaining), _highest(live), rate)
+        rate = fmean(map(_newest, rates))
+        needed_now = self._needed(max(map(_newest, remaining)), max(map(_newest, live)), rate)
+        needed_lately = self._needed(max(map(_mean, remaining)), max(map(_mean, live)), rate)
         # A call in flight without demand: a job that has not been cut into windows yet, or one that has just ended.
         least = 1 if context.total_num_requests > 0 else 0
         return max(least, needed_now, min(context.target_num_replicas, needed_lately)), {}
@@ -93,5 +94,9 @@ class AudioPolicy:
         return math.ceil(remaining_s / (rate * self._target_wait_s) + live_load / (rate * LIVE_UTILISATION))
 
 
-def _highest(series: Iterable[Sequence[Point]]) -> float:
-    return max(point.value for points in series for point in points)
+def _newest(series: Sequence[Point]) -> float:
+    return series[-1].value
+
+
+def _mean(series: Sequence[Point]) -> float:
+    return fmean(point.value for point in series)

@@ -93,12 +93,12 @@ class TestOneDecision:
     def test_the_rate_is_the_mean_of_the_replicas(self) -> None:
         assert wanted({REMAINING: [[3000], [3000]], LIVE: [[0], [0]], RATE: [[10, 50], [150]]}, running=2) == 2
 
-    def test_more_by_the_newest_values_fewer_by_the_highest_of_the_look_back_period(self) -> None:
-        peak_is_over = metrics_of([[6000, 100]])
-        assert wanted(peak_is_over, target=1) == 1
-        assert wanted(peak_is_over, target=3, running=3) == 3
-        assert wanted(peak_is_over, target=6, running=6) == 4
-        assert wanted(metrics_of([[100, 6000]]), target=1) == 4
+    def test_more_by_the_newest_values_fewer_by_the_mean_of_the_look_back_period(self) -> None:
+        falling = metrics_of([[9000, 8900, 100]])
+        assert wanted(falling, target=1) == 1
+        assert wanted(falling, target=3, running=3) == 3
+        assert wanted(falling, target=6, running=6) == 4
+        assert wanted(metrics_of([[100, 100, 9000]]), target=1) == 6
 
     def test_without_demand_none_unless_a_call_is_in_flight(self) -> None:
         assert wanted(metrics_of([[0]]), calls=0) == 0
