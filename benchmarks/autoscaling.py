@@ -7,7 +7,7 @@ left. Bounds and delays are those of every policy:
 
 - `audio`: the server as it is, by the audio that is still to be transcribed.
 - `calls`: Serve's own policy, with the target that `audio` has until it knows more, one full batch per replica.
-- `calls-prompt`: the same with counts that are 2 s old at most, like the demand, in the place of Serve's 10 s.
+- `calls-prompt`: the same with counts that are a second old at most, like the demand, in the place of Serve's 10 s.
 
 The bursts are a file of three hours, 500 clips of 30 s within 20 s, and 50 live streams of a minute that begin together. Replicas
 are scaled down so that a machine with two cores shows them: a replica decodes 100 s of audio per second, takes 5 s to load
@@ -241,7 +241,7 @@ def main() -> None:
         for _ in range(options.rounds):
             for row in of_burst:
                 row.rounds.append(measure(row.policy, burst))
-                print(f"{name} by {row.policy}: {row.wait_s(50):.1f} s", flush=True)
+                print(f"{name} by {row.policy}: {row.wait_s(50):.1f} s; {row.rounds[-1].changes}", flush=True)
     finish(
         options.json,
         machine(),

@@ -37,7 +37,7 @@ UPSCALE_DELAY_S = 5.0
 LOOK_BACK_S = 15.0
 """The calls in flight count by their mean over this time, seconds, and so does the demand before replicas are removed."""
 
-PUBLISH_S = 2.0
+PUBLISH_S = 1.0
 """How often replicas publish the demand, seconds. The audio of a burst is known at once; by default Serve asks every 10 s."""
 
 NEVER_S = 1e9
