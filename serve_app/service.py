@@ -173,9 +173,10 @@ class SpeechService:
         """
         recogniser, job, live = self._recognisers[model.name], Job(uuid.uuid4().hex, options.keywords), self.settings.live
         endpointing = endpointing or Endpointing(live.endpoint_s)
-        session = LiveSession(live.windows.scaled(right_context_scale), pauses_end=math.isfinite(endpointing.silence_s))
+        windows = live.windows.scaled(right_context_scale)
+        session = LiveSession(windows, pauses_end=math.isfinite(endpointing.silence_s))
         meter = StreamMeter(self.recorder, model.name, options.entry_point)
-        demand = self.demand.stream(model.name, live.step_s)
+        demand = self.demand.stream(model.name, windows)
 
         async def recognise(window: Window) -> list[Token]:
             meter.received(session.position / SAMPLE_RATE, Lane.LIVE)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from serve_app.events import Done, Event, Progress
+from serve_app.live.windows import LiveWindows
 from serve_app.window import SAMPLE_RATE, Window
 
 LIVE_MEMORY_S = 3.0
@@ -84,21 +85,22 @@ class _LiveLoad:
 class StreamDemand:
     """Of one live stream."""
 
-    def __init__(self, load: _LiveLoad, step_s: float) -> None:
+    def __init__(self, load: _LiveLoad, windows: LiveWindows) -> None:
         self._load = load
-        self._step_s = step_s
+        self._step_s = windows.step / SAMPLE_RATE
+        self._usual_s = (windows.left + windows.right + windows.step) / SAMPLE_RATE
         self._until_s = 0.0
 
     def decodes(self, window: Window, *, is_active: bool) -> None:
-        """A step begins. `is_active`: steps are short now, `step_s` of new audio each.
+        """A step begins. `is_active`: steps should be short now.
 
         Where the replicas are too slow, a step covers more, so that they do less than is needed. What counts is what the same
-        audio needs in steps as long as they should be.
+        audio needs in as many steps as it should have.
         """
         length_s, until_s = len(window.samples) / SAMPLE_RATE, window.end_sample / SAMPLE_RATE
         new_s, self._until_s = until_s - self._until_s, max(until_s, self._until_s)
-        late_s = new_s - self._step_s
-        self._load.add((length_s - late_s) * new_s / self._step_s if is_active and late_s > 0 else length_s)
+        steps = new_s / self._step_s if is_active else 1.0
+        self._load.add(min(length_s, self._usual_s) * steps if steps > 1 else length_s)
 
 
 class DemandMeter:
@@ -119,9 +121,9 @@ class DemandMeter:
         finally:
             self._files[model].remove(demand)
 
-    def stream(self, model: str, step_s: float) -> StreamDemand:
+    def stream(self, model: str, windows: LiveWindows) -> StreamDemand:
         """A live stream, which counts as long as it has windows decoded."""
-        return StreamDemand(self._live[model], step_s)
+        return StreamDemand(self._live[model], windows)
 
     def of(self, model: str) -> Demand:
         """Of all jobs of a model together."""

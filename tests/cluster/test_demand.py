@@ -5,7 +5,10 @@ import pytest
 
 from serve_app.cluster.demand import LIVE_MEMORY_S, Demand, DemandMeter
 from serve_app.events import Done, Progress
+from serve_app.live.windows import LiveWindows
 from serve_app.window import SAMPLE_RATE, Window
+
+WINDOWS = LiveWindows(step=SAMPLE_RATE // 2, left=8 * SAMPLE_RATE, right=2 * SAMPLE_RATE, max_window=30 * SAMPLE_RATE)
 
 
 class Clock:
@@ -58,21 +61,21 @@ class TestFiles:
 
 class TestStreams:
     @staticmethod
-    def load_of(step_s: float, decoded_step_s: float, *, seconds: float = 60) -> float:
-        """Load of a stream with windows of 10 s besides the new audio, whose steps are `decoded_step_s`, after so long."""
+    def load_of(decoded_step_s: float, *, seconds: float = 60) -> float:
+        """Load of a stream whose steps are `decoded_step_s`, after so long."""
         clock = Clock()
         meter = DemandMeter(1000, clock)
-        stream = meter.stream("m", step_s)
+        stream = meter.stream("m", WINDOWS)
         while clock.now_s < seconds:
             clock.now_s += decoded_step_s
             stream.decodes(window(clock.now_s - decoded_step_s - 10, clock.now_s), is_active=True)
         return meter.of("m").live_load
 
     def test_the_audio_of_its_windows_per_second(self) -> None:
-        assert self.load_of(0.5, 0.5) == pytest.approx(10.5 / 0.5, rel=0.1)
+        assert self.load_of(0.5) == pytest.approx(10.5 / 0.5, rel=0.1)
 
     def test_where_replicas_are_too_slow_it_needs_no_less(self) -> None:
-        in_time, late = self.load_of(0.5, 0.5), self.load_of(0.5, 2.0)
+        in_time, late = self.load_of(0.5), self.load_of(2.0)
         decoded_meanwhile = 12 / 2.0
         assert late == pytest.approx(in_time, rel=0.4)
         assert late > 2 * decoded_meanwhile
@@ -80,14 +83,14 @@ class TestStreams:
     def test_steps_in_silence_are_long_on_purpose(self) -> None:
         clock = Clock()
         meter = DemandMeter(1000, clock)
-        stream = meter.stream("m", 0.5)
+        stream = meter.stream("m", WINDOWS)
         stream.decodes(window(0, 8), is_active=False)
         assert meter.of("m").live_load == pytest.approx(8 / LIVE_MEMORY_S)
 
     def test_a_stream_that_pauses_or_ends_needs_nothing(self) -> None:
         clock = Clock()
         meter = DemandMeter(1000, clock)
-        meter.stream("m", 0.5).decodes(window(0, 8), is_active=True)
+        meter.stream("m", WINDOWS).decodes(window(0, 8), is_active=True)
         clock.now_s = 20 * LIVE_MEMORY_S
         assert meter.of("m").live_load < 0.001
 
