@@ -17,6 +17,9 @@ from serve_app.window import SAMPLE_RATE, Window
 LIVE_MEMORY_S = 3.0
 """Time constant of the mean load of live streams, seconds."""
 
+MIN_LIVE_LOAD = 0.1
+"""A lower load is none, or the end of the last stream would keep a replica for long. One stream in silence needs about 1."""
+
 
 @dataclass(frozen=True, slots=True)
 class Demand:
@@ -73,7 +76,8 @@ class _LiveLoad:
     @property
     def value(self) -> float:
         """Seconds per second."""
-        return self._faded_s() / LIVE_MEMORY_S
+        load = self._faded_s() / LIVE_MEMORY_S
+        return load if load >= MIN_LIVE_LOAD else 0.0
 
     def _faded_s(self) -> float:
         now_s = self._now_s()
