@@ -56,8 +56,8 @@ FILE_HOURS = 3.0
 CLIPS, CLIP_S, CLIPS_WITHIN_S = 500, 30.0, 20.0
 STREAMS, STREAM_S = 50, 60.0
 
-LIVE = {"step_s": 1.0, "left_s": 4.0, "right_s": 2.0}
-"""A stream needs about 6 s of audio decoded per second, so that 50 of them need no more than MAX_REPLICAS."""
+LIVE = {"step_s": 0.5}
+"""A stream of digits needs about 6 s of audio decoded per second then, so that 50 of them need no more than MAX_REPLICAS."""
 
 SAMPLE_S = 0.5
 """How often replicas are counted, seconds."""
