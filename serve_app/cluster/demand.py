@@ -103,8 +103,12 @@ class StreamDemand:
         """
         length_s, until_s = len(window.samples) / SAMPLE_RATE, window.end_sample / SAMPLE_RATE
         new_s, self._until_s = until_s - self._until_s, max(until_s, self._until_s)
-        steps = new_s / self._step_s if is_active else 1.0
-        self._load.add(min(length_s, self._usual_s) * steps if steps > 1 else length_s)
+        late_s = new_s - self._step_s
+        if is_active and late_s > 0:
+            # The windows of the missing steps would have ended at even distances before this one.
+            self._load.add(min(length_s - late_s / 2, self._usual_s) * new_s / self._step_s)
+        else:
+            self._load.add(length_s)
 
 
 class DemandMeter:

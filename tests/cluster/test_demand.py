@@ -80,6 +80,13 @@ class TestStreams:
         assert late == pytest.approx(in_time, rel=0.4)
         assert late > 2 * decoded_meanwhile
 
+    def test_a_late_step_at_the_start_of_an_utterance_counts_as_the_windows_that_should_have_grown(self) -> None:
+        clock = Clock()
+        meter = DemandMeter(1000, clock)
+        meter.stream("m", WINDOWS).decodes(window(0, 3), is_active=True)
+        grown_s = sum((0.5, 1.0, 1.5, 2.0, 2.5, 3.0))
+        assert meter.of("m").live_load == pytest.approx(grown_s / LIVE_MEMORY_S)
+
     def test_steps_in_silence_are_long_on_purpose(self) -> None:
         clock = Clock()
         meter = DemandMeter(1000, clock)
