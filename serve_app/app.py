@@ -35,7 +35,7 @@ UPSCALE_DELAY_S = 5.0
 """Load must last this long before a replica is added, seconds."""
 
 LOOK_BACK_S = 15.0
-"""The calls in flight count by their mean over this time, seconds, and so does the demand before replicas are removed."""
+"""The calls in flight count by their mean over this time, seconds, until replicas have published a demand."""
 
 PUBLISH_S = 1.0
 """How often replicas publish the demand, seconds. The audio of a burst is known at once; by default Serve asks every 10 s."""

@@ -145,7 +145,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "Live streams, share of the replicas",
             "percentunit",
             ((_in_replica_time(catalogue.LIVE_LOAD), "{{model}}"),),
-            "Replicas are added above 0.8.",
+            "Replicas are added above 1.",
         ),
     ),
     "Failures": (

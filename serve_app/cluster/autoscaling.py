@@ -17,8 +17,8 @@ LIVE = "live_audio_seconds_per_second"
 RATE = "decode_rate"
 """Audio that the replica decodes in full batches, seconds per second."""
 
-LIVE_UTILISATION = 0.8
-"""Share of its time that a replica may be busy with live streams. The rest is for windows that come together."""
+RECENT_POINTS = 5
+"""Values, published a second apart, whose mean counts before replicas are removed."""
 
 
 class Point(Protocol):
@@ -71,8 +71,8 @@ class AudioPolicy:
     def __call__(self, context: Context) -> tuple[int, dict[str, Any]]:
         """The number of replicas wanted, and no state.
 
-        More replicas are wanted by the newest values, fewer by the mean of the look-back period: a moment between two files is
-        no lack of demand.
+        More replicas are wanted by the newest values, fewer by the mean of the last few: a moment between two files is no lack of
+        demand. Streams may keep their replicas busy all the time: steps become a little longer, not late.
         """
         if context.current_num_replicas == 0:
             return max(context.target_num_replicas, math.ceil(min(1.0, context.total_num_requests))), {}
@@ -91,7 +91,7 @@ class AudioPolicy:
         return max(least, needed_now, min(context.target_num_replicas, needed_lately)), {}
 
     def _needed(self, remaining_s: float, live_load: float, rate: float) -> int:
-        return math.ceil(remaining_s / (rate * self._target_wait_s) + live_load / (rate * LIVE_UTILISATION))
+        return math.ceil(remaining_s / (rate * self._target_wait_s) + live_load / rate)
 
 
 def _newest(series: Sequence[Point]) -> float:
@@ -99,4 +99,4 @@ def _newest(series: Sequence[Point]) -> float:
 
 
 def _mean(series: Sequence[Point]) -> float:
-    return fmean(point.value for point in series)
+    return fmean(point.value for point in series[-RECENT_POINTS:])

@@ -15,7 +15,7 @@ from ray.serve._private.common import DeploymentID, ReplicaID, TimeStampedValue
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
 
 from serve_app.app import LOOK_BACK_S, UPSCALE_DELAY_S, ScaledBy, autoscaling
-from serve_app.cluster.autoscaling import LIVE, LIVE_UTILISATION, RATE, REMAINING, AudioPolicy, published
+from serve_app.cluster.autoscaling import LIVE, RATE, REMAINING, AudioPolicy, published
 from serve_app.settings import BatchingSettings, ModelSettings, Settings
 
 RATE_OF_REPLICA = 100.0
@@ -87,8 +87,8 @@ class TestOneDecision:
         assert wanted(metrics_of([[3000], [2900], [3000]], [[0], [0], [0]]), running=3) == 2
 
     def test_live_streams_need_their_load_and_room_for_windows_that_come_together(self) -> None:
-        assert wanted(metrics_of([[0]], [[400 * LIVE_UTILISATION]])) == 4
-        assert wanted(metrics_of([[300]], [[400 * LIVE_UTILISATION]])) == 5
+        assert wanted(metrics_of([[0]], [[400]])) == 4
+        assert wanted(metrics_of([[300]], [[400]])) == 5
 
     def test_the_rate_is_the_mean_of_the_replicas(self) -> None:
         assert wanted({REMAINING: [[3000], [3000]], LIVE: [[0], [0]], RATE: [[10, 50], [150]]}, running=2) == 2
