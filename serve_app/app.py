@@ -6,14 +6,15 @@ this module it would silently pass a raw dict instead.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from dotenv import load_dotenv
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import RequestRouterConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
+from serve_app.cluster.autoscaling import AudioPolicy
 from serve_app.cluster.status import StatusRegistry
 from serve_app.deployments import ModelReplica
 from serve_app.engine.batch_policy import expected_batch_audio_s, max_batch_windows
@@ -34,7 +35,10 @@ UPSCALE_DELAY_S = 5.0
 """Load must last this long before a replica is added, seconds."""
 
 LOOK_BACK_S = 15.0
-"""Serve averages the load over this time, seconds."""
+"""The calls in flight count by their mean over this time, seconds, until replicas have published a demand."""
+
+PUBLISH_S = 1.0
+"""How often replicas publish the demand, seconds. The audio of a burst is known at once; by default Serve asks every 10 s."""
 
 NEVER_S = 1e9
 """A delay after which nothing happens any more, seconds."""
@@ -52,8 +56,17 @@ HEALTH_CHECK_TIMEOUT_S = 15.0
 """A check that takes longer has failed, seconds."""
 
 
+ScaledBy = Literal["audio", "calls"]
+"""`calls`: Serve's own policy, by the calls in flight, which benchmarks/autoscaling.py compares with."""
+
+
 def build_app(args: Settings) -> Application:
     """The application: an ingress, a status registry, and one deployment per model, so that each model scales by itself."""
+    return build_application(args)
+
+
+def build_application(args: Settings, *, scaled_by: ScaledBy = "audio", publish_s: float = PUBLISH_S) -> Application:
+    """See `build_app`, `ScaledBy` and PUBLISH_S."""
     status_registry = _deploy(StatusRegistry, "status", args, num_replicas=1, ray_actor_options={"num_cpus": 0}).bind()
     nodes: list[dict[str, Any]] = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     cluster_gpus = sum(node["Resources"].get("GPU", 0.0) for node in nodes)
@@ -61,7 +74,11 @@ def build_app(args: Settings) -> Application:
     hosts = [cpus for cpus in node_cpus if cpus >= args.ingress.cpus_per_replica] or [0.0]
     per_node = ingress_replicas_per_node(args, hosts)
     gpus = gpus_per_replica(args, cluster_gpus)
-    models = {model.name: _model_deployment(model, args, gpus[model.name], status_registry) for model in args.models}
+    scaling = {model.name: autoscaling(model, args, gpus[model.name], scaled_by, publish_s) for model in args.models}
+    models = {
+        model.name: _model_deployment(model, args, gpus[model.name], scaling[model.name], status_registry)
+        for model in args.models
+    }
     ingress = _deploy(
         Ingress,
         "ingress",
@@ -105,9 +122,29 @@ def wants_gpu(model: ModelSettings) -> bool:
     return model.device != "cpu" and model.source not in ("bundled", "simulated")
 
 
-def _model_deployment(model: ModelSettings, settings: Settings, gpus: float, status_registry: Application) -> Application:
-    batching = settings.batching
-    window_s = settings.windows_for(model).window_s
+def autoscaling(
+    model: ModelSettings, settings: Settings, gpus: float, scaled_by: ScaledBy = "audio", publish_s: float = PUBLISH_S
+) -> AutoscalingConfig:
+    """How Serve scales a model whose replicas have so many GPUs."""
+    batching, window_s = settings.batching, settings.windows_for(model).window_s
+    by_audio = AutoscalingPolicy(policy_function=AudioPolicy, policy_kwargs={"target_wait_s": model.target_wait_s})  # type: ignore[no-untyped-call]
+    return AutoscalingConfig(
+        min_replicas=model.min_replicas,
+        max_replicas=model.max_replicas,
+        policy=by_audio if scaled_by == "audio" else AutoscalingPolicy(),  # type: ignore[no-untyped-call]
+        # What counts until replicas publish the demand: more calls in flight than fill a batch.
+        target_ongoing_requests=max_batch_windows(batching, window_s, expected_batch_audio_s(batching, on_gpu=gpus > 0)),
+        upscale_delay_s=UPSCALE_DELAY_S,
+        downscale_delay_s=model.idle_unload_s or NEVER_S,
+        look_back_period_s=LOOK_BACK_S,
+        # Deprecated in favour of environment variables that Ray 2.60 does not read yet.
+        metrics_interval_s=publish_s,
+    )
+
+
+def _model_deployment(
+    model: ModelSettings, settings: Settings, gpus: float, scaling: AutoscalingConfig, status_registry: Application
+) -> Application:
     return _deploy(
         ModelReplica,
         f"model {model.name}",
@@ -121,15 +158,8 @@ def _model_deployment(model: ModelSettings, settings: Settings, gpus: float, sta
             request_router_class="serve_app.cluster.routing.LeastOutstandingRouter",  # type: ignore[arg-type]  # wrong in Ray 2.60
             request_router_kwargs={"drain_s": MODEL_DRAIN_S},
         ),
-        autoscaling_config={
-            "min_replicas": model.min_replicas,
-            "max_replicas": model.max_replicas,
-            "target_ongoing_requests": max_batch_windows(batching, window_s, expected_batch_audio_s(batching, on_gpu=gpus > 0)),
-            "upscale_delay_s": UPSCALE_DELAY_S,
-            "downscale_delay_s": model.idle_unload_s or NEVER_S,
-            "look_back_period_s": LOOK_BACK_S,
-        },
-    ).bind(model, batching, settings.max_window_s(model), status_registry)
+        autoscaling_config=scaling,
+    ).bind(model, settings.batching, settings.max_window_s(model), status_registry)
 
 
 def _deploy(what: type, name: str, settings: Settings, **options: Any) -> serve.Deployment:

@@ -86,7 +86,8 @@ class Ingress:
         not reply."""
         admission = self._service.admission
         is_drained = admission.is_closed and admission.requests == admission.streams.taken == 0
-        reply = self._status_registry.report_ingress.remote(self._replica_id, is_drained=is_drained)
+        demands = {model.name: self._service.demand.of(model.name) for model in self._service.settings.models}
+        reply = self._status_registry.report_ingress.remote(self._replica_id, is_drained=is_drained, demands=demands)
         try:
             status: ClusterStatus = await asyncio.wait_for(reply, REPLY_TIMEOUT_S)
         except Exception as error:

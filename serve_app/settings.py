@@ -15,6 +15,7 @@ from serve_app.live.windows import MIN_NEW_AUDIO, LiveWindows
 from serve_app.model_source import problem_of
 from serve_app.output.cues import CueRules
 from serve_app.request_settings import AuthSettings as AuthSettings
+from serve_app.request_settings import DecodingSettings as DecodingSettings
 from serve_app.request_settings import IngressSettings as IngressSettings
 from serve_app.request_settings import LimitSettings as LimitSettings
 from serve_app.request_settings import SettingsGroup as _Group
@@ -77,6 +78,12 @@ class ModelSettings(_Group):
         1800.0,
         ge=0,
         description="Replicas above `min_replicas` stop once the load has not needed them for this long, seconds; 0: never.",
+    )
+    target_wait_s: float = Field(
+        30.0,
+        gt=0,
+        description="Replicas are added, up to `max_replicas`, where the audio of files that is there would take longer than "
+        "this, seconds. Not less than loading the model takes: what is done by then needs no replica more.",
     )
     cpus_per_replica: float = Field(0.5, ge=0, description="CPUs that Ray's scheduler reserves for a replica; not a limit.")
     gpus_per_replica: float | None = Field(
@@ -146,17 +153,6 @@ class BatchingSettings(_Group):
     )
     ageing_s: float = Field(
         5.0, gt=0, description="At most one batch in four starts with the oldest window, once that has waited this long, seconds."
-    )
-
-
-class DecodingSettings(_Group):
-    """How files are decoded."""
-
-    processes: int = Field(
-        0,
-        ge=0,
-        description="Decoder processes of an ingress replica, about 60 MB each; 0: the cores of the node, shared by its ingress "
-        "replicas, at most 32.",
     )
 
 

@@ -9,9 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from serve_app.cluster.autoscaling import LIVE, RATE, REMAINING
+from serve_app.cluster.demand import Demand
 from serve_app.cluster.status import ReplicaStatus
 from serve_app.deployments import BatchItem, ModelReplica, without_traceback
+from serve_app.engine.batch_cost import BatchCost
 from serve_app.engine.batch_queue import MAX_FAILED_BATCHES, Batcher, BatchLimits, BatchReport
+from serve_app.engine.decode_rate import DecodeRate
 from serve_app.engine.protocol import Engine, EngineInfo
 from serve_app.engine.simulated import SimulatedEngine
 from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable, RequestError
@@ -58,6 +62,17 @@ async def test_a_loaded_replica_reports_whether_it_takes_keywords(engine: Engine
     with ThreadPoolExecutor(1) as replica._engine_thread:
         await replica._load()
     assert (replica._status.state, replica._status.takes_keywords) == ("ready", takes_keywords)
+
+
+async def test_a_replica_publishes_the_demand_that_the_registry_answered_and_its_own_rate() -> None:
+    replica = object.__new__(ModelReplica)
+    assert replica.record_autoscaling_stats() == {}, "before anything is known"
+    replica._demand = Demand(remaining_s=90.0, live_load=7.0)
+    assert replica.record_autoscaling_stats() == {}, "before it is loaded"
+    replica._decode_rate = DecodeRate(BatchCost(0.0, 0.5), full_audio_s=10.0)
+    assert replica.record_autoscaling_stats() == {REMAINING: 90.0, LIVE: 7.0, RATE: 2.0}
+    replica._demand = None
+    assert replica.record_autoscaling_stats() == {}, "while the registry does not answer"
 
 
 async def test_keywords_that_a_model_cannot_take_are_refused() -> None:

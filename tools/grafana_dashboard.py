@@ -51,6 +51,10 @@ def _sum(metric: Metric) -> str:
     return f"sum ({metric.exported_name})"
 
 
+def _in_replica_time(metric: Metric) -> str:
+    return f"sum by (model) ({metric.exported_name}{MODEL}) / sum by (model) ({catalogue.DECODE_RATE.exported_name}{MODEL})"
+
+
 def _per_batch(metric: str) -> str:
     batches = catalogue.BATCH_ITEMS.exported_name
     return f"{metric} / sum by (model) (rate({batches}_count{MODEL}[$__rate_interval]))"
@@ -130,6 +134,18 @@ ROWS: dict[str, tuple[Panel, ...]] = {
                 ("max by (deployment) (ray_serve_autoscaling_target_replicas)", "{{deployment}} wanted"),
             ),
             "Metrics of Ray Serve.",
+        ),
+        Panel(
+            "Audio that is left, in time of the replicas",
+            "s",
+            ((_in_replica_time(catalogue.REMAINING_AUDIO_SECONDS), "{{model}}"),),
+            "How long the replicas need for the files that are there. Replicas are added above `target_wait_s`.",
+        ),
+        Panel(
+            "Live streams, share of the replicas",
+            "percentunit",
+            ((_in_replica_time(catalogue.LIVE_LOAD), "{{model}}"),),
+            "Replicas are added above 1.",
         ),
     ),
     "Failures": (

@@ -113,6 +113,22 @@ DECODER_PROCESSES = Metric("decoder_processes", "gauge", "Decoder processes of a
 DECODER_FAILURES = Metric(
     "decoder_failures", "counter", "Decoder processes that ended while they were needed, or could not be started."
 )
+REMAINING_AUDIO_SECONDS = Metric(
+    "remaining_audio_seconds",
+    "gauge",
+    "Files in progress of an ingress replica: audio that is not transcribed yet, as far as their length is known. Replicas are "
+    "scaled by it.",
+    ("model",),
+)
+LIVE_LOAD = Metric(
+    "live_load_ratio",
+    "gauge",
+    "Live streams of an ingress replica: seconds of audio that they need decoded per second. Replicas are scaled by it.",
+    ("model",),
+)
+DECODE_RATE = Metric(
+    "decode_rate_ratio", "gauge", "Seconds of audio that a replica decodes per second while its batches are full.", ("model",)
+)
 WINDOWS_RETRIED = Metric("windows_retried", "counter", "Windows that were sent again because their replica was lost.", ("model",))
 GAPS_REDECODED = Metric("gaps_redecoded", "counter", "Retry windows of gap repair: speech without tokens.", ("model",))
 QUEUED_WINDOWS = Metric("queued_windows", "gauge", "Windows in the batch queue of a replica.", ("model",))
