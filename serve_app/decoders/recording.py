@@ -66,8 +66,9 @@ class Recording:
     def begin(self, process: DecoderProcess) -> None:
         """Decode the windows that are missing in this process."""
         self.process, self._starved_at = process, None
-        size_bytes = None if isinstance(self._file, GrowingFile) else os.fstat(self._descriptor).st_size
-        opening = Open(self.number, *self._cut, self._track, self._formats, size_bytes, self._next_window)
+        file, is_complete = self._file, not isinstance(self._file, GrowingFile)
+        size_bytes = file.final_bytes if isinstance(file, GrowingFile) else os.fstat(self._descriptor).st_size
+        opening = Open(self.number, *self._cut, self._track, self._formats, size_bytes, is_complete, self._next_window)
         process.send(opening, self._descriptor)
         process.send(Request(self.number))
 
