@@ -159,6 +159,8 @@ class Job:
         except Exception as error:
             traceback.print_exc()
             outcome = Failed(number, repr(error), None, is_expected=False)
+        # FFmpeg's objects, which may have threads, must not wait for the garbage collector: the source refers to this job.
+        del self._audio
         on_end()
         self._end_slice()
         if outcome is not None and not self._is_closed:
