@@ -17,6 +17,7 @@ from serve_app.api.schemas import ErrorBody, LogProbability, TokenUsage, Transcr
 from serve_app.errors import UNFORESEEN, EngineError, SpeechError
 from serve_app.events import Done, Event, Progress, SegmentFinal
 from serve_app.output.export import to_logprobs
+from serve_app.tasks import stop
 from serve_app.transcript import Token
 from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE
 
@@ -54,6 +55,28 @@ async def stream(events: AsyncGenerator[Event, None], extras: Extras = Extras())
     response = _EventStream(_encoded(first, messages, failures), headers=HEADERS)
     response.failures = failures
     return response
+
+
+async def held(events: AsyncGenerator[Event, None], begin: asyncio.Event) -> AsyncGenerator[Event, None]:
+    """The same events, none before `begin`. They are taken as they occur, whether or not they are asked for."""
+    arrived: asyncio.Queue[Event | None] = asyncio.Queue()
+
+    async def take() -> None:
+        try:
+            async with aclosing(events):
+                async for event in events:
+                    arrived.put_nowait(event)
+        finally:
+            arrived.put_nowait(None)
+
+    taking = asyncio.ensure_future(take())
+    try:
+        await begin.wait()
+        while (event := await arrived.get()) is not None:
+            yield event
+        await taking
+    finally:
+        await stop(taking)
 
 
 class _EventStream(EventSourceResponse):

@@ -69,18 +69,20 @@ class Recording:
 
     @property
     def expected_s(self) -> float | None:
-        """`announced_s`, as far as the file can hold it: a few forged bytes may announce a day. None while it is being sent."""
+        """`announced_s`, as far as the file can hold it: a few forged bytes may announce a day. None while it is being sent and
+        its size is unknown."""
         file, size_bytes = self._file, self._size_bytes
         if isinstance(file, GrowingFile):
-            size_bytes = file.size_bytes if file.completed.is_set() else 0
+            size_bytes = file.size_bytes if file.completed.is_set() else file.final_bytes or 0
         return min(self.announced_s, 8 * size_bytes / MIN_BIT_RATE) if self.announced_s and size_bytes else None
 
     def begin(self, process: DecoderProcess) -> None:
         """Decode the windows that are missing in this process."""
         self.process, self._starved_at = process, None
+        file, is_complete = self._file, not isinstance(self._file, GrowingFile)
         self._size_bytes = os.fstat(self._descriptor).st_size
-        size_bytes = None if isinstance(self._file, GrowingFile) else self._size_bytes
-        opening = Open(self.number, *self._cut, self._track, self._formats, size_bytes, self._next_window)
+        size_bytes = file.final_bytes if isinstance(file, GrowingFile) else self._size_bytes
+        opening = Open(self.number, *self._cut, self._track, self._formats, size_bytes, is_complete, self._next_window)
         process.send(opening, self._descriptor)
         process.send(Request(self.number))
 

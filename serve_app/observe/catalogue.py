@@ -85,8 +85,8 @@ REQUEST_LATENCY_SECONDS = Metric(
 REQUEST_RTF = Metric(
     "request_rtf",
     "histogram",
-    "Files: time from the start of decoding, after an upload by REST, to the end of the transcript, by the length of the audio "
-    "(real-time factor; RTFx is its inverse).",
+    "Files: time from the start of decoding, over REST after the upload or once it is transcribed while it arrives, to the end "
+    "of the transcript, by the length of the audio (real-time factor; RTFx is its inverse).",
     ("model", "entry_point"),
     (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 5, 10, 50),
 )
