@@ -14,6 +14,8 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
+from serve_app.api.errors import proxy_responses
+from serve_app.cluster import proxies
 from serve_app.cluster.status import StatusRegistry
 from serve_app.deployments import ModelReplica
 from serve_app.engine.batch_policy import expected_batch_audio_s, max_batch_windows
@@ -53,7 +55,11 @@ HEALTH_CHECK_TIMEOUT_S = 15.0
 
 
 def build_app(args: Settings) -> Application:
-    """The application: an ingress, a status registry, and one deployment per model, so that each model scales by itself."""
+    """The application: an ingress, a status registry, and one deployment per model, so that each model scales by itself.
+
+    Serve's proxies are patched on the way: they run already, and answer for an ingress that is not there yet.
+    """
+    proxies.patch_present_proxies(*proxy_responses())
     status_registry = _deploy(StatusRegistry, "status", args, num_replicas=1, ray_actor_options={"num_cpus": 0}).bind()
     nodes: list[dict[str, Any]] = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     cluster_gpus = sum(node["Resources"].get("GPU", 0.0) for node in nodes)

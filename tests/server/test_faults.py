@@ -6,8 +6,6 @@ The simulated engine's words depend on nothing but the audio, so that a window w
 import contextlib
 import json
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -192,18 +190,6 @@ class TestProcessesLost:
         wait_until(lambda: server.processes("status") not in ([], [registry]))
         wait_until(lambda: len(server.model("pair")["replicas"]) == 2)
         wait_until_served(server)
-
-    def test_the_application(self, server: Server, noise: bytes) -> None:
-        """Removed while a file is transcribed. The last test: nothing is served after it."""
-        of_ray = server.processes_with("--gcs-address=")[0]
-        (address,) = [part.partition("=")[2] for part in of_ray.cmdline() if part.startswith("--gcs-address=")]
-        remove = f"import ray; from ray import serve; ray.init({address!r}); serve.delete('parakeet')"
-        with ThreadPoolExecutor(1) as client:
-            answer = client.submit(server.transcribe, noise, model="single")
-            wait_until(lambda: replica(server, "single")["queued"] > 0)
-            # With its environment, which says how to authenticate.
-            subprocess.run([sys.executable, "-c", remove], env=of_ray.environ(), check=True)
-            assert (answer.result().status_code, answer.result().json()["error"]["code"]) == (503, "model_unavailable")
 
 
 async def test_a_server_that_is_told_to_stop_finishes_what_is_in_progress(
