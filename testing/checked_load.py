@@ -86,7 +86,8 @@ class Client:
 
 
 class CheckedLoad:
-    """A context manager: the clients run in a thread while it is open, and leaving it waits for all of them.
+    """A context manager: the clients run in a thread while it is open, and leaving it waits for all of them, or
+    stops them if something has failed.
 
     Streams speak at the pace of speech until `finish`, and then end. `urls`: base addresses; a client that fails goes to the
     next. With `retries=False` a failure ends it.
@@ -97,6 +98,7 @@ class CheckedLoad:
         self._model = model
         self._retries = retries
         self._ends = threading.Event()
+        self._stop: Callable[[], object] | None = None
         rng = np.random.default_rng(11)
         noises = [rng.integers(-8000, 8000, round(file_s * SAMPLE_RATE), dtype=np.int16) for _ in range(files)]
         bank = load_bank(DIGITS)
@@ -113,8 +115,10 @@ class CheckedLoad:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.finish()
+        if kind is not None and self._stop is not None:
+            self._stop()
         self._thread.join(WAIT_S)
         assert not self._thread.is_alive(), f"clients that never ended: {[c for c in self.clients if not c.is_done]}"
 
@@ -137,6 +141,13 @@ class CheckedLoad:
             time.sleep(0.05)
 
     async def _run(self) -> None:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        self._stop = lambda: loop.call_soon_threadsafe(task.cancel)
+        with suppress(asyncio.CancelledError):
+            await self._run_all()
+
+    async def _run_all(self) -> None:
         async with httpx2.AsyncClient(timeout=None) as http, asyncio.TaskGroup() as group:
             for client in self.files:
                 group.create_task(self._repeat(client, lambda c, url: self._send_file(http, c, url)))
