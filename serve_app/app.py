@@ -14,6 +14,8 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
+from serve_app.api.errors import proxy_responses
+from serve_app.cluster import proxies
 from serve_app.cluster.autoscaling import AudioPolicy
 from serve_app.cluster.status import StatusRegistry
 from serve_app.deployments import ModelReplica
@@ -66,7 +68,11 @@ def build_app(args: Settings) -> Application:
 
 
 def build_application(args: Settings, *, scaled_by: ScaledBy = "audio", publish_s: float = PUBLISH_S) -> Application:
-    """See `build_app`, `ScaledBy` and PUBLISH_S."""
+    """See `build_app`, `ScaledBy` and PUBLISH_S.
+
+    Serve's proxies are patched on the way: they run already, and answer for an ingress that is not there yet.
+    """
+    proxies.patch_present_proxies(*proxy_responses())
     status_registry = _deploy(StatusRegistry, "status", args, num_replicas=1, ray_actor_options={"num_cpus": 0}).bind()
     nodes: list[dict[str, Any]] = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     cluster_gpus = sum(node["Resources"].get("GPU", 0.0) for node in nodes)

@@ -16,6 +16,7 @@ SpeechError
 ├── MetricsUnavailable           503  Ray exports no metrics on this node, or not now
 ├── ShuttingDown                 503  the server is shutting down
 ├── IngressLost                  503  the ingress that had the request ended; sent by Serve's proxy
+├── Unserved                     503  the application is not deployed yet, or was removed; sent by Serve's proxy
 ├── Overloaded                   429  the maximum number of requests or streams is in progress
 ├── DeadlineExceeded             504  the request exceeded its maximum duration after the upload
 └── EngineError                  500  inference failed
@@ -145,6 +146,15 @@ class IngressLost(SpeechError):
     retry_after_s = 5
 
     def __init__(self, message: str = "The process that had this request ended; try again.", *, param: str | None = None) -> None:
+        super().__init__(message, param=param)
+
+
+class Unserved(SpeechError):
+    status = 503
+    code = "unserved"
+    retry_after_s = 10
+
+    def __init__(self, message: str = "No model is served here now; try again later.", *, param: str | None = None) -> None:
         super().__init__(message, param=param)
 
 

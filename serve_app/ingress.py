@@ -11,14 +11,13 @@ from ray import serve
 from ray.serve._private import logging_utils
 
 from serve_app.api import create_api
-from serve_app.api.errors import error_response
+from serve_app.api.errors import proxy_responses
 from serve_app.cluster import backpressure, proxies
 from serve_app.cluster.model_client import DeploymentHandle, ModelClient, by_value
 from serve_app.cluster.running_application import RunningApplication
 from serve_app.cluster.status import HEARTBEAT_S, ClusterStatus, ReplicaStatus
 from serve_app.cores import usable_cores
 from serve_app.decoders.pool import DecoderPool
-from serve_app.errors import IngressLost
 from serve_app.live.vad import SileroModel
 from serve_app.observe.ingress_state import IngressState
 from serve_app.observe.node_exporter import NodeExporter
@@ -33,6 +32,9 @@ MAX_DECODERS = 32
 
 REPLY_TIMEOUT_S = 2.0
 """The status registry must reply within this time, seconds."""
+
+CHECK_S = 0.3
+"""A registry that has not replied within this time, seconds, may have been removed together with the application."""
 
 
 @serve.ingress()
@@ -73,7 +75,7 @@ class Ingress:
         backpressure.bound_this_replica()
         loop = asyncio.get_running_loop()
         # Kept, as a loop holds its tasks only weakly.
-        self._tasks = [loop.create_task(self._report()), loop.create_task(proxies.patch_proxies(error_response(IngressLost())))]
+        self._tasks = [loop.create_task(self._report()), loop.create_task(proxies.patch_proxies(*proxy_responses()))]
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_api(self._service, NodeExporter().scrape)
@@ -87,20 +89,27 @@ class Ingress:
         admission = self._service.admission
         is_drained = admission.is_closed and admission.requests == admission.streams.taken == 0
         demands = {model.name: self._service.demand.of(model.name) for model in self._service.settings.models}
-        reply = self._status_registry.report_ingress.remote(self._replica_id, is_drained=is_drained, demands=demands)
+        response = self._status_registry.report_ingress.remote(self._replica_id, is_drained=is_drained, demands=demands)
+        reply: asyncio.Future[ClusterStatus] = asyncio.ensure_future(response)
         try:
-            status: ClusterStatus = await asyncio.wait_for(reply, REPLY_TIMEOUT_S)
+            await asyncio.wait([reply], timeout=CHECK_S)
+            if not reply.done():
+                await self._close_if_removed()
+            status = await asyncio.wait_for(reply, REPLY_TIMEOUT_S)
         except Exception as error:
-            reply.cancel()  # type: ignore[no-untyped-call]
+            response.cancel()  # type: ignore[no-untyped-call]
             log.warning("the status registry is unreachable: %r", error)
-            # It is removed together with the application.
-            if not await self._application.includes(self._status_registry.deployment_name):
-                admission.close()
+            await self._close_if_removed()
             return self._models
         if status.is_draining:
             admission.close()
         self._models = status.models
         return self._models
+
+    async def _close_if_removed(self) -> None:
+        """Refuse new requests, and end live streams, if the application was removed, its status registry with it."""
+        if not await self._application.includes(self._status_registry.deployment_name):
+            self._service.admission.close()
 
     async def _report(self) -> None:
         state = IngressState(self._service)

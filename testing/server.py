@@ -35,6 +35,8 @@ class Server:
     process_id: int
     temporary: Path
     """Where it puts its temporary files."""
+    config: Path
+    """Serve's configuration that it was started with."""
 
     @property
     def log(self) -> str:
@@ -42,13 +44,7 @@ class Server:
 
     def processes(self, name: str) -> list[psutil.Process]:
         """Its processes of that name: `ProxyActor`, `ingress`, `status`, `model NAME`."""
-
-        def has_name(arguments: list[str]) -> bool:
-            # Ray writes a title in place of the arguments; a method's name may follow.
-            title = " ".join(arguments).rpartition(":")[2].strip()
-            return title == name or title.startswith(f"{name}.")
-
-        return self._processes(has_name)
+        return self._processes(lambda arguments: is_named(arguments, name))
 
     def decoders(self) -> list[psutil.Process]:
         """Its decoder processes."""
@@ -65,6 +61,23 @@ class Server:
                 if matches(process.cmdline()):
                     found.append(process)
         return found
+
+    def run_in_cluster(self, program: str) -> None:
+        """Run Python code, connected to the server's Ray cluster, to its end; `dashboard` has the address of Ray's dashboard."""
+        of_ray = self.processes_with("--gcs-address=")[0]
+        (address,) = [part.partition("=")[2] for part in of_ray.cmdline() if part.startswith("--gcs-address=")]
+        begin = f"import ray; dashboard = 'http://' + ray.init({address!r}, log_to_driver=False).dashboard_url\n"
+        # With its environment, which says how to authenticate.
+        subprocess.run([sys.executable, "-c", begin + program], env=of_ray.environ(), check=True, cwd=ROOT)
+
+    def deploy(self, args: Mapping[str, Any]) -> None:
+        """`serve deploy` with these arguments of the application in the place of its own. Returns while Serve is at it."""
+        content = yaml.safe_load(self.config.read_text())
+        content["applications"][0]["args"] |= args
+        path = self.config.with_stem("changed")
+        path.write_text(yaml.safe_dump(content))
+        command = [str(Path(sys.executable).parent / "serve"), "deploy", str(path), "--address"]
+        self.run_in_cluster(f"import subprocess, sys; subprocess.run([*{command!r}, dashboard], check=True)")
 
     def transcribe(self, data: bytes, **fields: Any) -> httpx2.Response:
         return self.client.post("/v1/audio/transcriptions", files={"file": ("audio.wav", data)}, data=fields)
@@ -130,7 +143,7 @@ def serve_run(
         )
     try:
         with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as client:
-            server = Server(f"http://127.0.0.1:{port}", client, log_path, process.pid, temporary)
+            server = Server(f"http://127.0.0.1:{port}", client, log_path, process.pid, temporary, path)
             _wait_until_up(server, process)
             yield server
     finally:
@@ -140,6 +153,13 @@ def serve_run(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def is_named(arguments: list[str], name: str) -> bool:
+    """Whether these are the arguments of one of Ray's workers of that name."""
+    # Ray writes a title in place of the arguments; a method's name may follow.
+    title = " ".join(arguments).rpartition(":")[2].strip()
+    return title == name or title.startswith(f"{name}.")
 
 
 def open_files(process: psutil.Process) -> set[str]:

@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from serve_app.api.addresses import intended_path
 from serve_app.api.schemas import ErrorBody, ErrorObject
-from serve_app.errors import UNFORESEEN, RequestError, SpeechError, StorageFull
+from serve_app.errors import UNFORESEEN, IngressLost, RequestError, SpeechError, StorageFull, Unserved
 
 log = logging.getLogger("ray.serve")
 
@@ -110,6 +110,11 @@ def error_response(error: SpeechError) -> JSONResponse:
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(error_body(error).model_dump(), error.status, headers)
+
+
+def proxy_responses() -> tuple[JSONResponse, JSONResponse]:
+    """What Serve's proxies answer where the ingress is lost, and while no application is deployed."""
+    return error_response(IngressLost()), error_response(Unserved())
 
 
 def error_body(error: SpeechError) -> ErrorBody:

@@ -37,7 +37,7 @@ GONE = 1006
 SERVICE_RESTART = 1012
 """Close code of a server that shuts down (IANA's registry of close codes)."""
 
-DRAIN_POLL_S = 1.0
+DRAIN_POLL_S = 0.5
 """How often a waiting connection checks whether the server is shutting down, seconds."""
 
 MAX_MESSAGE_CHARS = 65_536

@@ -17,7 +17,7 @@ from ray.serve.handle import DeploymentHandle as _DeploymentHandle
 from serve_app.cluster.live_calls import LiveCalls, LiveWindow, Outcome
 from serve_app.cluster.status import ReplicaStatus
 from serve_app.engine.batch_policy import expected_batch_audio_s, max_batch_windows
-from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable, SpeechError
+from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, EngineOutOfMemory, ModelUnavailable, SpeechError
 from serve_app.observe import catalogue
 from serve_app.observe.recorder import NO_RECORDER, Recorder
 from serve_app.settings import ModelSettings, Settings
@@ -48,7 +48,7 @@ for a process that it killed. A connection that breaks is most often a RayActorE
 LOST_CODES = (StatusCode.UNAVAILABLE, StatusCode.CANCELLED, StatusCode.INTERNAL)
 """Status codes of an AioRpcError that a lost connection has."""
 
-CHECK_S = 2.0
+CHECK_S = 0.5
 """How often a window that waits checks whether its model is still deployed, seconds."""
 
 MAX_BY_VALUE_BYTES = 4_000_000
@@ -113,7 +113,8 @@ class ModelClient:
         return self._refuses_keywords
 
     async def recognise(self, window: Window, lane: Lane, job: Job) -> list[Token]:
-        """Tokens of a window, retried when its replica is lost. Raises SpeechError."""
+        """Tokens of a window, retried when its replica is lost, and once when its recognition fails. Raises SpeechError."""
+        has_failed = False
         for attempt in range(MAX_ATTEMPTS):
             try:
                 if attempt == 0:
@@ -124,6 +125,11 @@ class ModelClient:
                 return await self._send(window, min(lane, Lane.INTERACTIVE), job, is_isolated=True)
             except REPLICA_LOST as error:
                 log.warning("window %d of %s was lost with its replica (%s)", window.index, self.model.name, type(error).__name__)
+            except EngineError as error:
+                # A replica that fails at everything ends after a few batches. The second attempt comes after that.
+                if has_failed or isinstance(error, EngineOutOfMemory):
+                    raise
+                has_failed = True
             if attempt < MAX_ATTEMPTS - 1:
                 # Serve's router needs a moment to notice that the replica is gone.
                 await asyncio.sleep(RETRY_DELAY_S * 2**attempt)

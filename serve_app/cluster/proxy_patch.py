@@ -5,6 +5,7 @@ It patches private classes of Serve (2.60) and of uvicorn, so it is tied to the 
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import httptools
@@ -32,14 +33,18 @@ STEERING_HEADERS = {
 
 Serve also reads them with `_` for `-`."""
 
+SERVES_OWN = "/-/"
+"""Start of the paths that Serve's proxy answers itself."""
+
 SERVICE_RESTART = 1012
 """Close code of a WebSocket whose ingress is lost (IANA's registry of close codes)."""
 
 
-def patch(proxy: Any, max_held_bytes: int, lost: Response) -> None:
+def patch(proxy: Any, max_held_bytes: int, lost: Response, unserved: Response) -> None:
     """Patch the proxy of this process. It may be patched again.
 
-    `max_held_bytes` bounds the queue of a request's body. `lost` is the response to a request whose ingress is lost.
+    `max_held_bytes` bounds the queue of a request's body. `lost` is the response to a request whose ingress is lost, `unserved`
+    to one while no application is deployed.
     """
     if not hasattr(serve_proxy, "MessageQueue"):
         raise AttributeError("Serve's proxy module has no MessageQueue any more")
@@ -49,7 +54,8 @@ def patch(proxy: Any, max_held_bytes: int, lost: Response) -> None:
     # uvicorn reads these for every new connection.
     config.http_protocol_class = HttpProtocol
     config.ws_protocol_class = WebSocketProtocol
-    config.loaded_app = Guard(getattr(config.loaded_app, "guarded", config.loaded_app), lost)
+    guarded = getattr(config.loaded_app, "guarded", config.loaded_app)
+    config.loaded_app = Guard(guarded, lost, unserved, lambda: bool(proxy.proxy_router.endpoints))
     for connection in server.server_state.connections:
         connection.app = config.loaded_app
 
@@ -79,17 +85,22 @@ def bounded_queue(max_held_bytes: int) -> type[MessageQueue]:
 
 
 class Guard:
-    """ASGI middleware in front of Serve: cleans the headers, and answers where the ingress is lost."""
+    """ASGI middleware in front of Serve: cleans the headers, and answers where there is no application or the ingress is lost."""
 
-    def __init__(self, app: ASGIApp, lost: Response) -> None:
+    def __init__(self, app: ASGIApp, lost: Response, unserved: Response, has_applications: Callable[[], bool]) -> None:
         self.guarded = app
         self._lost = lost
+        self._unserved = unserved
+        self._has_applications = has_applications
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         last_sent = ""
 
         async def send_if_open(message: Message) -> None:
             nonlocal last_sent
+            if scope["type"] == "websocket" and message["type"].startswith("http."):
+                # Serve refuses a connection with messages of HTTP, which uvicorn takes for a fault of the application.
+                message = {**message, "type": f"websocket.{message['type']}"}
             last_sent = message["type"]
             try:
                 await send(message)
@@ -97,6 +108,10 @@ class Guard:
                 # The client is gone. Serve's generators end by themselves; an exception would abort them, with a traceback.
                 return
 
+        if not self._has_applications() and not scope.get("path", "").startswith(SERVES_OWN):
+            # While a server starts, and once its application was removed. Serve would answer with 404.
+            await self._unserved(scope, receive, send_if_open)
+            return
         scope["headers"] = clean_headers(scope["headers"])
         await self.guarded(scope, receive, send_if_open)
         if not last_sent:

@@ -13,7 +13,7 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError, Worke
 from serve_app.cluster.live_calls import LiveWindow
 from serve_app.cluster.model_client import CHECK_S, LOAD_FAILED, MAX_ATTEMPTS, MAX_BY_VALUE_BYTES, RETRY_DELAY_S, ModelClient
 from serve_app.cluster.status import ReplicaStatus
-from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable, SpeechError
+from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, EngineOutOfMemory, ModelUnavailable, SpeechError
 from serve_app.observe import catalogue
 from serve_app.settings import LimitSettings, ModelSettings, Settings
 from serve_app.transcript import Token, TokenColumns
@@ -99,7 +99,7 @@ class TestModelClient:
 
     def test_windows_of_live_streams_share_an_answer(self) -> None:
         async def answer(windows: Sequence[LiveWindow]) -> list[TokenColumns | SpeechError]:
-            return [COLUMNS if job == JOB else EngineError("no") for job, _ in windows]
+            return [COLUMNS if job == JOB else ModelUnavailable("no") for job, _ in windows]
 
         async def both() -> list[Any]:
             jobs = (JOB, Job("other"))
@@ -110,7 +110,7 @@ class TestModelClient:
         client = ModelClient(MODEL, SETTINGS, replicas, tuple, deployed)
         tokens, error = virtual_time.run(both())
         assert tokens == TOKENS
-        assert isinstance(error, EngineError)
+        assert isinstance(error, ModelUnavailable)
         assert len(replicas.calls) == 1
 
     @pytest.mark.parametrize(
@@ -175,6 +175,22 @@ class TestModelClient:
         assert isinstance(client.recorder, MemoryRecorder)
         assert client.recorder.total(catalogue.WINDOWS_RETRIED, "m") == 2
 
+    def test_a_window_that_fails_is_tried_once_more(self) -> None:
+        client, handle = client_with(failing(KeyError("no")))
+        assert virtual_time.run(client.recognise(WINDOW, Lane.BULK, JOB)) == TOKENS
+        assert [is_isolated for _, _, is_isolated, _ in handle.calls] == [False, True]
+
+    def test_a_window_that_fails_is_lost_with_a_replica_too(self) -> None:
+        client, handle = client_with(failing(KeyError("no"), EngineBroken("five in a row"), ActorDiedError()))
+        assert virtual_time.run(client.recognise(WINDOW, Lane.BULK, JOB)) == TOKENS
+        assert len(handle.calls) == 4
+
+    def test_a_window_that_does_not_fit_is_not_tried_again(self) -> None:
+        client, handle = client_with(failing(EngineOutOfMemory("no room")))
+        with pytest.raises(EngineOutOfMemory):
+            virtual_time.run(client.recognise(WINDOW, Lane.BULK, JOB))
+        assert len(handle.calls) == 1
+
     def test_attempts_are_limited(self) -> None:
         client, handle = client_with(failing(*[ActorDiedError()] * 10))
         with pytest.raises(EngineBroken, match="failed one after the other"):
@@ -194,7 +210,7 @@ class TestModelClient:
         self, by_reference: bool, caplog: pytest.LogCaptureFixture
     ) -> None:
         error = KeyError("/secret/path")
-        client, _ = client_with(failing(as_seen_by_a_caller(error) if by_reference else error))
+        client, _ = client_with(failing(*[as_seen_by_a_caller(error) if by_reference else error] * 2))
         with pytest.raises(EngineError, match=UNFORESEEN):
             virtual_time.run(client.recognise(WINDOW, Lane.BULK, JOB))
         assert "KeyError('/secret/path')" in caplog.text

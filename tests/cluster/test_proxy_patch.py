@@ -5,7 +5,7 @@ import importlib
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +23,7 @@ from serve_app.api.errors import error_response
 from serve_app.cluster import proxy_patch
 from serve_app.cluster.backpressure import MAX_HELD_BYTES
 from serve_app.cluster.proxy_patch import MAX_HEAD_BYTES, MAX_ID_CHARS, STEERING_HEADERS
-from serve_app.errors import IngressLost
+from serve_app.errors import IngressLost, Unserved
 from testing.server import free_port
 
 proxy: Any = _proxy
@@ -45,7 +45,7 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": told})
 
 
-Start = Callable[[ASGIApp], Awaitable[int]]
+Start = Callable[..., Awaitable[int]]
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ async def start(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Start]:
     monkeypatch.setattr(proxy, "MessageQueue", proxy.MessageQueue)
     running = []
 
-    async def start(app: ASGIApp) -> int:
+    async def start(app: ASGIApp, endpoints: Sequence[str] = ("application",)) -> int:
         port = free_port()
         loop = asyncio.get_running_loop()
         started = loop.create_task(
@@ -67,7 +67,9 @@ async def start(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Start]:
             await asyncio.sleep(0.01)
         # Twice, as every ingress does it.
         for _ in range(2):
-            proxy_patch.patch(SimpleNamespace(_start_http_server_task=started), MAX_HELD_BYTES, error_response(IngressLost()))
+            actor = SimpleNamespace(_start_http_server_task=started, proxy_router=SimpleNamespace(endpoints=endpoints))
+            responses = error_response(IngressLost()), error_response(Unserved())
+            proxy_patch.patch(actor, MAX_HELD_BYTES, *responses)
         return port
 
     yield start
@@ -225,6 +227,17 @@ class TestALostIngress:
             await websockets.connect(f"ws://127.0.0.1:{await start(lost)}")
         assert refused.value.response.status_code == 503
 
+    async def test_a_refusal_by_serve_itself_reaches_a_socket(self, start: Start) -> None:
+        """Serve sends messages of HTTP, whatever the request."""
+
+        async def refusing(scope: Scope, receive: Receive, send: Send) -> None:
+            await send({"type": "http.response.start", "status": 404, "headers": []})
+            await send({"type": "http.response.body", "body": b"no"})
+
+        with pytest.raises(websockets.InvalidStatus) as refused:
+            await websockets.connect(f"ws://127.0.0.1:{await start(refusing)}")
+        assert refused.value.response.status_code == 404
+
     async def test_a_client_that_is_gone_aborts_nothing(self, start: Start) -> None:
         """An exception would abort Serve's generators, which log a traceback then."""
         ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -243,6 +256,25 @@ class TestALostIngress:
         async with websockets.connect(f"ws://127.0.0.1:{await start(app)}") as socket:
             socket.transport.abort()
             assert await asyncio.wait_for(ended, 10) == ""
+
+
+class TestNoApplication:
+    """While the server starts, or after the application was removed."""
+
+    async def test_requests_are_asked_to_come_later(self, start: Start) -> None:
+        port = await start(echo, endpoints=())
+        async with httpx2.AsyncClient() as client:
+            answer = await client.post(f"http://127.0.0.1:{port}/v1/audio/transcriptions", content=b"hello")
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "10")
+        assert answer.json()["error"]["code"] == "unserved"
+        with pytest.raises(websockets.InvalidStatus) as refused:
+            await websockets.connect(f"ws://127.0.0.1:{port}/v1/realtime")
+        assert refused.value.response.status_code == 503
+
+    async def test_serves_own_routes_are_answered(self, start: Start) -> None:
+        port = await start(echo, endpoints=())
+        async with httpx2.AsyncClient() as client:
+            assert (await client.get(f"http://127.0.0.1:{port}/-/healthz")).status_code == 200
 
 
 @pytest.mark.parametrize("key", ["body", "bytes", "text"])
