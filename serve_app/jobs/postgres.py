@@ -17,7 +17,7 @@ MIGRATION_LOCK = 0x7061_7261_6B65
 
 @cache
 def _with_driver_placeholders(sql: str) -> bytes:
-    return re.sub(r":([a-z_]\w*)", r"%(\1)s", sql).encode()
+    return re.sub(r":([a-z_]\w*)", r"%(\1)s", sql.replace("%", "%%")).encode()
 
 
 class PostgresConnection(Connection):
@@ -52,7 +52,7 @@ class PostgresConnection(Connection):
 
     def rows(self, sql: str, /, **values: Any) -> list[Row]:
         assert self._connection is not None
-        cursor = self._connection.execute(_with_driver_placeholders(sql), values or None)
+        cursor = self._connection.execute(_with_driver_placeholders(sql), values)
         return list(cursor.fetchall()) if cursor.description else []
 
     def commit(self) -> None:

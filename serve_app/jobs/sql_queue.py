@@ -90,11 +90,9 @@ def position_of(transaction: Transaction, row: Row) -> int:
     """The position of a queued job: how many will be claimed before it, plus one, if nothing changes; at most MAX_POSITION."""
     before = transaction.one(
         """SELECT COUNT(*) AS jobs FROM (
-               SELECT 1 FROM jobs WHERE state = 'queued' AND priority < :priority
-               UNION ALL
                SELECT 1 FROM jobs
-               WHERE state = 'queued' AND priority = :priority AND (start_tag, number) < (:tag, :number)
-               LIMIT :most
+               WHERE state = 'queued' AND (priority, start_tag, number) < (:priority, :tag, :number)
+               ORDER BY priority, start_tag, number LIMIT :most
            ) AS earlier""",
         priority=row["priority"],
         tag=row["start_tag"],

@@ -72,9 +72,7 @@ class SqlStore:
     async def status(self, owner: str, job_id: str) -> JobStatus:
         def work(transaction: Transaction) -> JobStatus:
             row = jobs.owned(transaction, owner, job_id)
-            deliveries = transaction.rows(
-                "SELECT * FROM deliveries WHERE job_id = :job_id ORDER BY created_at_s, delivery_id", job_id=job_id
-            )
+            deliveries = transaction.rows("SELECT * FROM deliveries WHERE job_id = :job_id", job_id=job_id)
             position = sql_queue.position_of(transaction, row) if row["state"] == JobState.QUEUED else None
             return JobStatus(job_of(row), position, tuple(map(delivery_of, deliveries)))
 

@@ -42,7 +42,8 @@ def postgres_url(postgres: PostgresServer) -> Iterator[str]:
     schema = f"test_{next(_schemas)}"
     with psycopg.connect(postgres.url("public"), autocommit=True) as connection:
         connection.execute(f"CREATE SCHEMA {schema}".encode())
-        yield postgres.url(schema)
+    yield postgres.url(schema)
+    with psycopg.connect(postgres.url("public"), autocommit=True) as connection:
         connection.execute(f"DROP SCHEMA {schema} CASCADE".encode())
 
 

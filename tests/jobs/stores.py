@@ -1,9 +1,8 @@
 """What the tests of the stores share: a clock, jobs, provenances."""
 
-import itertools
 from typing import Any
 
-from serve_app.jobs.model import Job, Lease, NewJob, Provenance
+from serve_app.jobs.model import Job, Lease, NewJob, Provenance, new_id
 from serve_app.jobs.store import JobStore
 
 LEASE_S = 30.0
@@ -11,8 +10,6 @@ LEASE_S = 30.0
 WEEK_S = 604_800.0
 
 PROVENANCE = Provenance("digits", "30 s, 2 s", "1.0")
-
-_numbers = itertools.count()
 
 
 class Clock:
@@ -31,7 +28,7 @@ class Clock:
 def new_job(owner: str = "alice", **values: Any) -> NewJob:
     """A job of ten seconds."""
     fields: dict[str, Any] = {"request": {"model": "digits"}, "upload_bytes": 1000, "ttl_s": WEEK_S, "audio_s": 10.0}
-    return NewJob(job_id=f"job_{next(_numbers)}", owner=owner, **(fields | values))
+    return NewJob(job_id=new_id("job"), owner=owner, **(fields | values))
 
 
 async def queued(store: JobStore, owner: str = "alice", **values: Any) -> str:
