@@ -49,7 +49,7 @@ class Uploads:
             descriptor = await asyncio.shield(writing)
         except asyncio.CancelledError:
             # A thread cannot be stopped; the file goes when it is done.
-            writing.add_done_callback(lambda done: done.exception() or self._discard(new.job_id, done.result()))
+            writing.add_done_callback(lambda done: None if done.exception() else self._discard(new.job_id, done.result()))
             raise
         except OSError as error:
             raise _storage_full(error) from error

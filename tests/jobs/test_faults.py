@@ -119,15 +119,19 @@ class TestSqlite:
         opened.push_async_callback(store.close)
         return store
 
-    async def test_a_locked_database(self, store: SqlStore, sqlite_path: Path) -> None:
+    async def test_a_locked_database(self, store: SqlStore, sqlite_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Writes fail together, reads go on, and all is well when the lock is gone."""
         job_id = await queued(store)
         await store.status("alice", job_id)
         other = sqlite3.connect(sqlite_path, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
-        writes = [queued(store) for _ in range(50)]
-        failures = await asyncio.gather(*writes, return_exceptions=True)
+        writer: Any = store._database._writer
+        begin, begun = writer._connection.begin, []
+        monkeypatch.setattr(writer._connection, "begin", lambda *, durable: begun.append(durable) or begin(durable=durable))
+        failures = await asyncio.gather(*(queued(store) for _ in range(50)), return_exceptions=True)
         assert {type(failure) for failure in failures} == {StoreUnavailable}
+        # Those that waited for the first one have waited long enough.
+        assert len(begun) == 1
         assert (await store.status("alice", job_id)).queue_position == 1
         other.execute("COMMIT")
         other.close()

@@ -1,6 +1,7 @@
 """Leases, webhook messages and what expires, with a clock that jumps, on both stores."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ NOTHING = Swept((), (), ())
 YEAR_S = 31_536_000.0
 
 
-async def ended(store: JobStore, **values: object) -> str:
+async def ended(store: JobStore, **values: Any) -> str:
     """A job that is completed."""
     job_id = await queued(store, **values)
     _, lease = await claimed(store)
@@ -184,7 +185,7 @@ class TestClockJumps:
 
 class TestDeliveries:
     async def test_every_end_has_a_message(self, store: JobStore) -> None:
-        webhook: dict[str, object] = {"webhook_url": "https://example.com/", "metadata": {"a": 1}}
+        webhook: dict[str, Any] = {"webhook_url": "https://example.com/", "metadata": {"a": 1}}
         job_id = await queued(store, **webhook)
         assert await store.claim_delivery() is None
         await store.cancel("alice", job_id)
