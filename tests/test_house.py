@@ -144,7 +144,7 @@ def test_files_are_short(module: str) -> None:
 
 
 def test_only_the_stores_of_jobs_know_sql() -> None:
-    sql = ["jobs.database", "jobs.migrations", "jobs.sqlite", "jobs.postgres"]
+    sql = ["jobs.database", "jobs.schema", "jobs.sqlite", "jobs.postgres"]
     sql += [name.removeprefix("serve_app.") for name in MODULES if name.startswith("serve_app.jobs.sql_")]
     for module in MODULES:
         if not is_in(module, [*sql, "jobs.stores"]):

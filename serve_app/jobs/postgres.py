@@ -9,7 +9,7 @@ from psycopg.rows import DictRow, dict_row
 
 from serve_app.errors import StorageFull, StoreUnavailable
 from serve_app.jobs.database import TIMEOUT_S, Connection, Row
-from serve_app.jobs.migrations import migrate
+from serve_app.jobs.schema import migrate
 
 MIGRATION_LOCK = 0x7061_7261_6B65
 """Key of the advisory lock under which the schema is changed."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from serve_app.errors import StorageFull, StoreUnavailable
 from serve_app.jobs.database import TIMEOUT_S, Connection, Row
-from serve_app.jobs.migrations import migrate
+from serve_app.jobs.schema import migrate
 
 
 class SqliteConnection(Connection):

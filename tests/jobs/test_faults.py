@@ -15,8 +15,8 @@ import pytest
 
 from serve_app.errors import StorageFull, StoreUnavailable
 from serve_app.jobs.database import Database
-from serve_app.jobs.migrations import IncompatibleStore, migrations
 from serve_app.jobs.model import JobState
+from serve_app.jobs.schema import IncompatibleStore, migrations
 from serve_app.jobs.sql_store import SqlStore
 from serve_app.jobs.sqlite import SqliteConnection
 from serve_app.jobs.store import JobStore
@@ -127,7 +127,12 @@ class TestSqlite:
         other.execute("BEGIN IMMEDIATE")
         writer: Any = store._database._writer
         begin, begun = writer._connection.begin, []
-        monkeypatch.setattr(writer._connection, "begin", lambda *, durable: begun.append(durable) or begin(durable=durable))
+
+        def counted(*, durable: bool) -> None:
+            begun.append(durable)
+            begin(durable=durable)
+
+        monkeypatch.setattr(writer._connection, "begin", counted)
         failures = await asyncio.gather(*(queued(store) for _ in range(50)), return_exceptions=True)
         assert {type(failure) for failure in failures} == {StoreUnavailable}
         # Those that waited for the first one have waited long enough.

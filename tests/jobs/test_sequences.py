@@ -3,7 +3,9 @@
 import asyncio
 import itertools
 import tempfile
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any, TypeVar
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -15,6 +17,8 @@ from serve_app.jobs.model import MAX_LOST_WORKERS, Completed, JobError, JobState
 from serve_app.jobs.sql_store import SqlStore
 from serve_app.jobs.sqlite import SqliteConnection
 from tests.jobs.stores import LEASE_S, Clock, new_job
+
+Result = TypeVar("Result")
 
 TTL_S = 100.0
 
@@ -60,7 +64,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.loop.close()
         self.folder.cleanup()
 
-    def run(self, call):  # type: ignore[no-untyped-def]
+    def run(self, call: Coroutine[Any, Any, Result]) -> Result:
         return self.loop.run(call)
 
     @rule(target=jobs, owner=st.sampled_from(OWNERS), seconds=st.integers(0, 100))
@@ -68,7 +72,7 @@ class StoreMachine(RuleBasedStateMachine):
         job, is_new = self.run(self.store.create(new_job(owner, audio_s=seconds, ttl_s=TTL_S, webhook_url="https://a.example")))
         assert is_new
         self.known[job.job_id] = Known(owner)
-        return str(job.job_id)
+        return job.job_id
 
     @rule(target=leases)
     def claim(self) -> Lease | None:
@@ -82,7 +86,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert job.job_id == next(job_id for job_id in queued if self.known[job_id].owner == known.owner)
         assert job.lost_workers == known.lost
         known.state, known.lease, known.until_s = JobState.RUNNING, lease, self.clock.now_s + LEASE_S
-        return lease  # type: ignore[no-any-return]
+        return lease
 
     def holder(self, lease: Lease | None) -> Known | None:
         return next((job for job in self.known.values() if lease is not None and job.lease == lease), None)

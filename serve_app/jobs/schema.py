@@ -1,4 +1,5 @@
-"""The schema, as numbered files of SQL that are applied in order, each once. A file that was released does not change any more.
+"""The schema, as numbered files of SQL in `migrations/` that are applied in order, each once. A file that was
+released does not change any more.
 
 A statement ends with a semicolon at the end of a line.
 """
@@ -17,8 +18,8 @@ class IncompatibleStore(StoreUnavailable):
 @cache
 def migrations() -> dict[int, str]:
     """The SQL of each migration, by number, in order."""
-    found = sorted(file.name for file in files(__name__).iterdir() if file.name.endswith(".sql"))
-    return {int(name.partition("_")[0]): files(__name__).joinpath(name).read_text("utf-8") for name in found}
+    found = sorted((files("serve_app.jobs") / "migrations").iterdir(), key=lambda file: file.name)
+    return {int(file.name.partition("_")[0]): file.read_text("utf-8") for file in found if file.name.endswith(".sql")}
 
 
 def migrate(transaction: Transaction) -> None:
