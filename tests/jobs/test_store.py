@@ -82,6 +82,13 @@ class TestLife:
         with pytest.raises(JobNotFound):
             await store.result("alice", job_id)
 
+    async def test_nothing_of_a_forgotten_job_remains(self, store: SqlStore) -> None:
+        job_id = await queued(store)
+        _, lease = await claimed(store)
+        await store.finish(lease, Completed(b"text", 1.0))
+        await store.forget("alice", job_id)
+        assert not await store._database.read(lambda transaction: transaction.rows("SELECT job_id FROM results"))
+
     async def test_handing_back_keeps_place_and_checkpoint(self, store: JobStore) -> None:
         first = await queued(store)
         await queued(store)
