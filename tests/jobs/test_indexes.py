@@ -20,11 +20,11 @@ WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE
 INSERT INTO jobs (job_id, number, owner, state, priority, request, ttl_s, upload_bytes, audio_s, created_at_s, expires_at_s,
     start_tag, cost)
 SELECT 'filler_' || n, n, CASE WHEN n % 4 = 0 THEN 'bob' ELSE 'alice' END,
-    CASE WHEN n % 2 = 0 THEN 'queued' WHEN n % 5 = 0 THEN 'failed' ELSE 'completed' END, n % 3 / 2, '{}', 60, 1000, 10,
+    CASE WHEN n % 2 = 0 THEN 'queued' WHEN n % 1000 = 5 THEN 'failed' ELSE 'completed' END, n % 3 / 2, '{}', 60, 1000, 10,
     :now_s + n, CASE WHEN n % 2 = 0 THEN NULL ELSE :now_s + n + 604800 END, n * 10, 10
 FROM numbers
 """
-"""Half of them queued, half of them ended."""
+"""Half of them queued, half of them ended, a hundred of those failed."""
 
 
 class Explained(Transaction):
