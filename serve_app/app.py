@@ -13,6 +13,7 @@ from dotenv import load_dotenv
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
+from ray.serve.schema import LoggingConfig
 
 from serve_app.api.errors import proxy_responses
 from serve_app.cluster import proxies
@@ -170,5 +171,5 @@ def _model_deployment(
 
 def _deploy(what: type, name: str, settings: Settings, **options: Any) -> serve.Deployment:
     # An access log line per call is for client requests; calls between deployments are many per request.
-    logging = {"log_level": settings.log_level, "enable_access_log": what is Ingress}
+    logging = LoggingConfig(encoding=settings.log_format.upper(), log_level=settings.log_level, enable_access_log=what is Ingress)
     return serve.deployment(name=name, logging_config=logging, **options)(what)

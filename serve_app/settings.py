@@ -245,6 +245,7 @@ class Settings(BaseSettings):
     auth: AuthSettings = Field(AuthSettings(), description="API keys and their limits.")
     ingress: IngressSettings = Field(IngressSettings(), description="The deployment that serves HTTP and WebSockets.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Level of the server's own log.")
+    log_format: Literal["text", "json"] = Field("text", description="Format of its lines.")
 
     @field_validator("models")
     @classmethod
