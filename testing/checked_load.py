@@ -58,6 +58,8 @@ class Client:
     moments: list[tuple[float, float]] = field(default_factory=list)
     """When progress was seen, and how far it was, seconds of audio."""
     is_done: bool = False
+    end: int | None = None
+    """Of a stream, once it was asked to end: how long it is, samples."""
 
     @property
     def position_s(self) -> float:
@@ -149,10 +151,13 @@ class CheckedLoad:
 
     async def _run_all(self) -> None:
         async with httpx2.AsyncClient(timeout=None) as http, asyncio.TaskGroup() as group:
-            for client in self.files:
-                group.create_task(self._repeat(client, lambda c, url: self._send_file(http, c, url)))
             for client in self.streams:
                 group.create_task(self._repeat(client, self._send_stream))
+            # A stream has its first words after some seconds; the files, which have theirs at once, would be well ahead.
+            while not all(client.moments or client.is_done for client in self.streams):  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+            for client in self.files:
+                group.create_task(self._repeat(client, lambda c, url: self._send_file(http, c, url)))
 
     async def _repeat(self, client: Client, attempt: Callable[[Client, str], Any]) -> None:
         try:
@@ -195,6 +200,9 @@ class CheckedLoad:
     async def _send_stream(self, client: Client, url: str) -> str | None:
         """The same. It begins after the last word that was final, and repeats its speech without end."""
         first_frame = max((frame + 1 for _, frame in client.received), default=0)
+        if client.end is not None and client.end <= first_frame * FRAME_SAMPLES:
+            client.expected = words_of(_repeated(client.samples, 0, client.end))
+            return None
         address = url.replace("http", "ws") + PATH
         async with websockets.connect(address, max_size=None, compression=None, ping_interval=None) as socket:
             await socket.send(json.dumps({"encoding": "pcm_s16le", "interim_results": True, "model": self._model}))
@@ -210,24 +218,25 @@ class CheckedLoad:
                         client.note(first_frame * FRAME_S + words[-1]["end"])
                     if message["type"] == "segment":
                         client.received += _words(words, first_frame)
-            if speaking.done() and not speaking.cancelled() and not speaking.exception() and socket.close_code == 1000:
-                client.expected = words_of(_repeated(client.samples, 0, speaking.result()))
+            if client.end is not None and not failure and socket.close_code == 1000:
+                client.expected = words_of(_repeated(client.samples, 0, client.end))
                 return None
             speaking.cancel()
             return f"{failure}close {socket.close_code}"
 
-    async def _speak(self, client: Client, socket: Any, first_frame: int) -> int:
-        """Speak until the end is asked for; returns the samples from the start of the speech."""
+    async def _speak(self, client: Client, socket: Any, first_frame: int) -> None:
+        """Speak until the end is asked for."""
         step, at = round(MESSAGE_S * SAMPLE_RATE), first_frame * FRAME_SAMPLES
         began_s = client.moments[0][0] - client.moments[0][1] if client.moments else time.monotonic()
         with suppress(websockets.ConnectionClosed):
-            while not self._ends.is_set():
+            while client.end is None or at < client.end:
+                if client.end is None and self._ends.is_set():
+                    client.end = at + step
                 # What was said while there was no connection is sent at once.
                 await asyncio.sleep(max(0.0, began_s + (at + step) / SAMPLE_RATE - time.monotonic()))
                 await socket.send(_repeated(client.samples, at, at + step).tobytes())
                 at += step
             await socket.send("END")
-        return at
 
 
 def words_of(samples: Samples) -> Words:
