@@ -143,7 +143,7 @@ class GapRepair:
         self._empty_before = [0]  # retries without words in all windows before each one, as far as those are done
         self._done: dict[int, int] = {}  # the same of single windows behind one that is not done, by index
         self._gaps: dict[int, int] = {}  # gaps of windows that are decoded and not done, by index
-        self._sums: tuple[list[int], list[float]] | None = None  # see _empty_retries_before; None: something has changed
+        self._bounds: list[tuple[int, float]] | None = None  # see _empty_retry_bounds; None: something has changed
         self._waiting: list[tuple[int, int, asyncio.Future[bool]]] = []  # arguments and result of _decision
 
     async def __call__(self, window: Window) -> list[Token]:
@@ -174,24 +174,30 @@ class GapRepair:
 
     def _decision(self, index: int, limit: int) -> bool | None:
         """Whether less than `limit` retries that count for window `index` find no words; None while it is not known."""
-        least, most = self._empty_retries_before(max(0, index - RETRY_LAG))
-        return False if least >= limit else True if most < limit else None
+        minimum, maximum = self._empty_retries_before(max(0, index - RETRY_LAG))
+        return False if minimum >= limit else True if maximum < limit else None
 
     def _empty_retries_before(self, index: int) -> tuple[int, float]:
-        """How many retries of the windows before `index` find no words: at least and at most, as far as is known."""
+        """Minimum and maximum number of retries without words in the windows before `index`, as far as is known."""
         done = len(self._empty_before) - 1
         if index <= done:
             return self._empty_before[index], self._empty_before[index]
-        if self._sums is None:
-            # Sums over the windows from `done` on, up to the last one of which anything is known. Many windows ask for them.
-            others = range(done, max([done - 1, *self._gaps, *self._done]) + 1)
-            least = [self._done.get(other, 0) for other in others]
-            most = [self._done.get(other, self._gaps.get(other, math.inf)) for other in others]
-            first = self._empty_before[done]
-            self._sums = [*accumulate(least, initial=first)], [*accumulate(most, initial=first)]
-        least_until, most_until = self._sums
-        last = len(least_until) - 1
-        return least_until[min(index - done, last)], most_until[index - done] if index - done <= last else math.inf
+        if self._bounds is None:
+            self._bounds = self._empty_retry_bounds()
+        if index - done < len(self._bounds):
+            return self._bounds[index - done]
+        # Windows after the last one that was decoded have at least no retry, and maybe any number.
+        return self._bounds[-1][0], math.inf
+
+    def _empty_retry_bounds(self) -> list[tuple[int, float]]:
+        """`_empty_retries_before` for the first window that is not done and those after it, up to the last decoded one. Prefix
+        sums, as many windows ask for them."""
+        done = len(self._empty_before) - 1
+        others = range(done, max([done - 1, *self._gaps, *self._done]) + 1)
+        minima = (self._done.get(other, 0) for other in others)
+        maxima = (self._done.get(other, self._gaps.get(other, math.inf)) for other in others)
+        first = self._empty_before[done]
+        return list(zip(accumulate(minima, initial=first), accumulate(maxima, initial=first), strict=True))
 
     def _note_done(self, index: int, empty_retries: int) -> None:
         del self._gaps[index]
@@ -201,7 +207,7 @@ class GapRepair:
         self._note_change()
 
     def _note_change(self) -> None:
-        self._sums = None
+        self._bounds = None
         waiting, self._waiting = self._waiting, []
         for index, limit, decided in waiting:
             if decided.done():  # cancelled
