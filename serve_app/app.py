@@ -81,11 +81,10 @@ def build_application(args: Settings, *, scaled_by: ScaledBy = "audio", publish_
     hosts = [cpus for cpus in node_cpus if cpus >= args.ingress.cpus_per_replica] or [0.0]
     per_node = ingress_replicas_per_node(args, hosts)
     gpus = gpus_per_replica(args, cluster_gpus)
-    scaling = {model.name: autoscaling(model, args, gpus[model.name], scaled_by, publish_s) for model in args.models}
-    models = {
-        model.name: _model_deployment(model, args, gpus[model.name], scaling[model.name], status_registry)
-        for model in args.models
-    }
+    models = {}
+    for model in args.models:
+        scaling = autoscaling(model, args, gpus[model.name], scaled_by, publish_s)
+        models[model.name] = _model_deployment(model, args, gpus[model.name], scaling, status_registry)
     ingress = _deploy(
         Ingress,
         "ingress",
