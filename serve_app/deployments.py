@@ -215,10 +215,11 @@ class ModelReplica:
 
     async def _process(self, batch: Any) -> list[TokenColumns]:
         assert self._engine is not None
-        tokens = await self._in_thread("recognise", self._engine_thread, self._engine.recognise, batch)
-        if self._decode_rate is not None:
-            self._decode_rate.end()
-        return tokens
+        try:
+            return await self._in_thread("recognise", self._engine_thread, self._engine.recognise, batch)
+        finally:
+            if self._decode_rate is not None:
+                self._decode_rate.end()
 
     async def _in_thread(self, name: str, thread: ThreadPoolExecutor, stage: Callable[..., Result], *arguments: Any) -> Result:
         """The result of a stage of a batch. If the engine hangs or is broken, this process exits."""

@@ -33,12 +33,13 @@ class DecodeRate:
         self._began_s, self._batch_audio_s = self._now_s(), audio_s
 
     def end(self) -> None:
-        """The batch is done."""
-        if self._batch_audio_s < self._min_audio_s:
+        """The batch is done, or has failed. What is then repeated of it, item by item, begins no batch and does not count."""
+        audio_s, self._batch_audio_s = self._batch_audio_s, 0.0
+        if audio_s < self._min_audio_s:
             return
         busy_s = self._now_s() - self._began_s
         kept = math.exp(-busy_s / MEMORY_S)
-        self._audio_s = self._audio_s * kept + self._batch_audio_s
+        self._audio_s = self._audio_s * kept + audio_s
         self._busy_s = self._busy_s * kept + busy_s
 
     @property

@@ -43,6 +43,17 @@ def test_small_batches_say_nothing() -> None:
     assert rate.value == 100
 
 
+def test_items_that_are_repeated_after_their_batch_failed_do_not_count() -> None:
+    clock = Clock()
+    rate = DecodeRate(BatchCost(0.0, 0.01), 100, clock)
+    decode(rate, clock, 100, 2.0)
+    of_the_batch = rate.value
+    for _ in range(10):
+        clock.now_s += 0.1
+        rate.end()
+    assert rate.value == of_the_batch
+
+
 def test_an_engine_that_takes_no_time() -> None:
     clock = Clock()
     rate = DecodeRate(BatchCost(0.0, 0.0), 100, clock)
