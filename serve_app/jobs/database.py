@@ -10,7 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from serve_app.errors import StoreUnavailable
 
@@ -18,6 +18,15 @@ log = logging.getLogger("ray.serve")
 
 Row = Mapping[str, Any]
 Result = TypeVar("Result")
+
+
+class DriverConnection(Protocol):
+    """A connection of a database's driver."""
+
+    def close(self) -> None: ...
+
+
+Driver = TypeVar("Driver", bound=DriverConnection)
 
 TIMEOUT_S = 5.0
 """How long a statement waits for a lock, and a connection for an answer, seconds."""
@@ -48,10 +57,28 @@ class Transaction(ABC):
         return row
 
 
-class Connection(Transaction):
+class Connection(Transaction, Generic[Driver]):
     """A connection that is opened when it is needed, and again when it was lost. Used by one thread at a time."""
 
     driver_errors: ClassVar[type[Exception] | tuple[type[Exception], ...]]
+
+    _connection: Driver | None = None
+    """The driver's, while it is open."""
+
+    @abstractmethod
+    def _open(self) -> None:
+        """Set `_connection` to one whose schema is up to date; it is closed if this raises."""
+
+    def _opened(self) -> Driver:
+        """The connection, opened if need be."""
+        if self._connection is None:
+            try:
+                self._open()
+            except BaseException:
+                self.close()
+                raise
+        assert self._connection is not None
+        return self._connection
 
     @abstractmethod
     def begin(self, *, durable: bool) -> None:
@@ -64,8 +91,10 @@ class Connection(Transaction):
     def rollback(self) -> None:
         """Undo the transaction, whatever is left of it."""
 
-    @abstractmethod
-    def close(self) -> None: ...
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     @abstractmethod
     def translated(self, error: Exception) -> Exception:
@@ -91,7 +120,7 @@ class Connection(Transaction):
 class Lane:
     """A connection and its thread: one call at a time, in the order in which they come."""
 
-    def __init__(self, connection: Connection, name: str) -> None:
+    def __init__(self, connection: Connection[Any], name: str) -> None:
         self._connection = connection
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._failed_at_s = float("-inf")
@@ -119,7 +148,7 @@ class Lane:
 class Database:
     """Two connections: one that writes, and one that reads meanwhile."""
 
-    def __init__(self, connect: Callable[[bool], Connection]) -> None:
+    def __init__(self, connect: Callable[[bool], Connection[Any]]) -> None:
         """`connect(reads_only)` makes a connection."""
         self._writer = Lane(connect(False), "jobs-writer")
         self._reader = Lane(connect(True), "jobs-reader")

@@ -20,7 +20,7 @@ def _with_driver_placeholders(sql: str) -> bytes:
     return re.sub(r":([a-z_]\w*)", r"%(\1)s", sql.replace("%", "%%")).encode()
 
 
-class PostgresConnection(Connection):
+class PostgresConnection(Connection[psycopg.Connection[DictRow]]):
     """A connection to the database of a URL."""
 
     FOR_UPDATE = " FOR UPDATE"
@@ -36,7 +36,6 @@ class PostgresConnection(Connection):
         limits = f"SET LOCAL lock_timeout = '{timeout_s:.3f}s'; SET LOCAL statement_timeout = '{2 * timeout_s:.3f}s'"
         mode = "ISOLATION LEVEL REPEATABLE READ READ ONLY" if reads_only else "ISOLATION LEVEL READ COMMITTED READ WRITE"
         self._begin = f"BEGIN {mode}; {limits}"
-        self._connection: psycopg.Connection[DictRow] | None = None
 
     def begin(self, *, durable: bool) -> None:
         begin = self._begin + ("" if durable else "; SET LOCAL synchronous_commit = off")
@@ -63,11 +62,6 @@ class PostgresConnection(Connection):
         if self._connection is not None and not self._connection.broken:
             self._connection.execute(b"ROLLBACK")
 
-    def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
     def translated(self, error: Exception) -> Exception:
         if isinstance(error, psycopg.IntegrityError | psycopg.DataError):
             return error
@@ -77,16 +71,6 @@ class PostgresConnection(Connection):
             return StoreUnavailable("The store of jobs is locked; try again later.")
         self.close()
         return StoreUnavailable()
-
-    def _opened(self) -> "psycopg.Connection[DictRow]":
-        if self._connection is None:
-            try:
-                self._open()
-            except BaseException:
-                self.close()
-                raise
-        assert self._connection is not None
-        return self._connection
 
     def _open(self) -> None:
         self._connection = psycopg.connect(

@@ -11,7 +11,7 @@ from serve_app.jobs.database import TIMEOUT_S, Connection, Row
 from serve_app.jobs.schema import migrate
 
 
-class SqliteConnection(Connection):
+class SqliteConnection(Connection[sqlite3.Connection]):
     """A connection to the database in a file, which is created once. Raises ValueError if the library is too old."""
 
     driver_errors = sqlite3.Error
@@ -22,7 +22,6 @@ class SqliteConnection(Connection):
         self._path = path
         self._reads_only = reads_only
         self._timeout_s = timeout_s
-        self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
         self._may_create = True
         self._is_durable = True
@@ -48,11 +47,6 @@ class SqliteConnection(Connection):
         if self._connection is not None and self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
 
-    def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
     def translated(self, error: Exception) -> Exception:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
         if code == sqlite3.SQLITE_FULL:
@@ -68,14 +62,7 @@ class SqliteConnection(Connection):
         """The connection, opened anew if the path leads to another file: what is written to a deleted one is lost."""
         if self._connection is not None and self._file != self._current_file():
             self.close()
-        if self._connection is None:
-            try:
-                self._open()
-            except BaseException:
-                self.close()
-                raise
-        assert self._connection is not None
-        return self._connection
+        return super()._opened()
 
     def _open(self) -> None:
         # A database that vanishes from a running server comes back; an empty one in its place would lose all jobs.

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from tests.jobs.stores import LEASE_S, Clock
 
 _schemas = itertools.count()
 
-Connect = Callable[[bool], Connection]
+Connect = Callable[[bool], Connection[Any]]
 """`connect(reads_only)`: another connection to the same database."""
 
 

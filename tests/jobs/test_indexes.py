@@ -46,7 +46,7 @@ class Explained(Transaction):
 class ExplainedDatabase(Database):
     """Runs everything on one connection, and explains it."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection[Any]) -> None:
         self._connection = connection
         self.plans: list[str] = []
 
