@@ -1,12 +1,9 @@
 """Large uploads are transcribed while they arrive, with the result of a complete upload."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from httpx2 import Response
 from starlette.formparsers import MultiPartParser
@@ -17,8 +14,7 @@ from serve_app.errors import EngineError
 from serve_app.settings import LimitSettings
 from testing import media
 from testing.fake_service import FakeService, assert_error
-from testing.open_requests import FORM, FORM_TAIL, OpenRequest, until
-from testing.server import open_files
+from testing.open_requests import FORM, FORM_TAIL, OpenRequest, cleaned_up, jobs, until
 
 PATH = "/v1/audio/transcriptions"
 PIECE_BYTES = 20_000
@@ -55,27 +51,6 @@ class Upload:
         self.send(1)
         self.request.send(self._rest, more_body=False)
         return await self.request.response()
-
-
-def jobs(server: FakeService) -> int:
-    """How many files are being transcribed: a few at most."""
-    admission = server.service.admission
-    with admission.job():
-        return server.service.settings.limits.max_windows_in_flight // admission.windows_per_job - 1
-
-
-@asynccontextmanager
-async def cleaned_up(server: FakeService) -> AsyncIterator[None]:
-    """Asserts that nothing is left of what the block began."""
-    process = psutil.Process()
-    files, tasks_before = open_files(process), asyncio.all_tasks()
-    yield
-    async with asyncio.timeout(20):
-        while tasks := asyncio.all_tasks() - tasks_before:
-            await asyncio.wait(tasks)
-    assert open_files(process) <= files
-    assert server.service.admission.requests == server.service.admission.spooled_bytes == 0
-    assert jobs(server) == 0
 
 
 @pytest.fixture
