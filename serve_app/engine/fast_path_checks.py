@@ -73,7 +73,7 @@ def relative_error(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> flo
     """The largest of the windows, as root mean squares. Raises ValueError where they have another number of frames."""
     if [o.shape for o in outputs] != [e.shape for e in expected]:
         raise ValueError("it gives another number of frames")
-    # Not max() of them all: it would pass over what is not a number.
+    # Not Python's max(), which may ignore NaN.
     return float(torch.stack([(o - e).norm() / e.norm() for o, e in zip(outputs, expected, strict=True)]).max())
 
 

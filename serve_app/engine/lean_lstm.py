@@ -30,9 +30,9 @@ class LeanLSTM(nn.Module):
         output, outputs, cells = x[0], [], []
         for gates, before, cell in zip(self._gates, *state, strict=True):
             sums = gates(torch.cat((output, before), dim=1))
-            take, keep, show = sums[:, : 3 * self._width].sigmoid_().chunk(3, dim=1)
-            cell = torch.addcmul(keep * cell, take, sums[:, 3 * self._width :].tanh_())
-            output = show * cell.tanh()
+            input_gate, forget_gate, output_gate = sums[:, : 3 * self._width].sigmoid_().chunk(3, dim=1)
+            cell = torch.addcmul(forget_gate * cell, input_gate, sums[:, 3 * self._width :].tanh_())
+            output = output_gate * cell.tanh()
             outputs.append(output)
             cells.append(cell)
         return output.unsqueeze(0), (torch.stack(outputs), torch.stack(cells))
@@ -48,5 +48,5 @@ def _gates(stock: nn.LSTM, layer: int) -> nn.Linear:
 
 
 def _candidate_last(rows: Tensor) -> Tensor:
-    into, forget, candidate, out = rows.chunk(4)
-    return torch.cat((into, forget, out, candidate))
+    input_gate, forget_gate, candidate, output_gate = rows.chunk(4)
+    return torch.cat((input_gate, forget_gate, output_gate, candidate))

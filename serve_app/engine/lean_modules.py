@@ -190,7 +190,7 @@ def _shifted(by_position: Tensor, windows: int, frames: int) -> Tensor:
 
 
 def zero_padding(x: Tensor, lengths: Tensor) -> Tensor:
-    """`x`, [windows, frames, ...], with its padding set to zero, in place. On a CPU a look at `lengths` costs nothing."""
+    """`x`, [windows, frames, ...], with its padding set to zero, in place. On a CPU, reading `lengths` costs nothing."""
     shortest, frames = 0 if x.is_cuda else int(lengths.min()), x.size(1)
     if shortest < frames:
         is_padding = torch.arange(shortest, frames, device=x.device) >= lengths.unsqueeze(1)

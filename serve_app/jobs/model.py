@@ -1,4 +1,4 @@
-"""Jobs as the store keeps them: recordings that are transcribed behind the back of any connection. All classes are frozen.
+"""Jobs as the store keeps them: recordings that are transcribed without an open connection. All classes are frozen.
 
     queued ──▶ running ──▶ completed | failed
        ▲          │  │
@@ -178,7 +178,7 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Work that is done, as parts in the order of the recording, from part `first` on. The store does not look into a part; it
+    """Work that is done, as parts in the order of the recording, from part `first` on. A part is opaque to the store; it
     holds, for instance, the tokens of one window."""
 
     generation: int

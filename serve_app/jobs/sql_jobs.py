@@ -11,11 +11,10 @@ from serve_app.jobs.sql_rows import job_of, provenance_of
 FULL_RETRY_AFTER_S = 60
 """When an owner at a limit may try again, seconds."""
 
-
 MAX_EXPIRED = 1000
 """Jobs that one sweep deletes at most, so that others do not wait for it."""
 
-WORKER_LOST = JobError("worker_lost", f"{MAX_LOST_WORKERS} workers in a row ended without a word at the same place of this job.")
+WORKER_LOST = JobError("worker_lost", f"{MAX_LOST_WORKERS} workers in a row died at the same position of this job.")
 
 
 def owned(transaction: Transaction, owner: str, job_id: str, *, lock: bool = False) -> Row:

@@ -31,7 +31,7 @@ def preprocessor(**changes: Any) -> Any:
 
 
 def audio(lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Noise that grows and fades, so that frames differ in level; what is behind a window is not silent."""
+    """Noise that grows and fades, so that frames differ in level; the audio after a window is not silent."""
     generator = torch.Generator().manual_seed(0)
     time = torch.arange(max(lengths))
     return torch.randn(len(lengths), max(lengths), generator=generator) * (0.101 + 0.1 * torch.sin(time / 700)), torch.tensor(

@@ -137,10 +137,8 @@ def test_arrivals_of_a_long_stream_are_bounded() -> None:
     assert old > 100
 
 
-@pytest.mark.parametrize(("vad_s", "least_share"), [(0.01, 0.85), (0.5, 0.85), (4.0, 0.3)])
-def test_delays_of_a_stream_include_those_of_the_ingress(
-    vad_s: float, least_share: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(("vad_s", "min_share"), [(0.01, 0.85), (0.5, 0.85), (4.0, 0.3)])
+def test_delays_of_a_stream_include_those_of_the_ingress(vad_s: float, min_share: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """The VAD takes so long for each call. While more than a second waits for it, no audio is read, and that is not seen."""
 
     class SlowVad(LevelVad):
@@ -167,7 +165,7 @@ def test_delays_of_a_stream_include_those_of_the_ingress(
     virtual_time.run(listen())
     measured_s = server.metrics.values(catalogue.LIVE_FINAL_LAG_SECONDS, "first", "websocket")
     assert len(measured_s) == len(lags_s) > 0
-    assert all(least_share * lag_s < measured <= lag_s for measured, lag_s in zip(measured_s, lags_s, strict=True))
+    assert all(min_share * lag_s < measured <= lag_s for measured, lag_s in zip(measured_s, lags_s, strict=True))
 
 
 def test_audio_counts_once_however_windows_overlap() -> None:

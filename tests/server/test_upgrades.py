@@ -72,8 +72,8 @@ def test_a_changed_configuration_loses_nothing(server: Server) -> None:
         server.deploy(FAST)
         load.wait_until(lambda: bool(ids(server, f"model {NAME}")) and not ids(server, f"model {NAME}") & old)
         load.wait_until(lambda: all(file.is_done for file in load.files))
-        heard_s = max(stream.position_s for stream in load.streams)
-        load.wait_until(lambda: all(stream.position_s > heard_s or stream.is_done for stream in load.streams))
+        position_s = max(stream.position_s for stream in load.streams)
+        load.wait_until(lambda: all(stream.position_s > position_s or stream.is_done for stream in load.streams))
     assert [client.saw for client in load.clients] == [[]] * len(load.clients)
     assert sum(client.expected.total() for client in load.files) > CLIENTS * FILE_S
     assert [(client.kind, client.lost, client.doubled) for client in load.clients if client.lost or client.doubled] == []
