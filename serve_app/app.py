@@ -18,6 +18,7 @@ from serve_app.cluster.status import StatusRegistry
 from serve_app.deployments import ModelReplica
 from serve_app.engine.batch_policy import expected_batch_audio_s, max_batch_windows
 from serve_app.ingress import Ingress
+from serve_app.observe import tracers
 from serve_app.settings import ModelSettings, Settings
 
 # Before Serve builds the settings, which read the environment. Variables that are already set win over the file.
@@ -54,6 +55,7 @@ HEALTH_CHECK_TIMEOUT_S = 15.0
 
 def build_app(args: Settings) -> Application:
     """The application: an ingress, a status registry, and one deployment per model, so that each model scales by itself."""
+    tracers.check(args.tracing)
     status_registry = _deploy(StatusRegistry, "status", args, num_replicas=1, ray_actor_options={"num_cpus": 0}).bind()
     nodes: list[dict[str, Any]] = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     cluster_gpus = sum(node["Resources"].get("GPU", 0.0) for node in nodes)
@@ -129,10 +131,14 @@ def _model_deployment(model: ModelSettings, settings: Settings, gpus: float, sta
             "downscale_delay_s": model.idle_unload_s or NEVER_S,
             "look_back_period_s": LOOK_BACK_S,
         },
-    ).bind(model, batching, settings.max_window_s(model), status_registry)
+    ).bind(model, batching, settings.max_window_s(model), status_registry, settings.tracing, settings.log_format)
 
 
 def _deploy(what: type, name: str, settings: Settings, **options: Any) -> serve.Deployment:
     # An access log line per call is for client requests; calls between deployments are many per request.
-    logging = {"log_level": settings.log_level, "enable_access_log": what is Ingress}
+    logging = {
+        "log_level": settings.log_level,
+        "encoding": settings.log_format.upper(),
+        "enable_access_log": what is Ingress,
+    }
     return serve.deployment(name=name, logging_config=logging, **options)(what)

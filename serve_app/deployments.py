@@ -23,11 +23,13 @@ from serve_app.engine.parakeet import ParakeetEngine
 from serve_app.engine.protocol import Engine
 from serve_app.engine.simulated import SimulatedEngine
 from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable, RequestError, SpeechError
-from serve_app.observe import catalogue
+from serve_app.observe import catalogue, serve_log, tracers, window_trace
 from serve_app.observe.job_meter import LANE_NAMES
 from serve_app.observe.ray_recorder import RayRecorder
 from serve_app.observe.recorder import NO_RECORDER, Recorder
-from serve_app.settings import BatchingSettings, ModelSettings
+from serve_app.observe.tracing import Tracer
+from serve_app.observe.window_trace import WindowTrace
+from serve_app.settings import BatchingSettings, LogFormat, ModelSettings, TracingSettings
 from serve_app.transcript import TokenColumns
 from serve_app.window import SAMPLE_RATE, Job, Keywords, Lane, Samples
 
@@ -39,7 +41,7 @@ LOAD_RETRY_S = 3.0
 EXIT_GRACE_S = 0.5
 """Time before a replica with a broken engine exits, seconds, so that its error replies are sent."""
 
-BatchItem: TypeAlias = tuple[Samples, Keywords]
+BatchItem: TypeAlias = tuple[Samples, Keywords, WindowTrace | None]
 Result = TypeVar("Result")
 
 
@@ -55,13 +57,23 @@ class ModelReplica:
     """One copy of one model. The engine is loaded and used on a single thread, which owns it; on a GPU, a second one prepares."""
 
     _recorder: Recorder = NO_RECORDER
+    _tracer: Tracer | None = None
 
     async def __init__(  # type: ignore[misc]  # Serve awaits constructors
-        self, model: ModelSettings, batching: BatchingSettings, max_window_s: float, status_registry: DeploymentHandle
+        self,
+        model: ModelSettings,
+        batching: BatchingSettings,
+        max_window_s: float,
+        status_registry: DeploymentHandle,
+        tracing_settings: TracingSettings,
+        log_format: LogFormat,
     ) -> None:
         """`max_window_s`: no window is longer, neither of a recording nor of a live stream, seconds."""
         log.addFilter(without_traceback)
+        serve_log.apply(log_format)
         self._recorder = RayRecorder()
+        context = serve.get_replica_context()
+        self._tracer = tracers.open_tracer(tracing_settings, context.deployment, context.replica_id.unique_id)
         self._model = model
         self._batching = batching
         self._max_window_samples = round(max_window_s * SAMPLE_RATE)
@@ -70,7 +82,7 @@ class ModelReplica:
         self._prepare_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
         self._engine: Engine | None = None
         self._batcher: Batcher[BatchItem, TokenColumns] | None = None
-        self._status = ReplicaStatus(replica_id=serve.get_replica_context().replica_id.unique_id, state="starting")
+        self._status = ReplicaStatus(replica_id=context.replica_id.unique_id, state="starting")
         self._broken: EngineBroken | None = None
         """Why this process is about to exit."""
         self._failed_at_s = 0.0
@@ -91,18 +103,22 @@ class ModelReplica:
                 f"The model `{self._model.name}` has a CTC decoder, which takes no phrases, in `keywords[]` or in `prompt`.",
                 param="keywords[]",
             )
-        return await batcher.submit((samples, job.keywords), len(samples), Lane(lane), job.job_id, is_isolated=is_isolated)
+        with window_trace.traced(self._tracer, job) as trace:
+            item = (samples, job.keywords, trace)
+            return await batcher.submit(item, len(samples), Lane(lane), job.job_id, is_isolated=is_isolated)
 
     async def transcribe_live(self, windows: Sequence[LiveWindow]) -> list[TokenColumns | SpeechError]:
         """The same for windows of several live streams; their failures are part of the answer."""
-        return await asyncio.gather(*(self._outcome(job, samples) for job, samples in windows))
+        return await asyncio.gather(*(self._outcome(*window) for window in windows))
 
-    async def _outcome(self, job: Job, samples: Samples) -> TokenColumns | SpeechError:
+    async def _outcome(self, job: Job, samples: Samples, request_id: str) -> TokenColumns | SpeechError:
         try:
             return await self.transcribe(Lane.LIVE, job, False, samples)
         except SpeechError as error:
             return error
         except Exception:
+            # The call, for several streams, has an id of its own.
+            serve_log.set_request_id(request_id)
             log.exception("model %s failed", self._model.name)
             return EngineError(UNFORESEEN)
 
@@ -194,7 +210,9 @@ class ModelReplica:
 
     async def _prepare(self, batch: list[BatchItem]) -> Any:
         assert self._engine is not None
-        windows, keywords = zip(*batch, strict=True)
+        windows, keywords, traces = zip(*batch, strict=True)
+        if self._tracer is not None:
+            window_trace.begin_batch(traces, windows)
         # On a CPU a second thread would take its core from the batch that runs.
         thread = self._prepare_thread if self._engine.info.device == "cuda" else self._engine_thread
         return await self._in_thread("prepare", thread, self._engine.prepare, windows, keywords)
@@ -275,3 +293,8 @@ class ModelReplica:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._status_changed.wait(), HEARTBEAT_S)
             self._status_changed.clear()
+
+    def __del__(self) -> None:
+        """Serve calls it when the replica stops."""
+        if self._tracer is not None:
+            self._tracer.close()

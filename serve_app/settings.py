@@ -15,15 +15,18 @@ from serve_app.live.windows import MIN_NEW_AUDIO, LiveWindows
 from serve_app.model_source import problem_of
 from serve_app.output.cues import CueRules
 from serve_app.request_settings import AuthSettings as AuthSettings
+from serve_app.request_settings import DecodingSettings as DecodingSettings
 from serve_app.request_settings import IngressSettings as IngressSettings
 from serve_app.request_settings import LimitSettings as LimitSettings
 from serve_app.request_settings import SettingsGroup as _Group
+from serve_app.request_settings import TracingSettings as TracingSettings
 from serve_app.seed_variables import SeedVariables
 from serve_app.window import MAX_WINDOW_S, SAMPLE_RATE
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
 DecoderChoice = Literal["auto", "transducer", "ctc"]
+LogFormat = Literal["text", "json"]
 FastPath = Literal["attention", "convolution", "subsampling", "packed_linear", "int8"]
 WantedFastPaths = Literal["auto", "off"] | tuple[FastPath, ...]
 CUES = CueRules()
@@ -149,17 +152,6 @@ class BatchingSettings(_Group):
     )
 
 
-class DecodingSettings(_Group):
-    """How files are decoded."""
-
-    processes: int = Field(
-        0,
-        ge=0,
-        description="Decoder processes of an ingress replica, about 60 MB each; 0: the cores of the node, shared by its ingress "
-        "replicas, at most 32.",
-    )
-
-
 class LiveSettings(_Group):
     """Live streams: speech is transcribed while it is spoken, in sliding windows."""
 
@@ -249,6 +241,8 @@ class Settings(BaseSettings):
     auth: AuthSettings = Field(AuthSettings(), description="API keys and their limits.")
     ingress: IngressSettings = Field(IngressSettings(), description="The deployment that serves HTTP and WebSockets.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Level of the server's own log.")
+    log_format: LogFormat = Field("text", description="Lines of the log as text, or as one JSON object each.")
+    tracing: TracingSettings = Field(TracingSettings(), description="Traces of requests, for OpenTelemetry.")
 
     @field_validator("models")
     @classmethod

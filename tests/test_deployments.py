@@ -64,7 +64,7 @@ async def test_keywords_that_a_model_cannot_take_are_refused() -> None:
     replica._loading = asyncio.create_task(asyncio.sleep(0))
 
     async def process(batch: list[BatchItem]) -> list[TokenColumns]:
-        return engine.recognise([samples for samples, _ in batch])
+        return engine.recognise([samples for samples, _, _ in batch])
 
     replica._batcher = Batcher(process, BatchLimits(max_samples=100_000, max_live_samples=100_000, max_items=8, ageing_s=1.0))
     window = np.zeros(16_000, np.int16)
@@ -88,7 +88,7 @@ async def test_windows_of_live_streams_that_fail_are_part_of_the_answer(caplog: 
 
     replica = object.__new__(Replica)
     replica._model = ModelSettings(name="m", source="bundled")
-    windows = [(Job(name), np.zeros(1_600, np.int16)) for name in ("fine", "broken", "unforeseen", "fine")]
+    windows = [(Job(name), np.zeros(1_600, np.int16), "an-id") for name in ("fine", "broken", "unforeseen", "fine")]
     fine, broken, unforeseen, also_fine = await replica.transcribe_live(windows)
     assert fine is also_fine is tokens
     assert broken is failures["broken"]

@@ -18,7 +18,7 @@ RAY_CLUSTER = [
 ]
 """The modules of cluster/ that know Ray."""
 
-RAY_OBSERVE = ["observe.ray_recorder", "observe.node_exporter"]
+RAY_OBSERVE = ["observe.ray_recorder", "observe.node_exporter", "observe.serve_log"]
 """The same of observe/."""
 
 MAY_IMPORT = {
@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "fastapi": ["api", "ingress"],
     "starlette": ["api", "cluster.backpressure", "cluster.proxies", "cluster.proxy_patch"],
     "av": ["audio"],
+    "opentelemetry": ["observe.otel_tracer"],
     "httpx2": ["command_line", "engine.model_files", "observe.node_exporter"],
 }
 """By package: the folders and modules of serve_app that may import it, anywhere in them."""
@@ -37,6 +38,7 @@ PURE = [
     *("audio", "decoders", "merging", "output", "live.session", "live.windows", "live.endpointing", "live.detection"),
     *("engine.protocol", "engine.batch_queue", "engine.batch_policy", "engine.batch_cost", "cluster.status", "cluster.admission"),
     *("observe.catalogue", "observe.recorder", "observe.job_meter", "observe.ingress_state"),
+    *("observe.tracing", "observe.job_trace", "observe.window_trace", "observe.tracers", "observe.otel_tracer"),
     *(
         "chunking",
         "pipeline",
@@ -65,8 +67,8 @@ LAYERS = [
     ["pipeline", "decoders", "engine.protocol", "engine.batch_queue", "engine.batch_policy"],
     ["chunking", "live", "cluster"],
     ["settings"],
-    ["audio", "merging", "output", "observe", "live.windows", "seed_variables", "request_settings"],
-    ["events"],
+    ["audio", "merging", "output", "observe", "live.windows", "seed_variables"],
+    ["events", "request_settings"],
     ["transcript", "window", "errors", "key_entries", "model_source", "cores", "tasks"],
 ]
 """A module imports from layers below its own, and from its own folder."""
