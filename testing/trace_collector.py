@@ -31,12 +31,12 @@ class CollectedSpan:
 
 
 class TraceCollector:
-    """`url` is the endpoint for a server's settings. Of each request to it, `headers` has the headers."""
+    """`url` is the endpoint for a server's settings. `spans` has all spans so far, `headers` those of each request with some."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.headers: list[dict[str, str]] = []
-        self._spans: list[CollectedSpan] = []
+        self.spans: list[CollectedSpan] = []
 
     def take(self, body: bytes, headers: dict[str, str]) -> None:
         """One export."""
@@ -44,13 +44,13 @@ class TraceCollector:
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
             deployment = _values(resource.resource.attributes).get("deployment", "")
             for scope in resource.scope_spans:
-                self._spans += [_collected(span, deployment) for span in scope.spans]
+                self.spans += [_collected(span, deployment) for span in scope.spans]
 
     def trace(self, trace_id: str, *names: str) -> list[CollectedSpan]:
         """The spans of a trace, in the order of their starts, once it has all those names."""
         until = time.monotonic() + WITHIN_S
         while True:
-            spans = [span for span in self._spans if span.trace_id == trace_id]
+            spans = [span for span in self.spans if span.trace_id == trace_id]
             if set(names) <= {span.name for span in spans}:
                 return sorted(spans, key=lambda span: span.start_ns)
             assert time.monotonic() < until, f"only {[span.name for span in spans]} came"

@@ -5,6 +5,7 @@ The SDK's own variables hold too: OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES, O
 
 import logging
 import os
+import threading
 from collections.abc import Mapping
 
 from opentelemetry.context import Context
@@ -27,8 +28,8 @@ SERVICE = "parakeet"
 PATH = "/v1/traces"
 """Where a collector takes spans by OTLP over HTTP."""
 
-CLOSE_MS = 1000
-"""Time to send the last spans, milliseconds."""
+CLOSE_S = 1.0
+"""Time to send the last spans, seconds."""
 
 _w3c = TraceContextTextMapPropagator()
 
@@ -68,7 +69,10 @@ class OtelTracer:
 
     def close(self) -> None:
         """See Tracer."""
-        self._provider.force_flush(CLOSE_MS)
+        # In a thread, since where no collector answers it takes longer than any timeout that it has.
+        flushing = threading.Thread(target=self._provider.force_flush, daemon=True)
+        flushing.start()
+        flushing.join(CLOSE_S)
 
 
 class OtelSpan:
@@ -106,6 +110,7 @@ def _end(span: Span, error: str, end_ns: int | None) -> None:
 
 
 def _log_to(log: logging.Logger) -> None:
-    """Have the SDK's own warnings, such as that no collector answers, in that log."""
+    """Have the SDK's own warnings in that log: one line for each export that fails, and none for its attempts."""
     of_sdk = logging.getLogger("opentelemetry")
     of_sdk.handlers, of_sdk.propagate = list(log.handlers), not log.handlers
+    logging.getLogger("opentelemetry.exporter").setLevel(logging.ERROR)

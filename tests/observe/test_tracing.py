@@ -2,17 +2,21 @@
 
 import asyncio
 import io
+import threading
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExportResult
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 from pydantic import ValidationError
 
 from serve_app.errors import EngineBroken, EngineError
-from serve_app.observe import job_trace, tracers, tracing, window_trace
+from serve_app.observe import job_trace, otel_tracer, tracers, tracing, window_trace
 from serve_app.observe.otel_tracer import OtelTracer
 from serve_app.observe.tracing import Span
 from serve_app.observe.window_trace import WindowTrace
@@ -178,6 +182,21 @@ class TestWindowsInAReplica:
         for each in (window_trace.traced(tracer, Job("a")), window_trace.traced(None, Job("a", trace=TRACEPARENT))):
             assert each is window_trace.UNTRACED
         window_trace.begin_batch([None, None], [SECOND, SECOND])
+
+
+def test_the_end_of_a_process_does_not_wait_for_a_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_over = threading.Event()
+
+    class Silent(InMemorySpanExporter):
+        def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            is_over.wait()
+            return SpanExportResult.SUCCESS
+
+    monkeypatch.setattr(otel_tracer, "CLOSE_S", 0.01)
+    tracer = OtelTracer(TracingSettings(), "ingress", "a", Silent())
+    tracer.record(TRACEPARENT, "step", 0, 1, {})
+    tracer.close()
+    is_over.set()
 
 
 class TestSettings:
