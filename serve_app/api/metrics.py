@@ -79,13 +79,24 @@ class Routes:
 
 
 class Outcome:
-    """What became of a request or a WebSocket connection, from what is sent."""
+    """What became of a request or a WebSocket connection, from what is received and sent."""
 
     def __init__(self) -> None:
         self._code = GONE
         self._is_complete = False
+        self._has_left = False
 
-    def noting(self, send: Send) -> Send:
+    def receiving(self, receive: Receive) -> Receive:
+        """The same `receive`, observed. To a client that has left in its upload, the application answers 400."""
+
+        async def receive_noting() -> Message:
+            message = await receive()
+            self._has_left |= message["type"] == "http.disconnect" and self._code == GONE
+            return message
+
+        return receive_noting
+
+    def sending(self, send: Send) -> Send:
         """The same `send`, observed."""
 
         async def send_noting(message: Message) -> None:
@@ -105,6 +116,8 @@ class Outcome:
 
     def code(self, error: BaseException | None) -> str:
         """Its code, once the application has ended, with that exception."""
+        if self._has_left:
+            return GONE
         if error is None or self._is_complete:
             return self._code
         return "500" if isinstance(error, Exception) else GONE
@@ -125,7 +138,7 @@ class RequestMetrics:
         route, outcome, began_s = self._routes.of(scope), Outcome(), time.monotonic()
         error: BaseException | None = None
         try:
-            await self._app(scope, receive, outcome.noting(send))
+            await self._app(scope, outcome.receiving(receive), outcome.sending(send))
         except (Exception, asyncio.CancelledError) as raised:
             error = raised
             raise

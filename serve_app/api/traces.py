@@ -28,11 +28,13 @@ class RequestTraces:
             return
         # Serve makes an id for every request that has none.
         span.note({"request.id": headers.get("x-request-id", "")})
-        outcome, upload = Outcome(), _Upload(receive, span) if method == "POST" else None
+        outcome = Outcome()
+        receive, send = outcome.receiving(receive), outcome.sending(send)
+        upload = _Upload(receive, span) if method == "POST" else None
         before = tracing.current.set(span)
         error: BaseException | None = None
         try:
-            await self._app(scope, receive if upload is None else upload.receive, outcome.noting(send))
+            await self._app(scope, receive if upload is None else upload.receive, send)
         except BaseException as raised:
             error = raised
             raise

@@ -15,7 +15,7 @@ from serve_app.key_entries import HASHED, digest_of
 from serve_app.observe import catalogue
 from serve_app.settings import AuthSettings, IngressSettings
 from testing.fake_service import NOISE, FakeService, assert_error, post
-from testing.open_requests import OpenRequest, until
+from testing.open_requests import FORM, FORM_HEAD, OpenRequest, until
 
 
 async def scrape() -> str:
@@ -125,6 +125,14 @@ async def test_a_client_that_leaves(server: FakeService, leave: Callable[[OpenRe
     await until(lambda: bool(server.windows))
     if (leaving := leave(request)) is not None:
         await leaving
+    await asyncio.wait([request.task])
+    assert server.metrics.labels(catalogue.REQUESTS) == {("/v1/audio/transcriptions", "gone")}
+
+
+async def test_a_client_that_leaves_in_its_upload(server: FakeService) -> None:
+    request = OpenRequest(create_api(server.service), "/v1/audio/transcriptions", FORM)
+    request.send(FORM_HEAD)
+    request.disconnect()
     await asyncio.wait([request.task])
     assert server.metrics.labels(catalogue.REQUESTS) == {("/v1/audio/transcriptions", "gone")}
 
