@@ -233,6 +233,7 @@ async def test_a_server_that_is_told_to_stop_finishes_what_is_in_progress(
             assert [event["type"] for event in await until_closed(realtime, 1012)] == ["session.created"]
         assert len(answer.result()["words"]) > NOISE_S // 3
         process.wait(WAIT_S)
+        assert "Traceback" not in server.log
 
 
 def wait_until_served(server: Server) -> None:

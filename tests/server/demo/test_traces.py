@@ -85,11 +85,15 @@ def test_live_speech_is_one_trace(server: Server, collector: TraceCollector, spe
     trace_id = TRACE_ID[::-1]
     headers = {"traceparent": TRACEPARENT.replace(TRACE_ID, trace_id)}
     with websockets.sync.client.connect(url(server), additional_headers=headers) as connection:
+        assert connection.response is not None
+        request_id = connection.response.headers["x-request-id"]
         connection.send('{"encoding": "pcm_s16le"}')
         connection.send(speech.tobytes())
         connection.send("END")
         assert json.loads([*connection][-1])["type"] == "final_transcription"
     spans = collector.trace(trace_id, "stream", "window", "queue", "step", f"WEBSOCKET {PATH}")
+    (request,) = [span for span in spans if span.name == f"WEBSOCKET {PATH}"]
+    assert request.attributes["request.id"] == request_id
     windows = {span.span_id for span in spans if span.name == "window"}
     steps = [span for span in spans if span.name == "step"]
     assert {span.parent_id for span in steps} == windows
