@@ -22,6 +22,7 @@ from serve_app.cluster.status import StatusRegistry
 from serve_app.deployments import ModelReplica
 from serve_app.engine.batch_policy import expected_batch_audio_s, max_batch_windows
 from serve_app.ingress import Ingress
+from serve_app.observe import tracers
 from serve_app.settings import ModelSettings, Settings
 
 # Before Serve builds the settings, which read the environment. Variables that are already set win over the file.
@@ -65,6 +66,7 @@ ScaledBy = Literal["audio", "calls"]
 
 def build_app(args: Settings) -> Application:
     """The application: an ingress, a status registry, and one deployment per model, so that each model scales by itself."""
+    tracers.check(args.tracing)
     return build_application(args)
 
 
@@ -165,7 +167,7 @@ def _model_deployment(
             request_router_kwargs={"drain_s": MODEL_DRAIN_S},
         ),
         autoscaling_config=scaling,
-    ).bind(model, settings.batching, settings.max_window_s(model), status_registry)
+    ).bind(model, settings.batching, settings.max_window_s(model), status_registry, settings.tracing, settings.log_format)
 
 
 def _deploy(what: type, name: str, settings: Settings, **options: Any) -> serve.Deployment:

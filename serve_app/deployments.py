@@ -18,19 +18,21 @@ from serve_app.cluster.demand import Demand
 from serve_app.cluster.live_calls import LiveWindow
 from serve_app.cluster.model_client import LOAD_FAILED, DeploymentHandle
 from serve_app.cluster.status import HEARTBEAT_S, ModelState, ReplicaStatus
-from serve_app.engine.batch_policy import batch_limits, max_batch_audio_s
-from serve_app.engine.batch_queue import MAX_FAILED_BATCHES, Batcher, BatchLimits, BatchReport
+from serve_app.engine.batch_queue import MAX_FAILED_BATCHES, Batcher, BatchReport
+from serve_app.engine.batch_sizes import measure_sizes
 from serve_app.engine.decode_rate import DecodeRate
 from serve_app.engine.model_files import DownloadProgress, find_model_file
 from serve_app.engine.parakeet import ParakeetEngine
 from serve_app.engine.protocol import Engine
 from serve_app.engine.simulated import SimulatedEngine
 from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable, RequestError, SpeechError
-from serve_app.observe import catalogue
+from serve_app.observe import catalogue, serve_log, tracers, window_trace
 from serve_app.observe.job_meter import LANE_NAMES
 from serve_app.observe.ray_recorder import RayRecorder
 from serve_app.observe.recorder import NO_RECORDER, Recorder
-from serve_app.settings import BatchingSettings, ModelSettings
+from serve_app.observe.tracing import Tracer
+from serve_app.observe.window_trace import WindowTrace
+from serve_app.settings import BatchingSettings, LogFormat, ModelSettings, TracingSettings
 from serve_app.transcript import TokenColumns
 from serve_app.window import SAMPLE_RATE, Job, Keywords, Lane, Samples
 
@@ -42,32 +44,34 @@ LOAD_RETRY_S = 3.0
 EXIT_GRACE_S = 0.5
 """Time before a replica with a broken engine exits, seconds, so that its error replies are sent."""
 
-BatchItem: TypeAlias = tuple[Samples, Keywords]
+BatchItem: TypeAlias = tuple[Samples, Keywords, WindowTrace | None]
 Result = TypeVar("Result")
-
-
-def without_traceback(record: logging.LogRecord) -> bool:
-    """Filter of Serve's log: where it reports an exception that is foreseen, the message says it all."""
-    error = record.exc_info[1] if record.exc_info else None
-    if isinstance(error, SpeechError):
-        record.msg, record.args, record.exc_info = f"{record.getMessage()} {type(error).__name__}: {error}", (), None
-    return True
 
 
 class ModelReplica:
     """One copy of one model. The engine is loaded and used on a single thread, which owns it; on a GPU, a second one prepares."""
 
     _recorder: Recorder = NO_RECORDER
+    _tracer: Tracer | None = None
     _decode_rate: DecodeRate | None = None
     _demand: Demand | None = None
     """What the status registry answered; None while it does not."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits constructors
-        self, model: ModelSettings, batching: BatchingSettings, max_window_s: float, status_registry: DeploymentHandle
+        self,
+        model: ModelSettings,
+        batching: BatchingSettings,
+        max_window_s: float,
+        status_registry: DeploymentHandle,
+        tracing_settings: TracingSettings,
+        log_format: LogFormat,
     ) -> None:
         """`max_window_s`: no window is longer, neither of a recording nor of a live stream, seconds."""
-        log.addFilter(without_traceback)
+        log.addFilter(serve_log.without_traceback)
+        serve_log.apply(log_format)
         self._recorder = RayRecorder()
+        context = serve.get_replica_context()
+        self._tracer = tracers.open_tracer(tracing_settings, context.deployment, context.replica_id.unique_id)
         self._model = model
         self._batching = batching
         self._max_window_samples = round(max_window_s * SAMPLE_RATE)
@@ -76,7 +80,7 @@ class ModelReplica:
         self._prepare_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
         self._engine: Engine | None = None
         self._batcher: Batcher[BatchItem, TokenColumns] | None = None
-        self._status = ReplicaStatus(replica_id=serve.get_replica_context().replica_id.unique_id, state="starting")
+        self._status = ReplicaStatus(replica_id=context.replica_id.unique_id, state="starting")
         self._broken: EngineBroken | None = None
         """Why this process is about to exit."""
         self._failed_at_s = 0.0
@@ -97,18 +101,22 @@ class ModelReplica:
                 f"The model `{self._model.name}` has a CTC decoder, which takes no phrases, in `keywords[]` or in `prompt`.",
                 param="keywords[]",
             )
-        return await batcher.submit((samples, job.keywords), len(samples), Lane(lane), job.job_id, is_isolated=is_isolated)
+        with window_trace.traced(self._tracer, job) as trace:
+            item = (samples, job.keywords, trace)
+            return await batcher.submit(item, len(samples), Lane(lane), job.job_id, is_isolated=is_isolated)
 
     async def transcribe_live(self, windows: Sequence[LiveWindow]) -> list[TokenColumns | SpeechError]:
         """The same for windows of several live streams; their failures are part of the answer."""
-        return await asyncio.gather(*(self._outcome(job, samples) for job, samples in windows))
+        return await asyncio.gather(*(self._outcome(*window) for window in windows))
 
-    async def _outcome(self, job: Job, samples: Samples) -> TokenColumns | SpeechError:
+    async def _outcome(self, job: Job, samples: Samples, request_id: str) -> TokenColumns | SpeechError:
         try:
             return await self.transcribe(Lane.LIVE, job, False, samples)
         except SpeechError as error:
             return error
         except Exception:
+            # The call, for several streams, has an id of its own.
+            serve_log.set_request_id(request_id)
             log.exception("model %s failed", self._model.name)
             return EngineError(UNFORESEEN)
 
@@ -127,7 +135,9 @@ class ModelReplica:
         self._set_state("starting")
         try:
             engine = await self._loop.run_in_executor(self._engine_thread, self._load_engine)
-            max_audio_s, limits, rate = await self._loop.run_in_executor(self._engine_thread, self._size_batches, engine)
+            sizes = await self._loop.run_in_executor(
+                self._engine_thread, measure_sizes, engine, self._batching, self._max_window_samples, self._model.name
+            )
         except Exception as error:
             if isinstance(error, EngineBroken):
                 self._exit(error)
@@ -136,10 +146,10 @@ class ModelReplica:
             log.error("model %s could not be loaded: %s", self._model.name, reason, exc_info=not isinstance(error, SpeechError))
             self._set_state("failed", reason)
             return
-        self._engine, self._decode_rate, info = engine, rate, engine.info
+        self._engine, self._decode_rate, info = engine, sizes.rate, engine.info
         self._batcher = Batcher(
             self._process,
-            limits,
+            sizes.limits,
             prepare=self._prepare,
             prepares_ahead=info.device == "cuda",
             on_failing=self._exit_failing,
@@ -150,7 +160,7 @@ class ModelReplica:
             device=info.device,
             precision=info.precision,
             decoder=info.decoder,
-            max_batch_audio_s=max_audio_s,
+            max_batch_audio_s=sizes.max_audio_s,
             takes_keywords=info.keywords,
             fast_paths=info.fast_paths.used,
             fast_paths_left_out=info.fast_paths.left_out,
@@ -182,25 +192,6 @@ class ModelReplica:
             engine.warm_up(self._max_window_samples, max_items=self._batching.max_batch_items)
         return engine
 
-    def _size_batches(self, engine: Engine) -> tuple[float, BatchLimits, DecodeRate]:
-        """Maximum padded audio of a batch, seconds, all limits of the queue, and the rate. Runs on the engine thread.
-
-        An engine that cannot even do this raises, and counts as not loaded.
-        """
-        cost = engine.measure_cost(self._max_window_samples / SAMPLE_RATE, self._batching.max_batch_items)
-        max_audio_s = max_batch_audio_s(self._batching, cost, engine.fitting_audio_s())
-        log.info(
-            "model %s: a batch takes %.1f ms, and %.2f ms for each second of audio; it has at most %.0f s",
-            self._model.name,
-            1000 * cost.step_s,
-            1000 * cost.per_audio_s,
-            max_audio_s,
-        )
-        limits = batch_limits(self._batching, max_audio_s, cost)
-        # While there are live streams, no batch is larger.
-        full_audio_s = min(limits.max_live_samples, limits.max_items * self._max_window_samples) / SAMPLE_RATE
-        return max_audio_s, limits, DecodeRate(cost, full_audio_s)
-
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve hands to the policy, see cluster/autoscaling.py."""
         demand, rate = self._demand, self._decode_rate
@@ -208,7 +199,9 @@ class ModelReplica:
 
     async def _prepare(self, batch: list[BatchItem]) -> Any:
         assert self._engine is not None
-        windows, keywords = zip(*batch, strict=True)
+        windows, keywords, traces = zip(*batch, strict=True)
+        if self._tracer is not None:
+            window_trace.begin_batch(traces, windows)
         # On a CPU a second thread would take its core from the batch that runs.
         thread = self._prepare_thread if self._engine.info.device == "cuda" else self._engine_thread
         return await self._in_thread("prepare", thread, self._engine.prepare, windows, keywords)
@@ -298,3 +291,8 @@ class ModelReplica:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._status_changed.wait(), HEARTBEAT_S)
             self._status_changed.clear()
+
+    def __del__(self) -> None:
+        """Serve calls it when the replica stops."""
+        if self._tracer is not None:
+            self._tracer.close()

@@ -19,9 +19,11 @@ from serve_app.cluster.status import HEARTBEAT_S, ClusterStatus, ReplicaStatus
 from serve_app.cores import usable_cores
 from serve_app.decoders.pool import DecoderPool
 from serve_app.live.vad import SileroModel
+from serve_app.observe import serve_log, tracers
 from serve_app.observe.ingress_state import IngressState
 from serve_app.observe.node_exporter import NodeExporter
 from serve_app.observe.ray_recorder import RayRecorder
+from serve_app.observe.tracing import Tracer
 from serve_app.service import SpeechService
 from serve_app.settings import Settings
 
@@ -41,6 +43,8 @@ CHECK_S = 0.3
 class Ingress:
     """One process. It builds the service, and reports to the status registry by heartbeat."""
 
+    _tracer: Tracer | None = None
+
     def __init__(
         self,
         settings: Settings,
@@ -49,12 +53,14 @@ class Ingress:
         replicas_per_node: int,
     ) -> None:
         restore_print()
+        serve_log.apply(settings.log_format)
         self._status_registry = status_registry
         context = serve.get_replica_context()
         self._replica_id = context.replica_id.unique_id
         self._application = RunningApplication(context.app_name)
         self._models: Mapping[str, tuple[ReplicaStatus, ...]] = {}
         recorder = RayRecorder()
+        self._tracer = tracers.open_tracer(settings.tracing, context.deployment, self._replica_id)
         clients = {
             model.name: ModelClient(
                 model,
@@ -71,7 +77,7 @@ class Ingress:
         vad = SileroModel()
         # Before the first health check: later, loading would delay whatever the process does meanwhile.
         vad.load()
-        self._service = SpeechService(settings, clients, self._statuses, vad.detector, decoders, recorder)
+        self._service = SpeechService(settings, clients, self._statuses, vad.detector, decoders, recorder, self._tracer)
         backpressure.bound_this_replica()
         loop = asyncio.get_running_loop()
         # Kept, as a loop holds its tasks only weakly.
@@ -79,6 +85,11 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_api(self._service, NodeExporter().scrape)
+
+    def __del__(self) -> None:
+        """Serve calls it when the replica stops."""
+        if self._tracer is not None:
+            self._tracer.close()
 
     def _last_statuses(self, model: str) -> tuple[ReplicaStatus, ...]:
         return self._models.get(model, ())

@@ -1,4 +1,4 @@
-"""Settings of what clients may do: limits of requests, API keys; of the ingress, and of its decoder processes."""
+"""Settings of what is around the models: limits of requests, API keys, the ingress, decoding, traces."""
 
 from pathlib import Path
 from typing import Any
@@ -119,3 +119,17 @@ class IngressSettings(SettingsGroup):
     cpus_per_replica: float = Field(
         0.25, ge=0, description="CPUs that Ray's scheduler reserves for an ingress replica; not a limit."
     )
+
+
+class TracingSettings(SettingsGroup):
+    """Traces of requests, sent by OTLP over HTTP."""
+
+    endpoint: str = Field(
+        "",
+        pattern=r"^(https?://.+)?$",
+        description="Base address of an OpenTelemetry collector, such as `http://collector:4318`; empty: no traces.",
+    )
+    sample_ratio: float = Field(
+        1.0, ge=0, le=1, description="Share of the requests that are traced; a client's `traceparent` decides for its own."
+    )
+    headers: dict[str, SecretStr] = Field({}, description="Headers for the collector, such as a key.")

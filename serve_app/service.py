@@ -7,7 +7,7 @@ import math
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Protocol
 
@@ -20,8 +20,11 @@ from serve_app.errors import AudioTooLong, ModelNotFound
 from serve_app.events import Done, Event, LiveEvent
 from serve_app.live.endpointing import Endpointing, VoiceActivityDetector
 from serve_app.live.session import LiveSession
+from serve_app.observe import job_trace
 from serve_app.observe.job_meter import EntryPoint, FileMeter, JobMeter, StreamMeter
+from serve_app.observe.job_trace import JobTrace
 from serve_app.observe.recorder import NO_RECORDER, Recorder
+from serve_app.observe.tracing import Tracer
 from serve_app.pipeline import Commit, transcribe, transcribe_live
 from serve_app.settings import ModelSettings, Settings, WindowSettings
 from serve_app.transcript import Token, Transcript
@@ -64,7 +67,7 @@ class SpeechService:
     """One per ingress process.
 
     `recognisers` are by model name; `statuses` returns the replicas by model name; `new_detector` makes the VAD of a new stream;
-    `decoders` decode files; `recorder` takes the metrics.
+    `decoders` decode files; `recorder` takes the metrics, `tracer` the traces, if any are wanted.
     """
 
     def __init__(
@@ -75,9 +78,11 @@ class SpeechService:
         new_detector: Callable[[Endpointing], VoiceActivityDetector],
         decoders: DecoderPool,
         recorder: Recorder = NO_RECORDER,
+        tracer: Tracer | None = None,
     ) -> None:
         self.settings = settings
         self.recorder = recorder
+        self.tracer = tracer
         self.decoders = decoders
         limits, live = settings.limits, settings.live
         self.admission = Admission(
@@ -125,19 +130,21 @@ class SpeechService:
         recogniser, job = self._recognisers[model.name], Job(uuid.uuid4().hex, options.keywords)
         cut = options.windows or self.settings.windows_for(model)
         meter = FileMeter(self.recorder, model.name, options.entry_point)
+        trace = job_trace.of_file(model.name, options.entry_point)
 
         async def recognise(window: Window) -> list[Token]:
             lane = Lane.INTERACTIVE if window.index == 0 or window.is_retry else Lane.BULK
             meter.received(window.end_sample / SAMPLE_RATE, lane)
             demand.planned(window.end_sample / SAMPLE_RATE, recording.expected_s)
-            return await _recognise(recogniser, window, lane, job, meter)
+            return await _recognise(recogniser, window, lane, job, meter, trace)
 
         def max_in_flight() -> int:
             return min(recogniser.target_windows_in_flight(cut.window_s), self.admission.windows_per_job)
 
         with self.admission.job(), self.demand.file(model.name) as demand:
+            windows = _limited(recording.windows(cut.window_s, cut.overlap_s), self.settings.limits.max_audio_s)
             flow = transcribe(
-                _limited(recording.windows(cut.window_s, cut.overlap_s), self.settings.limits.max_audio_s),
+                windows if trace is None else trace.decoding(windows),
                 recognise,
                 overlap_s=cut.overlap_s,
                 max_in_flight=max_in_flight,
@@ -146,6 +153,8 @@ class SpeechService:
                 async for event in flow:
                     meter.take(event)
                     demand.take(event)
+                    if trace is not None:
+                        trace.take(event)
                     yield event
 
     async def transcribe_file(self, recording: Recording, model: ModelSettings, options: JobOptions | None = None) -> Transcript:
@@ -181,7 +190,7 @@ class SpeechService:
         async def recognise(window: Window) -> list[Token]:
             meter.count_received()
             demand.decodes(window, is_active=session.is_active)
-            return await _recognise(recogniser, window, Lane.LIVE, job, meter)
+            return await _recognise(recogniser, window, Lane.LIVE, job, meter, trace)
 
         flow = transcribe_live(
             _metered(audio, meter),
@@ -190,20 +199,29 @@ class SpeechService:
             session,
             max_backlog=round(live.max_backlog_s * SAMPLE_RATE),
         )
-        async with aclosing(flow):
-            async for event in flow:
-                meter.take(event)
-                yield event
+        with job_trace.of_stream(model.name, options.entry_point) as trace:
+            async with aclosing(flow):
+                async for event in flow:
+                    meter.take(event)
+                    if trace is not None:
+                        trace.take(event)
+                    yield event
 
 
-async def _recognise(recogniser: Recogniser, window: Window, lane: Lane, job: Job, meter: JobMeter) -> list[Token]:
+async def _recognise(
+    recogniser: Recogniser, window: Window, lane: Lane, job: Job, meter: JobMeter, trace: JobTrace | None
+) -> list[Token]:
     """Tokens of one window. Silence needs no model.
 
     The first window is sent all the same: it finds out whether the model is available, and waits until it is loaded.
     """
     if window.index > 0 and not window.samples.any():
         return []
-    tokens = await recogniser.recognise(window, lane, job)
+    if trace is None:
+        tokens = await recogniser.recognise(window, lane, job)
+    else:
+        with trace.recognising(window, lane) as context:
+            tokens = await recogniser.recognise(window, lane, replace(job, trace=context))
     meter.decoded(window, lane)
     return tokens
 

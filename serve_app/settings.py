@@ -19,6 +19,7 @@ from serve_app.request_settings import DecodingSettings as DecodingSettings
 from serve_app.request_settings import IngressSettings as IngressSettings
 from serve_app.request_settings import LimitSettings as LimitSettings
 from serve_app.request_settings import SettingsGroup as _Group
+from serve_app.request_settings import TracingSettings as TracingSettings
 from serve_app.seed_variables import SeedVariables
 from serve_app.window import MAX_WINDOW_S, SAMPLE_RATE
 
@@ -26,6 +27,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
 DecoderChoice = Literal["auto", "transducer", "ctc"]
 FastPath = Literal["features", "attention", "convolution", "subsampling", "packed_linear", "prediction", "int8"]
+LogFormat = Literal["text", "json"]
 WantedFastPaths = Literal["auto", "off"] | tuple[FastPath, ...]
 CUES = CueRules()
 """Defaults of SubtitleSettings."""
@@ -245,7 +247,8 @@ class Settings(BaseSettings):
     auth: AuthSettings = Field(AuthSettings(), description="API keys and their limits.")
     ingress: IngressSettings = Field(IngressSettings(), description="The deployment that serves HTTP and WebSockets.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Level of the server's own log.")
-    log_format: Literal["text", "json"] = Field("text", description="Format of its lines.")
+    log_format: LogFormat = Field("text", description="Lines of the log as text, or as one JSON object each.")
+    tracing: TracingSettings = Field(TracingSettings(), description="Traces of requests, for OpenTelemetry.")
 
     @field_validator("models")
     @classmethod

@@ -43,6 +43,8 @@ class Job:
 
     job_id: str
     keywords: Keywords = ()
+    trace: str = ""
+    """The span of one window of it, as W3C's `traceparent`; empty where there is none."""
 
 
 @dataclass(frozen=True, slots=True)

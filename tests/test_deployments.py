@@ -12,14 +12,14 @@ import pytest
 from serve_app.cluster.autoscaling import LIVE, RATE, REMAINING
 from serve_app.cluster.demand import Demand
 from serve_app.cluster.status import ReplicaStatus
-from serve_app.deployments import BatchItem, ModelReplica, without_traceback
+from serve_app.deployments import BatchItem, ModelReplica
 from serve_app.engine.batch_cost import BatchCost
 from serve_app.engine.batch_queue import MAX_FAILED_BATCHES, Batcher, BatchLimits, BatchReport
 from serve_app.engine.decode_rate import DecodeRate
 from serve_app.engine.protocol import Engine, EngineInfo
 from serve_app.engine.simulated import SimulatedEngine
 from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable, RequestError
-from serve_app.observe import catalogue
+from serve_app.observe import catalogue, serve_log
 from serve_app.settings import BatchingSettings, ModelSettings, SimulationSettings
 from serve_app.transcript import Token, TokenColumns
 from serve_app.window import SAMPLE_RATE, Job, Lane, Samples
@@ -31,7 +31,7 @@ def test_what_is_foreseen_is_logged_without_a_traceback(
     error: Exception, has_traceback: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     log = logging.getLogger("test_deployments")
-    log.addFilter(without_traceback)
+    log.addFilter(serve_log.without_traceback)
     try:
         raise error
     except Exception:
@@ -82,7 +82,7 @@ async def test_keywords_that_a_model_cannot_take_are_refused() -> None:
     replica._loading = asyncio.create_task(asyncio.sleep(0))
 
     async def process(batch: list[BatchItem]) -> list[TokenColumns]:
-        return engine.recognise([samples for samples, _ in batch])
+        return engine.recognise([samples for samples, _, _ in batch])
 
     replica._batcher = Batcher(process, BatchLimits(max_samples=100_000, max_live_samples=100_000, max_items=8, ageing_s=1.0))
     window = np.zeros(16_000, np.int16)
@@ -106,7 +106,7 @@ async def test_windows_of_live_streams_that_fail_are_part_of_the_answer(caplog: 
 
     replica = object.__new__(Replica)
     replica._model = ModelSettings(name="m", source="bundled")
-    windows = [(Job(name), np.zeros(1_600, np.int16)) for name in ("fine", "broken", "unforeseen", "fine")]
+    windows = [(Job(name), np.zeros(1_600, np.int16), "an-id") for name in ("fine", "broken", "unforeseen", "fine")]
     fine, broken, unforeseen, also_fine = await replica.transcribe_live(windows)
     assert fine is also_fine is tokens
     assert broken is failures["broken"]

@@ -19,7 +19,7 @@ RAY_CLUSTER = [
 ]
 """The modules of cluster/ that know Ray."""
 
-RAY_OBSERVE = ["observe.ray_recorder", "observe.node_exporter"]
+RAY_OBSERVE = ["observe.ray_recorder", "observe.node_exporter", "observe.serve_log"]
 """The same of observe/."""
 
 MAY_IMPORT = {
@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "av": ["audio"],
     "sqlite3": ["jobs.sqlite"],
     "psycopg": ["jobs.postgres"],
+    "opentelemetry": ["observe.otel_tracer"],
     "httpx2": ["command_line", "engine.model_files", "observe.node_exporter"],
 }
 """By package: the folders and modules of serve_app that may import it, anywhere in them."""
@@ -42,6 +43,7 @@ PURE = [
     *("cluster.status", "cluster.admission", "cluster.demand", "cluster.autoscaling"),
     "jobs",
     *("observe.catalogue", "observe.recorder", "observe.job_meter", "observe.ingress_state"),
+    *("observe.tracing", "observe.job_trace", "observe.window_trace", "observe.tracers", "observe.otel_tracer"),
     *(
         "chunking",
         "pipeline",
@@ -70,8 +72,8 @@ LAYERS = [
     ["pipeline", "decoders", "engine.protocol", "engine.batch_queue", "engine.batch_policy"],
     ["chunking", "live", "cluster"],
     ["settings"],
-    ["audio", "merging", "output", "observe", "live.windows", "seed_variables", "request_settings"],
-    ["events"],
+    ["audio", "merging", "output", "observe", "live.windows", "seed_variables"],
+    ["events", "request_settings"],
     ["jobs"],
     ["transcript", "window", "errors", "key_entries", "model_source", "cores", "tasks"],
 ]

@@ -17,6 +17,7 @@ from serve_app.api import (
     openapi,
     realtime,
     rest,
+    traces,
     web_page,
     websocket,
 )
@@ -55,11 +56,10 @@ def create_api(service: SpeechService, scrape: metrics.Scrape = metrics.no_expor
     )
     paths = {route.path for router in routers for route in router.routes if isinstance(route, Route | WebSocketRoute)}
     api.add_middleware(auth.RequireKey, keys=keys)
-    api.add_middleware(
-        metrics.RequestMetrics,
-        recorder=service.recorder,
-        routes=metrics.Routes(paths | auth.PUBLIC_PATHS, folders=[web_page.PATH]),
-    )
+    routes = metrics.Routes(paths | auth.PUBLIC_PATHS, folders=[web_page.PATH])
+    api.add_middleware(metrics.RequestMetrics, recorder=service.recorder, routes=routes)
+    if service.tracer is not None:
+        api.add_middleware(traces.RequestTraces, tracer=service.tracer, routes=routes)
     api.add_middleware(addresses.Addresses)
     api.add_middleware(cors.Cors, origins=service.settings.ingress.cors_origins)
     for router in routers:

@@ -32,6 +32,7 @@ from serve_app.audio.growing_file import GrowingFile
 from serve_app.cluster.status import ModelStatus
 from serve_app.errors import RequestError
 from serve_app.events import Done
+from serve_app.observe import tracing
 from serve_app.service import JobOptions, SpeechService
 from serve_app.settings import ModelSettings
 
@@ -120,7 +121,8 @@ def create_router(service: SpeechService, keys: Keys) -> APIRouter:
                 events = streaming.held(events, file.file.completed)
             return await streaming.stream(events, extras)
         transcript = await service.transcribe_file(recording, chosen, options)
-        return await rendering.response(transcript, service.settings.subtitles, timing)
+        with tracing.span("render"):
+            return await rendering.response(transcript, service.settings.subtitles, timing)
 
     @router.post("/v1/audio/translations", **upload)
     async def translate(

@@ -16,6 +16,7 @@ from serve_app.api.errors import count_failure, error_body
 from serve_app.api.schemas import ErrorBody, LogProbability, TokenUsage, TranscriptDelta, TranscriptDone, TranscriptProgress
 from serve_app.errors import UNFORESEEN, EngineError, SpeechError
 from serve_app.events import Done, Event, Progress, SegmentFinal
+from serve_app.observe import tracing
 from serve_app.output.export import to_logprobs
 from serve_app.tasks import stop
 from serve_app.transcript import Token
@@ -110,7 +111,9 @@ async def _messages(events: AsyncGenerator[Event, None], extras: Extras) -> Asyn
                 )
             elif isinstance(event, Done):
                 # In a thread: hours of speech take long to render, which would block the event loop.
-                yield await asyncio.to_thread(_done, event, text, extras)
+                with tracing.span("render"):
+                    done = await asyncio.to_thread(_done, event, text, extras)
+                yield done
 
 
 def _done(event: Done, text: str, extras: Extras) -> TranscriptDone:

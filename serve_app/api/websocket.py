@@ -21,6 +21,7 @@ from serve_app.audio.probing import is_media, may_be_samples, needs_whole_file
 from serve_app.errors import AudioError, RequestError, ShuttingDown, SpeechError, UploadTooLarge
 from serve_app.events import Done, Event, Hypothesis, LiveEvent, SegmentFinal
 from serve_app.live.endpointing import Endpointing
+from serve_app.observe import tracing
 from serve_app.output import export, subtitles
 from serve_app.output.cues import CueRules, shape
 from serve_app.pipeline import Commit
@@ -192,11 +193,12 @@ class _Stream:
         self, file: GrowingFile, head: bytes, chunks: AsyncGenerator[bytes, None], spool: Callable[[int], None]
     ) -> None:
         """Store the upload as fast as it arrives. Raises WebSocketDisconnect when the client is gone; it never returns."""
-        spool(len(head))
-        await file.write(head)
-        async for chunk in chunks:
-            spool(len(chunk))
-            await file.write(chunk)
+        with tracing.span("upload"):
+            spool(len(head))
+            await file.write(head)
+            async for chunk in chunks:
+                spool(len(chunk))
+                await file.write(chunk)
         file.finish()
         await self._connection.wait_until_gone()
 
@@ -240,7 +242,9 @@ class _Stream:
             words = final + [{**export.to_word(word), "is_final": False} for word in event.partial]
             await self._connection.send({"type": "partial", "text": " ".join(word["word"] for word in words), "words": words})
         elif isinstance(event, Done):
-            await self._connection.send(await asyncio.to_thread(self._summary, event, warnings, model, options))
+            with tracing.span("render"):
+                summary = await asyncio.to_thread(self._summary, event, warnings, model, options)
+            await self._connection.send(summary)
 
     def _summary(self, done: Done, warnings: tuple[str, ...], model: ModelSettings, options: JobOptions) -> dict[str, Any]:
         transcript = options.transcript(done, warnings, model)

@@ -172,7 +172,9 @@ class Connection:
         if not may_connect(self._websocket.headers, self._cors_origins):
             await self._websocket.close()
             return
-        await self._websocket.accept(subprotocol)
+        # Serve returns the id of a request, but not of a connection.
+        request_id = self._websocket.headers.get("x-request-id", "")
+        await self._websocket.accept(subprotocol, [(b"x-request-id", request_id.encode("latin-1"))] if request_id else None)
         try:
             self._hold(self._admission.waiting.take(self._address))
             await handle()

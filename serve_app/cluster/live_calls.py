@@ -12,8 +12,8 @@ from serve_app.window import Job, Samples
 GATHER_S = 0.005
 """How long a window waits for others, seconds. The VAD processes the streams together, so their windows come together."""
 
-LiveWindow = tuple[Job, Samples]
-"""The stream, and the window's audio, int16 [samples]."""
+LiveWindow = tuple[Job, Samples, str]
+"""The stream, the window's audio, int16 [samples], and the id of its request, for log lines."""
 
 Outcome = list[Token] | SpeechError
 """The tokens of a window, or why there are none."""
@@ -26,6 +26,7 @@ Call = Callable[[Sequence[LiveWindow]], Awaitable[Sequence[Outcome]]]
 class _Waiting:
     job: Job
     samples: Samples
+    request_id: str
     outcome: "asyncio.Future[list[Token]]"
 
 
@@ -40,13 +41,13 @@ class LiveCalls:
         self._waiting: list[_Waiting] = []
         self._running: set[asyncio.Task[None]] = set()
 
-    async def recognise(self, job: Job, samples: Samples) -> list[Token]:
+    async def recognise(self, job: Job, samples: Samples, request_id: str = "") -> list[Token]:
         """The tokens of one window. Raises what its recognition, or the call, raised."""
         loop = asyncio.get_running_loop()
         if not self._waiting:
             # In a context of its own: Serve would cancel the call together with the request of the first stream.
             loop.call_later(GATHER_S, self._send_waiting, context=Context())
-        waiting = _Waiting(job, samples, loop.create_future())
+        waiting = _Waiting(job, samples, request_id, loop.create_future())
         self._waiting.append(waiting)
         return await waiting.outcome
 
@@ -70,7 +71,7 @@ class LiveCalls:
         task.add_done_callback(self._running.discard)
 
     async def _send(self, windows: Sequence[_Waiting]) -> None:
-        calling = asyncio.ensure_future(self._call([(waiting.job, waiting.samples) for waiting in windows]))
+        calling = asyncio.ensure_future(self._call([(waiting.job, waiting.samples, waiting.request_id) for waiting in windows]))
 
         def stop_unless_wanted(_: object) -> None:
             if all(waiting.outcome.cancelled() for waiting in windows):

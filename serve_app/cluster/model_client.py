@@ -18,7 +18,7 @@ from serve_app.cluster.live_calls import LiveCalls, LiveWindow, Outcome
 from serve_app.cluster.status import ReplicaStatus
 from serve_app.engine.batch_policy import expected_batch_audio_s, max_batch_windows
 from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, EngineOutOfMemory, ModelUnavailable, SpeechError
-from serve_app.observe import catalogue
+from serve_app.observe import catalogue, serve_log
 from serve_app.observe.recorder import NO_RECORDER, Recorder
 from serve_app.settings import ModelSettings, Settings
 from serve_app.transcript import Token, TokenColumns
@@ -163,7 +163,7 @@ class ModelClient:
     async def _call(self, window: Window, lane: Lane, job: Job, is_isolated: bool) -> list[Token]:
         is_small = window.samples.nbytes <= MAX_BY_VALUE_BYTES
         if lane == Lane.LIVE and is_small and not is_isolated:
-            return await self._live_calls.recognise(job, window.samples)
+            return await self._live_calls.recognise(job, window.samples, serve_log.request_id())
         replicas = self.replicas if is_small else self.replicas.options(_by_reference=True)
         columns: TokenColumns = await self._answer(replicas.transcribe.remote(int(lane), job, is_isolated, window.samples))
         return columns.tokens()

@@ -21,7 +21,7 @@ from serve_app.transcript import Token
 from serve_app.window import SAMPLE_RATE, Job, Lane, Window
 from testing import media
 from testing.fake_service import NOISE, FakeService, assert_error, post
-from testing.open_requests import OpenRequest, until
+from testing.open_requests import FORM, FORM_HEAD, OpenRequest, until
 
 
 async def scrape() -> str:
@@ -148,6 +148,14 @@ async def test_a_client_that_leaves(server: FakeService, leave: Callable[[OpenRe
     assert server.metrics.labels(catalogue.REQUESTS) == {("/v1/audio/transcriptions", "gone")}
     assert failures(server) == {}
     assert server.metrics.labels(catalogue.REQUEST_LATENCY_SECONDS) == set()
+
+
+async def test_a_client_that_leaves_in_its_upload(server: FakeService) -> None:
+    request = OpenRequest(create_api(server.service), "/v1/audio/transcriptions", FORM)
+    request.send(FORM_HEAD)
+    request.disconnect()
+    await asyncio.wait([request.task])
+    assert server.metrics.labels(catalogue.REQUESTS) == {("/v1/audio/transcriptions", "gone")}
 
 
 def test_an_unforeseen_failure_counts_as_500(server: FakeService, client: TestClient) -> None:

@@ -33,8 +33,8 @@ class Model:
         self._error = error
 
     async def __call__(self, windows: Sequence[LiveWindow]) -> Sequence[Outcome]:
-        names = "".join(job.job_id for job, _ in windows)
-        assert not self._has_equal_windows or all(len(samples) == SAMPLES for _, samples in windows)
+        names = "".join(job.job_id for job, _, _ in windows)
+        assert not self._has_equal_windows or all(len(samples) == SAMPLES for _, samples, _ in windows)
         self.calls.append(names)
         try:
             await asyncio.sleep(CALL_S)
@@ -43,7 +43,7 @@ class Model:
             raise
         if self._error is not None:
             raise self._error
-        return [EngineError("it failed") if job.job_id in self._failing else tokens_of(job) for job, _ in windows]
+        return [EngineError("it failed") if job.job_id in self._failing else tokens_of(job) for job, _, _ in windows]
 
 
 def recognise(
@@ -99,7 +99,7 @@ def test_a_call_does_not_belong_to_the_request_of_its_first_stream() -> None:
 
     async def call(windows: Sequence[LiveWindow]) -> Sequence[Outcome]:
         seen.append(request.get())
-        return [tokens_of(job) for job, _ in windows]
+        return [tokens_of(job) for job, _, _ in windows]
 
     async def run() -> None:
         calls = LiveCalls(call, 3, 5 * SAMPLES)

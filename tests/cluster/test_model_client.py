@@ -99,7 +99,7 @@ class TestModelClient:
 
     def test_windows_of_live_streams_share_an_answer(self) -> None:
         async def answer(windows: Sequence[LiveWindow]) -> list[TokenColumns | SpeechError]:
-            return [COLUMNS if job == JOB else ModelUnavailable("no") for job, _ in windows]
+            return [COLUMNS if job == JOB else ModelUnavailable("no") for job, _, _ in windows]
 
         async def both() -> list[Any]:
             jobs = (JOB, Job("other"))

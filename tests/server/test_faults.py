@@ -222,6 +222,7 @@ async def test_a_server_that_is_told_to_stop_finishes_what_is_in_progress(
             assert [event["type"] for event in await until_closed(realtime, 1012)] == ["session.created"]
         assert len(answer.result()["words"]) > DRAINED_S
         assert process.wait(WAIT_S) == 0
+        assert "Traceback" not in server.log
 
 
 def wait_until_served(server: Server) -> None:

@@ -1,6 +1,7 @@
 """Connections of both WebSocket routes: from which pages they may come, and their places before and after the first audio."""
 
 import base64
+import logging
 from collections.abc import Iterator
 
 import pytest
@@ -152,6 +153,14 @@ def test_a_failure_during_an_upload_is_told_at_once(monkeypatch: pytest.MonkeyPa
         assert closed.value.code == 1011
 
 
+@pytest.mark.parametrize("path", [PATH, URL])
+def test_the_request_id_is_returned(client: TestClient, path: str) -> None:
+    with client.websocket_connect(path, headers={"x-request-id": "one-of-mine"}) as session:
+        assert session.extra_headers == [(b"x-request-id", b"one-of-mine")]
+    with client.websocket_connect(path) as session:
+        assert not session.extra_headers
+
+
 def test_a_proxy_that_dies_is_a_client_that_has_gone(
     client: TestClient, server: FakeService, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,4 +176,4 @@ def test_a_proxy_that_dies_is_a_client_that_has_gone(
     monkeypatch.setattr(WebSocket, "receive", receive)
     with client.websocket_connect(PATH):
         wait_for(lambda: server.service.admission.waiting.taken == 0)
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.levelno > logging.INFO]
