@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from benchmarks.report import add_json_option, machine, write_json
 from serve_app.engine.batch_policy import expected_batch_audio_s
 from serve_app.engine.parakeet import ParakeetEngine
-from serve_app.settings import Settings, bundled_model_path
+from serve_app.model_source import bundled_model_path
+from serve_app.settings import Settings
 from serve_app.window import SAMPLE_RATE
 from testing import media
 from testing.digit_strings import Bank, DigitString, compose, load_bank, to_int16

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from serve_app.settings import bundled_model_path
+from serve_app.model_source import bundled_model_path
 from testing.random_models import save_random_model, tokenizer_folder
 from tools import fastconformer_tdt as architecture
 

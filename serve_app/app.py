@@ -22,6 +22,7 @@ from serve_app.cluster.status import StatusRegistry
 from serve_app.deployments import ModelReplica
 from serve_app.engine.batch_policy import expected_batch_audio_s, max_batch_windows
 from serve_app.ingress import Ingress
+from serve_app.jobs import stores
 from serve_app.observe import tracers
 from serve_app.settings import ModelSettings, Settings
 
@@ -78,6 +79,7 @@ def build_application(args: Settings, *, scaled_by: ScaledBy = "audio", publish_
     proxies.patch_present_proxies(*proxy_responses())
     status_registry = _deploy(StatusRegistry, "status", args, num_replicas=1, ray_actor_options={"num_cpus": 0}).bind()
     nodes: list[dict[str, Any]] = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    stores.check(args.jobs, len(nodes))
     cluster_gpus = sum(node["Resources"].get("GPU", 0.0) for node in nodes)
     node_cpus = [node["Resources"].get("CPU", 0.0) for node in nodes]
     hosts = [cpus for cpus in node_cpus if cpus >= args.ingress.cpus_per_replica] or [0.0]

@@ -18,6 +18,7 @@ from serve_app.cluster.running_application import RunningApplication
 from serve_app.cluster.status import HEARTBEAT_S, ClusterStatus, ReplicaStatus
 from serve_app.cores import usable_cores
 from serve_app.decoders.pool import DecoderPool
+from serve_app.jobs.service import JobService
 from serve_app.live.vad import SileroModel
 from serve_app.observe import serve_log, tracers
 from serve_app.observe.ingress_state import IngressState
@@ -26,6 +27,7 @@ from serve_app.observe.ray_recorder import RayRecorder
 from serve_app.observe.tracing import Tracer
 from serve_app.service import SpeechService
 from serve_app.settings import Settings
+from serve_app.tasks import stop
 
 log = logging.getLogger("ray.serve")
 
@@ -44,6 +46,8 @@ class Ingress:
     """One process. It builds the service, and reports to the status registry by heartbeat."""
 
     _tracer: Tracer | None = None
+    _working: asyncio.Task[None] | None = None
+    _jobs: JobService | None = None
 
     def __init__(
         self,
@@ -79,15 +83,18 @@ class Ingress:
         vad.load()
         self._service = SpeechService(settings, clients, self._statuses, vad.detector, decoders, recorder, self._tracer)
         backpressure.bound_this_replica()
+        self._jobs = None if settings.jobs.directory is None else JobService.of(self._service)
         loop = asyncio.get_running_loop()
         # Kept, as a loop holds its tasks only weakly.
         self._tasks = [loop.create_task(self._report()), loop.create_task(proxies.patch_proxies(*proxy_responses()))]
+        self._working = None if self._jobs is None else loop.create_task(self._jobs.run())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_api(self._service, NodeExporter().scrape)
+        return create_api(self._service, NodeExporter().scrape, self._jobs)
 
-    def __del__(self) -> None:
+    async def __del__(self) -> None:
         """Serve calls it when the replica stops."""
+        await stop(self._working)
         if self._tracer is not None:
             self._tracer.close()
 
@@ -99,6 +106,7 @@ class Ingress:
         not reply."""
         admission = self._service.admission
         is_drained = admission.is_closed and admission.requests == admission.streams.taken == 0
+        is_drained &= self._jobs is None or not self._jobs.is_running
         demands = {model.name: self._service.demand.of(model.name) for model in self._service.settings.models}
         response = self._status_registry.report_ingress.remote(self._replica_id, is_drained=is_drained, demands=demands)
         reply: asyncio.Future[ClusterStatus] = asyncio.ensure_future(response)

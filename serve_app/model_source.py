@@ -3,6 +3,7 @@
 import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 BUILT_IN = ("bundled", "simulated")
 """Sources that need no file of the user."""
@@ -56,3 +57,8 @@ def problem_of(source: str) -> str:
         f"`source: {source}` is neither a model on the hub (`owner/name`) nor the path of a file "
         "(`/folder/file.nemo`, `./file`), nor one of " + ", ".join(f"`{name}`" for name in BUILT_IN)
     )
+
+
+def bundled_model_path() -> Path:
+    """Path of the `.nemo` file of the bundled model."""
+    return Path(__file__).parent / "bundled" / "digits.nemo"

@@ -133,3 +133,45 @@ class TracingSettings(SettingsGroup):
         1.0, ge=0, le=1, description="Share of the requests that are traced; a client's `traceparent` decides for its own."
     )
     headers: dict[str, SecretStr] = Field({}, description="Headers for the collector, such as a key.")
+
+
+class JobSettings(SettingsGroup):
+    """Jobs: files that are transcribed without an open connection."""
+
+    directory: Path | None = Field(
+        None,
+        description="Folder of the uploads, and of the database unless `database_url` is set; on fast local storage, or for a "
+        "cluster a folder that all its nodes share. Unset: the server has no jobs.",
+    )
+    database_url: SecretStr | None = Field(
+        None,
+        description="PostgreSQL database of the jobs, `postgresql://USER:PASSWORD@HOST/NAME`; needed where the cluster has more "
+        "than one node. Unset: SQLite in `directory`.",
+    )
+    max_running_audio_s: float = Field(
+        2400.0,
+        gt=0,
+        description="Audio of the jobs that an ingress replica transcribes at once, seconds; a job counts with at most a quarter "
+        "of it.",
+    )
+    default_ttl_s: float = Field(
+        604_800.0, gt=0, description="How long a job and its result are kept after its end, seconds, where it does not say."
+    )
+    max_ttl_s: float = Field(31_536_000.0, gt=0, description="Maximum that a job may say, seconds.")
+    max_jobs_per_key: int = Field(
+        10_000, ge=0, description="Maximum jobs queued and running per key name; more is 429. 0: no limit."
+    )
+    max_upload_bytes_per_key: int = Field(0, ge=0, description="The same of their uploads, bytes; 0: no limit.")
+    max_audio_hours_per_key: float = Field(
+        0.0, ge=0, description="The same of their audio, hours, as far as the files state their length; 0: no limit."
+    )
+    webhook_secrets: tuple[SecretStr, ...] = Field(
+        (),
+        description="Keys that sign webhooks, `whsec_` and 24 to 64 bytes in base64; each message has a signature by every one, "
+        "so that they can be replaced. Empty: no job may have a `webhook_url`.",
+    )
+    webhook_hosts: tuple[str, ...] = Field(
+        (),
+        description="Host names, `*.suffix` patterns, addresses and networks that webhooks may go to although they are not "
+        "public.",
+    )

@@ -5,7 +5,7 @@ It ties the pipeline to recognisers, and does not know where those run: on repli
 
 import math
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -41,6 +41,8 @@ class JobOptions:
     language: str | None = None
     """ISO 639-1 code of the spoken language, where it is certain."""
     entry_point: EntryPoint = "rest"
+    is_background: bool = False
+    """Nobody waits for it: all of its windows are in the bulk lane."""
 
     def transcript(self, done: Done, warnings: tuple[str, ...], model: ModelSettings) -> Transcript:
         """The transcript of a recording that is done."""
@@ -60,6 +62,18 @@ class Recogniser(Protocol):
 
     def refuses_keywords(self) -> bool:
         """Whether it is known that the model takes no keywords; false until it is loaded."""
+        ...
+
+
+class KnownWindows(Protocol):
+    """Windows of a recording whose tokens are known from earlier work."""
+
+    def find(self, window: Window) -> list[Token] | None:
+        """The tokens of a window, with times from its start, if it is known."""
+        ...
+
+    def add(self, window: Window, tokens: Sequence[Token]) -> None:
+        """Know this window from here on."""
         ...
 
 
@@ -120,23 +134,34 @@ class SpeechService:
         return [ModelStatus(model, replicas.get(model.name, ())) for model in self.settings.models]
 
     async def transcribe_events(
-        self, recording: Recording, model: ModelSettings, options: JobOptions | None = None
+        self,
+        recording: Recording,
+        model: ModelSettings,
+        options: JobOptions | None = None,
+        known: KnownWindows | None = None,
     ) -> AsyncGenerator[Event, None]:
         """The pipeline's events for one file. Raises SpeechError.
 
-        The first window has priority over the rest, so that a short file overtakes long ones.
+        The first window has priority over the rest, so that a short file overtakes long ones. No window of `known` is decoded
+        again.
         """
         options = options or JobOptions()
         recogniser, job = self._recognisers[model.name], Job(uuid.uuid4().hex, options.keywords)
         cut = options.windows or self.settings.windows_for(model)
-        meter = FileMeter(self.recorder, model.name, options.entry_point)
+        urgent = Lane.BULK if options.is_background else Lane.INTERACTIVE
+        meter = FileMeter(self.recorder, model.name, options.entry_point, first_lane=urgent)
         trace = job_trace.of_file(model.name, options.entry_point)
 
         async def recognise(window: Window) -> list[Token]:
-            lane = Lane.INTERACTIVE if window.index == 0 or window.is_retry else Lane.BULK
+            lane = urgent if window.index == 0 or window.is_retry else Lane.BULK
             meter.received(window.end_sample / SAMPLE_RATE, lane)
             demand.planned(window.end_sample / SAMPLE_RATE, recording.expected_s)
-            return await _recognise(recogniser, window, lane, job, meter, trace)
+            if known is not None and (tokens := known.find(window)) is not None:
+                return tokens
+            tokens = await _recognise(recogniser, window, lane, job, meter, trace)
+            if known is not None:
+                known.add(window, tokens)
+            return tokens
 
         def max_in_flight() -> int:
             return min(recogniser.target_windows_in_flight(cut.window_s), self.admission.windows_per_job)

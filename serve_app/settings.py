@@ -5,7 +5,6 @@ The name of a variable is `PARAKEET_` and the path of the field, levels joined b
 `python -m tools.settings_table`.
 """
 
-from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -17,6 +16,7 @@ from serve_app.output.cues import CueRules
 from serve_app.request_settings import AuthSettings as AuthSettings
 from serve_app.request_settings import DecodingSettings as DecodingSettings
 from serve_app.request_settings import IngressSettings as IngressSettings
+from serve_app.request_settings import JobSettings as JobSettings
 from serve_app.request_settings import LimitSettings as LimitSettings
 from serve_app.request_settings import SettingsGroup as _Group
 from serve_app.request_settings import TracingSettings as TracingSettings
@@ -248,6 +248,7 @@ class Settings(BaseSettings):
     ingress: IngressSettings = Field(IngressSettings(), description="The deployment that serves HTTP and WebSockets.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Level of the server's own log.")
     log_format: LogFormat = Field("text", description="Lines of the log as text, or as one JSON object each.")
+    jobs: JobSettings = Field(JobSettings(), description="Jobs: files that are transcribed without an open connection.")
     tracing: TracingSettings = Field(TracingSettings(), description="Traces of requests, for OpenTelemetry.")
 
     @field_validator("models")
@@ -292,8 +293,3 @@ class Settings(BaseSettings):
         So a container is configured without editing files.
         """
         return env_settings, SeedVariables(settings_cls, init_settings), init_settings
-
-
-def bundled_model_path() -> Path:
-    """Path of the `.nemo` file of the bundled model."""
-    return Path(__file__).parent / "bundled" / "digits.nemo"

@@ -4,7 +4,7 @@ import io
 import tarfile
 from pathlib import Path
 
-from serve_app.settings import bundled_model_path
+from serve_app.model_source import bundled_model_path
 
 CONFIG = "model_config.yaml"
 FITTING, FAILING = b"frame_splicing: 1", b"frame_splicing: 2"

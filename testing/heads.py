@@ -8,7 +8,7 @@ import tarfile
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from serve_app.settings import bundled_model_path
+from serve_app.model_source import bundled_model_path
 from testing.paths import DATA
 
 Family = Literal["rnnt", "ctc", "hybrid_rnnt_ctc", "hybrid_tdt_ctc"]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from serve_app.settings import bundled_model_path
+from serve_app.model_source import bundled_model_path
 from tools.fastconformer_tdt import Sizes, config, hybrid_config
 
 SIZES = Sizes(width=48, layers=2, heads=4, subsampling_channels=16, predictor_width=40, predictor_layers=1, joint_width=40)

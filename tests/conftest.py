@@ -12,7 +12,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from serve_app.api import create_api
 from serve_app.engine.parakeet import ParakeetEngine
-from serve_app.settings import bundled_model_path
+from serve_app.model_source import bundled_model_path
 from serve_app.window import Samples
 from testing.accuracy import add_noise
 from testing.digit_strings import Bank, DigitString, compose, load_bank, with_pauses

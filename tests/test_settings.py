@@ -7,7 +7,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from serve_app.settings import Settings, WindowSettings, bundled_model_path
+from serve_app.model_source import bundled_model_path
+from serve_app.settings import Settings, WindowSettings
 from testing.paths import ROOT
 from tools import settings_table
 

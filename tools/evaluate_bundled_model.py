@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from serve_app.engine.parakeet import ParakeetEngine
-from serve_app.settings import bundled_model_path
+from serve_app.model_source import bundled_model_path
 from testing.accuracy import HELD_OUT_INDEXES, Figures, add_noise, held_out_strings, judge, recognise
 from testing.digit_strings import load_bank
 

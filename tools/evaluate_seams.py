@@ -12,7 +12,8 @@ from pathlib import Path
 
 from serve_app.engine.parakeet import ParakeetEngine
 from serve_app.engine.protocol import Engine
-from serve_app.settings import WindowSettings, bundled_model_path
+from serve_app.model_source import bundled_model_path
+from serve_app.settings import WindowSettings
 from testing.accuracy import HELD_OUT_INDEXES
 from testing.digit_strings import load_bank
 from testing.long_recordings import CONDITIONS, Recording, compose_long, piece_starts, pieces

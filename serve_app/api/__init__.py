@@ -12,6 +12,7 @@ from serve_app.api import (
     disconnects,
     errors,
     exports,
+    jobs,
     limits,
     metrics,
     openapi,
@@ -21,6 +22,7 @@ from serve_app.api import (
     web_page,
     websocket,
 )
+from serve_app.jobs.service import JobService
 from serve_app.service import SpeechService
 
 DESCRIPTION = "Speech to text with NVIDIA Parakeet models. The routes under `/v1` are compatible with OpenAI's audio API."
@@ -29,8 +31,11 @@ VIEWER_PATH = f"{web_page.PATH}/docs"
 """Where the files of the viewers at `/docs` and `/redoc` are. FastAPI's own pages load them from a public content network."""
 
 
-def create_api(service: SpeechService, scrape: metrics.Scrape = metrics.no_exporter) -> FastAPI:
-    """The FastAPI application of one service. `scrape` returns what `/metrics` answers."""
+def create_api(
+    service: SpeechService, scrape: metrics.Scrape = metrics.no_exporter, job_service: JobService | None = None
+) -> FastAPI:
+    """The FastAPI application of one service. `scrape` returns what `/metrics` answers. Without `job_service` there are no
+    jobs."""
     api = FastAPIOffline(
         title="Parakeet on Ray Serve",
         version=__version__,
@@ -47,13 +52,15 @@ def create_api(service: SpeechService, scrape: metrics.Scrape = metrics.no_expor
         trusted_proxies=service.settings.ingress.trusted_proxies,
     )
     keys = auth.Keys(service.settings.auth)
-    routers = (
+    routers = [
         rest.create_router(service, keys),
         exports.create_router(service),
         websocket.create_router(service, keys),
         realtime.create_router(service, keys),
         metrics.create_router(scrape),
-    )
+    ]
+    if job_service is not None:
+        routers.append(jobs.create_router(service, job_service))
     paths = {route.path for router in routers for route in router.routes if isinstance(route, Route | WebSocketRoute)}
     api.add_middleware(auth.RequireKey, keys=keys)
     routes = metrics.Routes(paths | auth.PUBLIC_PATHS, folders=[web_page.PATH])

@@ -41,11 +41,13 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 class FormRoute(APIRoute):
     """A route that reads its form as a FormRequest."""
 
+    works_early = True
+
     def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()
 
         async def handle_form(request: Request) -> Response:
-            form = FormRequest(request.scope, request.receive, handle)
+            form = FormRequest(request.scope, request.receive, handle if self.works_early else None)
             try:
                 return await handle(form)
             finally:
@@ -54,11 +56,17 @@ class FormRoute(APIRoute):
         return handle_form
 
 
+class CompleteFormRoute(FormRoute):
+    """The same, but it runs once the form is complete."""
+
+    works_early = False
+
+
 class FormRequest(Request):
     """A request whose form has every list field under its name with `[]`, without empty items."""
 
-    def __init__(self, scope: Scope, receive: Receive, handle: Handler, form: FormData | None = None) -> None:
-        """`form`: None: the body is read."""
+    def __init__(self, scope: Scope, receive: Receive, handle: Handler | None, form: FormData | None = None) -> None:
+        """`handle`: None: nothing is begun early. `form`: None: the body is read."""
         super().__init__(scope, receive)
         self._handle = handle
         self._given_form = form
@@ -94,7 +102,7 @@ class FormRequest(Request):
         """Begin if it is time to, or tell of what was written since."""
         if self._growing is not None:
             self._growing.notice_growth()
-        elif (upload := parser.growing_file) is not None and self.state.may_begin_early():
+        elif self._handle and (upload := parser.growing_file) is not None and self.state.may_begin_early():
             self._growing = growing = GrowingFile(upload.file, parser.final_file_bytes)
             file = UploadFile(cast(BinaryIO, growing), filename=upload.filename, headers=upload.headers)
             form = FormData([*parser.items, (FILE_FIELD.decode(), file)])

@@ -80,6 +80,11 @@ async def held(events: AsyncGenerator[Event, None], begin: asyncio.Event) -> Asy
         await stop(taking)
 
 
+def event_stream(content: AsyncGenerator[bytes, None]) -> Response:
+    """A response of server-sent events that are encoded already."""
+    return _EventStream(content, headers=HEADERS)
+
+
 class _EventStream(EventSourceResponse):
     """Leaves disconnects to `StopWhenGone`: Starlette's own check interrupts the clean-up of the generator at every await."""
 

@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from serve_app.errors import ModelUnavailable
-from serve_app.model_source import MAIN, hub_file, problem_of
-from serve_app.settings import bundled_model_path
+from serve_app.model_source import MAIN, bundled_model_path, hub_file, problem_of
 
 log = logging.getLogger("ray.serve")
 BY_HAND = "download the .nemo file yourself and set the model's `source` to its path"

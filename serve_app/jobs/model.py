@@ -53,6 +53,15 @@ class Idempotency:
     """Of everything else in the request, to recognise a key that is used for another request."""
 
 
+BYTES_PER_S = 16_000
+"""Bytes that count as a second of audio, where a file states no length (128 kbit/s)."""
+
+
+def expected_audio_s(audio_s: float | None, upload_bytes: int) -> float:
+    """How long the audio of an upload is, as far as it is known, seconds. `audio_s`: what the file states."""
+    return upload_bytes / BYTES_PER_S if audio_s is None else audio_s
+
+
 @dataclass(frozen=True, slots=True)
 class NewJob:
     """A job that is to be created. Its upload is stored already."""

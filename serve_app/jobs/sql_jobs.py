@@ -113,14 +113,18 @@ def delete(transaction: Transaction, job_ids: Sequence[str]) -> None:
 
 
 def end_leases(transaction: Transaction, now_s: float) -> tuple[tuple[str, ...], tuple[Job, ...]]:
-    """Take their jobs from workers that did not renew the lease; return the ids of those queued again, and those that failed."""
+    """Take their jobs from workers that did not renew the lease; return the ids of those queued again, and those that failed.
+
+    A job without a lease is one that was deferred: no worker is lost with it.
+    """
     requeued: list[str] = []
     failed: list[Job] = []
     for row in transaction.rows(
         f"SELECT * FROM jobs WHERE state = 'running' AND lease_until_s <= :now_s{transaction.SKIP_LOCKED}", now_s=now_s
     ):
-        transaction.rows("UPDATE jobs SET lost_workers = lost_workers + 1 WHERE job_id = :job_id", job_id=row["job_id"])
-        if row["lost_workers"] + 1 < MAX_LOST_WORKERS:
+        lost_workers = row["lost_workers"] + (row["lease"] is not None)
+        transaction.rows("UPDATE jobs SET lost_workers = :count WHERE job_id = :job_id", count=lost_workers, job_id=row["job_id"])
+        if lost_workers < MAX_LOST_WORKERS:
             requeue(transaction, row)
             requeued.append(row["job_id"])
         else:

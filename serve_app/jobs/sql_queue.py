@@ -6,7 +6,7 @@ time of a priority is the highest start tag of the jobs that were claimed.
 """
 
 from serve_app.jobs.database import Row, Transaction
-from serve_app.jobs.model import NewJob, Priority
+from serve_app.jobs.model import NewJob, Priority, expected_audio_s
 from serve_app.jobs.store import MAX_POSITION
 
 LOW_EVERY = 4
@@ -15,13 +15,10 @@ LOW_EVERY = 4
 LOW_AGEING_S = 600.0
 """How long a low job waits for there to be no normal one, seconds."""
 
-BYTES_PER_S = 16_000
-"""Bytes that count as a second of audio, where a file states no length (128 kbit/s)."""
-
 
 def cost_of(new: NewJob) -> float:
     """What a job costs its owner, seconds of audio."""
-    return new.audio_s if new.audio_s is not None else new.upload_bytes / BYTES_PER_S
+    return expected_audio_s(new.audio_s, new.upload_bytes)
 
 
 def enqueue(transaction: Transaction, new: NewJob) -> float:

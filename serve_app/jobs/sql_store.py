@@ -220,6 +220,17 @@ class SqlStore:
 
         await self._write(work)
 
+    async def defer(self, lease: Lease, after_s: float) -> None:
+        def work(transaction: Transaction, now_s: float) -> None:
+            jobs.leased(transaction, lease)
+            transaction.rows(
+                "UPDATE jobs SET lease = NULL, lease_until_s = :until_s WHERE job_id = :job_id",
+                job_id=lease.job_id,
+                until_s=now_s + after_s,
+            )
+
+        await self._write(work)
+
     async def claim_delivery(self) -> Delivery | None:
         return await self._write(lambda transaction, now_s: sql_deliveries.claim(transaction, now_s, self._lease_s))
 

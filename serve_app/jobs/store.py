@@ -9,8 +9,9 @@ connection broke while it was being committed. The same call works again as soon
 anew. Writing methods raise StorageFull where there is no space. A cancelled call may happen nevertheless.
 
 **Leases.** `claim` gives a worker a lease for `lease_s`, and each `save` renews it. A lease that was not renewed ends with the
-next `sweep`, and the job is queued again. From then on `resume`, `save`, `finish` and `hand_back` of the old worker raise
-LeaseLost: two workers may decode the same audio, but only one can write. The same happens to a worker whose job was cancelled.
+next `sweep`, and the job is queued again. From then on `resume`, `save`, `finish`, `hand_back` and `defer` of the old worker
+raise LeaseLost: two workers may decode the same audio, but only one can write. The same happens to a worker whose job was
+cancelled.
 
 **Time.** Only `sweep` and `claim_delivery` compare points in time, and every process of a store has the same clock: that of the
 node (SQLite) or of the database (PostgreSQL). If that clock jumps by more than `MAX_STEP_S`, or stands still because nothing
@@ -124,6 +125,9 @@ class JobStore(Protocol):
 
     async def hand_back(self, lease: Lease) -> None:
         """Give up the lease. The job is queued at its old place, and goes on from its checkpoint. Raises LeaseLost."""
+
+    async def defer(self, lease: Lease, after_s: float) -> None:
+        """The same, but the job counts as running until it is queued again, by a `sweep` after `after_s`. Raises LeaseLost."""
 
     # For webhooks
 

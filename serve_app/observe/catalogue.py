@@ -106,6 +106,14 @@ LIVE_FINAL_LAG_SECONDS = Metric(
     ("model", "entry_point"),
     (0.2, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5, 3, 4, 5, 7.5, 10, 15, 20, 30, 60),
 )
+JOBS_RUNNING = Metric("jobs_running", "gauge", "Jobs that an ingress replica is transcribing.")
+JOBS_ENDED = Metric("jobs_ended", "counter", "Jobs that a worker has ended, by their state.", ("state",))
+WEBHOOK_TRIES = Metric(
+    "webhook_tries",
+    "counter",
+    "Tries to deliver a webhook message: `delivered`, `failed` or, for the last one, `given_up`.",
+    ("outcome",),
+)
 UPLOAD_SPOOL_BYTES = Metric(
     "upload_spool_bytes", "gauge", "Received bytes of the requests and files in progress; uploads over 1 MB are on disk."
 )

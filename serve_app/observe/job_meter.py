@@ -10,7 +10,7 @@ from serve_app.observe import catalogue
 from serve_app.observe.recorder import Recorder
 from serve_app.window import SAMPLE_RATE, Lane, Window
 
-EntryPoint = Literal["rest", "websocket", "realtime"]
+EntryPoint = Literal["rest", "websocket", "realtime", "jobs"]
 """How a job reached the server."""
 
 ARRIVAL_RESOLUTION_S = 0.1
@@ -61,16 +61,24 @@ class FileMeter(JobMeter):
     """Of a file."""
 
     def __init__(
-        self, recorder: Recorder, model: str, entry_point: EntryPoint, now_s: Callable[[], float] = time.monotonic
+        self,
+        recorder: Recorder,
+        model: str,
+        entry_point: EntryPoint,
+        now_s: Callable[[], float] = time.monotonic,
+        *,
+        first_lane: Lane = Lane.INTERACTIVE,
     ) -> None:
+        """`first_lane`: the lane of the first window; the others are in the bulk lane."""
         super().__init__(recorder, model, entry_point, now_s)
+        self._first_lane = first_lane
         self._has_text = False
 
     def take(self, event: Event) -> None:
         """An event of the pipeline."""
         match event:
             case Progress():
-                self._transcribed(event.done_s, Lane.INTERACTIVE if event.windows_done == 1 else Lane.BULK)
+                self._transcribed(event.done_s, self._first_lane if event.windows_done == 1 else Lane.BULK)
             case SegmentFinal() if not self._has_text:
                 self._has_text = True
                 self._observe(catalogue.FIRST_TEXT_LATENCY_SECONDS, self._now_s() - self._began_s)

@@ -12,7 +12,7 @@ import numpy as np
 from ray.serve.context import _get_global_client
 
 from serve_app.errors import EngineBroken
-from serve_app.settings import bundled_model_path
+from serve_app.model_source import bundled_model_path
 from serve_app.window import SAMPLE_RATE
 from testing import media
 from testing.chaos.cluster import APPLICATION, HUB_MODEL, MODEL, ChaosCluster

@@ -13,7 +13,7 @@ import yaml
 from serve_app.engine import checkpoints
 from serve_app.engine.checkpoints import read_family
 from serve_app.errors import ModelUnavailable
-from serve_app.settings import bundled_model_path
+from serve_app.model_source import bundled_model_path
 from tools.fastconformer_tdt import PARAKEET_0_6B, PARAKEET_110M, config, hybrid_config
 
 ASR = "nemo.collections.asr.models."

@@ -14,7 +14,8 @@ from serve_app.engine import fast_paths, lean_features, lean_lstm, lean_modules
 from serve_app.engine.fast_paths import apply_fast_paths
 from serve_app.engine.parakeet import ParakeetEngine
 from serve_app.engine.protocol import FastPaths
-from serve_app.settings import FastPath, bundled_model_path
+from serve_app.model_source import bundled_model_path
+from serve_app.settings import FastPath
 from serve_app.window import Samples
 from testing.digit_strings import DigitString, to_int16
 

@@ -9,7 +9,7 @@ import torch
 
 from serve_app.engine.parakeet import ParakeetEngine
 from serve_app.errors import ModelUnavailable
-from serve_app.settings import bundled_model_path
+from serve_app.model_source import bundled_model_path
 from testing.random_models import save_random_model
 
 

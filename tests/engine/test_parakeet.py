@@ -19,7 +19,7 @@ from serve_app.engine.decoder import DecodedBatch
 from serve_app.engine.gpu_memory import MemoryOfBatches
 from serve_app.engine.parakeet import LENGTHS_PER_OCTAVE, Features, ParakeetEngine, padded_samples
 from serve_app.errors import EngineBroken, EngineOutOfMemory, ModelUnavailable
-from serve_app.settings import bundled_model_path
+from serve_app.model_source import bundled_model_path
 from serve_app.transcript import Token
 from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE, Keywords, Samples
 from testing.accuracy import judge, recognise
@@ -310,7 +310,7 @@ def test_nemo_prints_nothing_while_it_loads_and_transcribes() -> None:
     """In a fresh process, like a replica: the only line of output is the engine's own log line."""
     program = (
         "import logging, sys, numpy as np; logging.basicConfig(level=logging.INFO, stream=sys.stdout, format='%(message)s')\n"
-        "from serve_app.engine.parakeet import ParakeetEngine; from serve_app.settings import bundled_model_path\n"
+        "from serve_app.engine.parakeet import ParakeetEngine; from serve_app.model_source import bundled_model_path\n"
         "engine = ParakeetEngine.load(bundled_model_path(), device='cpu')\n"
         "engine.transcribe([np.arange(32000, dtype=np.int16)])\n"
     )

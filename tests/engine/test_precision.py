@@ -10,7 +10,7 @@ from serve_app.engine import precision
 from serve_app.engine.lean_modules import PackedLinear
 from serve_app.engine.parakeet import ParakeetEngine
 from serve_app.engine.precision import choose_precision
-from serve_app.settings import bundled_model_path
+from serve_app.model_source import bundled_model_path
 
 
 def fake_model(layer: torch.nn.Module | None = None) -> Any:

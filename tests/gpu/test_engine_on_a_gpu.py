@@ -12,7 +12,8 @@ import torch
 
 from serve_app.engine.parakeet import ParakeetEngine
 from serve_app.errors import EngineBroken, EngineOutOfMemory
-from serve_app.settings import LiveSettings, bundled_model_path
+from serve_app.model_source import bundled_model_path
+from serve_app.settings import LiveSettings
 from serve_app.transcript import Token
 from serve_app.window import SAMPLE_RATE, Samples
 from testing.digit_strings import Bank, DigitString, compose, to_int16

@@ -9,7 +9,7 @@ import pytest
 import srt
 import webvtt
 
-from serve_app.settings import bundled_model_path
+from serve_app.model_source import bundled_model_path
 from testing.digit_strings import DigitString
 from testing.media import as_wav
 from testing.paths import ROOT

@@ -1,0 +1,117 @@
+"""The progress of a job as server-sent events, which a client that was disconnected goes on with.
+
+The id of an event is `GENERATION.SEGMENTS`: how often the work had begun anew, and how many segments had been sent. With it, as
+`Last-Event-ID`, nothing is sent twice. `GENERATION.end` is the id of the last event.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+from fastapi.sse import format_sse_event
+from pydantic import BaseModel
+
+from serve_app.api.job_schemas import JobRestart, JobSegment, body_alone
+from serve_app.api.streaming import PING_S
+from serve_app.errors import JobNotFound, JobStateConflict, StoreUnavailable
+from serve_app.jobs.model import Job, JobState
+from serve_app.jobs.parts import FinalSegment, unpack_part, unpack_transcript
+from serve_app.jobs.service import JobService
+from serve_app.tasks import stop
+
+END = "end"
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a client is."""
+
+    generation: int = 0
+    segments: int = 0
+    is_ended: bool = False
+
+    @classmethod
+    def of(cls, last_event_id: str) -> "Position":
+        """From a `Last-Event-ID`; the start for one that is not ours."""
+        generation, _, rest = last_event_id.partition(".")
+        if generation.isdecimal() and len(generation) < 10 and (rest == END or (rest.isdecimal() and len(rest) < 10)):
+            return cls(int(generation), 0 if rest == END else int(rest), rest == END)
+        return cls()
+
+
+class _Reader:
+    """Sends what is new of one job to one client."""
+
+    def __init__(self, jobs: JobService, position: Position) -> None:
+        self._jobs = jobs
+        self._generation = position.generation
+        self._sent = position.segments
+        self._parts = 0
+        """Parts of the checkpoint that were read, and the segments in them."""
+        self._read = 0
+
+    async def news(self, job: Job, previous: Job | None) -> AsyncGenerator[bytes, None]:
+        """The events of a change, from `previous` on."""
+        if job.generation != self._generation:
+            if self._sent:
+                yield self._event("restart", JobRestart(), job)
+            self._generation, self._sent, self._parts, self._read = job.generation, 0, 0, 0
+        for segment in await self._new_segments(job):
+            body = JobSegment(id=self._sent, start=segment.start_s, end=segment.end_s, text=segment.text)
+            self._sent += 1
+            yield self._event("segment", body, job)
+        if job.state.is_ended or previous is None or job.state != previous.state:
+            yield self._event("state", body_alone(job), job)
+        elif (job.done_s, job.audio_s) != (previous.done_s, previous.audio_s):
+            yield self._event("progress", body_alone(job), job)
+
+    async def _new_segments(self, job: Job) -> list[FinalSegment]:
+        if job.state == JobState.COMPLETED:
+            data = await self._jobs.store.result(job.owner, job.job_id)
+            transcript = await asyncio.to_thread(unpack_transcript, data)
+            return [FinalSegment.of(segment) for segment in transcript.segments[self._sent :]]
+        if job.state.is_ended or job.part_count <= self._parts:
+            return []
+        checkpoint = await self._jobs.store.checkpoint(job.job_id, self._parts)
+        if checkpoint.generation != self._generation:
+            return []
+        parts = await asyncio.to_thread(lambda: [unpack_part(part) for part in checkpoint.parts])
+        segments = [segment for part in parts for segment in part.segments]
+        known, self._read, self._parts = self._read, self._read + len(segments), self._parts + len(parts)
+        return segments[max(0, self._sent - known) :]
+
+    def _event(self, name: str, body: BaseModel, job: Job) -> bytes:
+        where = END if name == "state" and job.state.is_ended else str(self._sent)
+        return format_sse_event(event=name, data_str=body.model_dump_json(), id=f"{self._generation}.{where}")
+
+
+async def events(jobs: JobService, job: Job, position: Position) -> AsyncGenerator[bytes, None]:
+    """The events of a job from `position` on, until it has ended or is deleted, or the server stops. Comments keep the connection
+    open."""
+    reader, previous = _Reader(jobs, position), None
+    changes = jobs.watcher.changes(job)
+    pending: asyncio.Future[Job | None] | None = None
+    try:
+        while True:
+            pending = asyncio.ensure_future(_next(changes))
+            while not (await asyncio.wait([pending], timeout=PING_S))[0]:
+                yield format_sse_event(comment="ping")
+            changed = pending.result()
+            if changed is None:
+                return
+            try:
+                async for event in reader.news(changed, previous):
+                    yield event
+            except StoreUnavailable:
+                # The client goes on with its last id.
+                return
+            except (JobNotFound, JobStateConflict):
+                return
+            previous = changed
+    finally:
+        await stop(pending)
+        await changes.aclose()
+
+
+async def _next(changes: AsyncGenerator[Job, None]) -> Job | None:
+    return await anext(changes, None)

@@ -1,0 +1,33 @@
+"""What a job asks for, as the store keeps it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRequest:
+    """The fields of a transcription, checked. Those that this version does not know are ignored."""
+
+    model: str
+    """Name of the model, no alias."""
+    window_s: float | None = None
+    """Maximum length of a window, seconds; None: as the model's settings say."""
+    overlap_s: float | None = None
+    keywords: tuple[str, ...] = ()
+    language: str | None = None
+    """ISO 639-1 code of the spoken language, where it is certain."""
+    track: int | None = None
+    filename: str = ""
+    """As the client named the file."""
+    rendering: Mapping[str, Any]
+    """Fields of `api.response_formats.Rendering`."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        known = {field.name for field in fields(cls)}
+        kept = {name: value for name, value in values.items() if name in known}
+        return cls(**kept | {"keywords": tuple(kept.get("keywords", ()))})

@@ -1,0 +1,125 @@
+"""The jobs of one ingress process: what its routes need, and everything that runs beside them."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import BinaryIO
+
+from serve_app.errors import RequestError, StoreUnavailable
+from serve_app.jobs import stores
+from serve_app.jobs.model import Job, NewJob, OwnerLimits
+from serve_app.jobs.store import JobStore
+from serve_app.jobs.uploads import Uploads
+from serve_app.jobs.watcher import JobWatcher
+from serve_app.jobs.worker import JobWorker
+from serve_app.observe import catalogue
+from serve_app.service import SpeechService
+from serve_app.settings import JobSettings
+from serve_app.tasks import stop
+
+log = logging.getLogger("ray.serve")
+
+LEASE_S = 30.0
+"""A worker that has not renewed its lease for this time has lost it, seconds."""
+
+SWEEP_S = 10.0
+"""How often leases and jobs that are over their time end, seconds."""
+
+TIDY_EVERY = 60
+"""Sweeps between two looks at the folder of uploads."""
+
+CHECK_S = 0.5
+"""How often it is checked whether the server shuts down, seconds."""
+
+RESTART_S = 5.0
+"""Time until a part that failed unexpectedly is started again, seconds."""
+
+Run = Callable[[], Awaitable[None]]
+"""Something that runs until it is cancelled."""
+
+
+class JobService:
+    """All calls must come from one event loop."""
+
+    def __init__(self, store: JobStore, uploads: Uploads, service: SpeechService, others: Sequence[Run] = ()) -> None:
+        """`others` run beside the worker."""
+        self.store = store
+        self.watcher = JobWatcher(store)
+        self.settings: JobSettings = service.settings.jobs
+        self._uploads = uploads
+        self._service = service
+        self._worker = JobWorker(store, uploads, service, self.watcher.wake)
+        self._others = tuple(others)
+        self.is_running = True
+        """Until `run` has ended: then no lease is held."""
+
+    @classmethod
+    def of(cls, service: SpeechService) -> "JobService":
+        """As the settings say; `jobs.directory` is set. Raises OSError if it cannot be used, and ImportError."""
+        settings = service.settings.jobs
+        return cls(stores.store_of(settings, lease_s=LEASE_S), stores.uploads_of(settings), service)
+
+    async def run(self) -> None:
+        """Work on jobs until the server shuts down, or this is cancelled. All leases are handed back then."""
+        parts: list[Run] = [self._worker.run, self.watcher.run, self._keep_house, *self._others]
+        tasks = [asyncio.create_task(_kept_running(part)) for part in parts]
+        try:
+            while not self._service.admission.is_closed:
+                self._service.recorder.record(catalogue.JOBS_RUNNING, self._worker.running)
+                await asyncio.sleep(CHECK_S)
+        finally:
+            await stop(*tasks)
+            self.is_running = False
+
+    def checked_webhook(self, url: str | None) -> str | None:
+        """The address that gets the webhook messages of a job. Raises RequestError for one that may not."""
+        if not url:
+            return None
+        raise RequestError("This server sends no webhooks.", param="webhook_url")
+
+    async def create(self, new: NewJob, source: BinaryIO) -> tuple[Job, bool]:
+        """Keep a copy of `source`, from its first byte on, and queue its job; or return the job that was made with the same
+        idempotency key, and False. Raises StorageFull and what `JobStore.create` does."""
+        limits = OwnerLimits(
+            jobs=self.settings.max_jobs_per_key or None,
+            upload_bytes=self.settings.max_upload_bytes_per_key or None,
+            audio_s=3600 * self.settings.max_audio_hours_per_key or None,
+        )
+        job, is_new = await self._uploads.create(self.store, new, source, limits)
+        self._worker.wake()
+        return job, is_new
+
+    async def cancel(self, owner: str, job_id: str) -> Job:
+        """End a job that has not ended. Raises what `JobStore.cancel` does."""
+        job = await self.store.cancel(owner, job_id)
+        self._worker.drop(job_id)
+        self.watcher.wake()
+        await self._uploads.remove([job_id])
+        return job
+
+    async def _keep_house(self) -> None:
+        sweeps = 0
+        while True:
+            with suppress(StoreUnavailable):
+                swept = await self.store.sweep()
+                for job_id in swept.requeued:
+                    log.warning("job %s is queued again", job_id)
+                for job in swept.failed:
+                    log.error("job %s failed: it has lost its last worker", job.job_id)
+                await self._uploads.remove([job.job_id for job in swept.failed])
+                if swept.requeued:
+                    self._worker.wake()
+                if sweeps % TIDY_EVERY == 0:
+                    await self._uploads.tidy(self.store)
+                sweeps += 1
+            await asyncio.sleep(SWEEP_S)
+
+
+async def _kept_running(part: Run) -> None:
+    while True:
+        try:
+            await part()
+        except Exception:
+            log.exception("a part of the jobs failed; it is started again")
+        await asyncio.sleep(RESTART_S)

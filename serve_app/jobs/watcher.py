@@ -1,0 +1,74 @@
+"""Tells those who wait for jobs that they have changed: one query a second for all of them. Any process may have changed them."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing, suppress
+
+from serve_app.errors import StoreUnavailable
+from serve_app.jobs.model import Job
+from serve_app.jobs.store import JobStore
+
+POLL_S = 1.0
+"""How often the store is asked, seconds, while somebody waits."""
+
+
+class JobWatcher:
+    """All calls must come from one event loop."""
+
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
+        self._waiting: dict[asyncio.Future[Job | None], Job] = {}
+        """Who waits, and the job as it was seen last."""
+        self._has_news = asyncio.Event()
+        self._is_closed = False
+
+    def wake(self) -> None:
+        """A job may have changed."""
+        self._has_news.set()
+
+    async def run(self) -> None:
+        """Until it is cancelled; then everybody's wait ends."""
+        try:
+            while True:
+                self._has_news.clear()
+                if self._waiting:
+                    with suppress(StoreUnavailable):
+                        self._tell(await self._store.get_many({job.job_id for job in self._waiting.values()}))
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._has_news.wait(), POLL_S)
+        finally:
+            self._is_closed = True
+            self._tell({})
+
+    async def changes(self, job: Job) -> AsyncGenerator[Job, None]:
+        """The job, then again after each change, the last time when it has ended. Ends early if the job is deleted, or when the
+        server stops."""
+        yield job
+        while not job.state.is_ended and not self._is_closed:
+            changed = await self._next(job)
+            if changed is None:
+                return
+            job = changed
+            yield job
+
+    async def ended(self, job: Job, timeout_s: float) -> Job:
+        """The job once it has ended, or as it is after that time, or when the server stops."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s), aclosing(self.changes(job)) as changes:
+                async for changed in changes:
+                    job = changed
+        return job
+
+    async def _next(self, job: Job) -> Job | None:
+        changed: asyncio.Future[Job | None] = asyncio.get_running_loop().create_future()
+        self._waiting[changed] = job
+        try:
+            return await changed
+        finally:
+            del self._waiting[changed]
+
+    def _tell(self, jobs: Mapping[str, Job]) -> None:
+        for changed, seen in self._waiting.items():
+            job = jobs.get(seen.job_id)
+            if job != seen and not changed.done():
+                changed.set_result(job)
