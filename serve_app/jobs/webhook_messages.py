@@ -18,7 +18,7 @@ KEY_BYTES = range(24, 65)
 MAX_TRIES = 10
 FIRST_DELAY_S = 10.0
 """Between the first try and the second, seconds. Each delay is DELAY_FACTOR times the one before: 10 s, 30 s, ... 18 hours."""
-DELAY_FACTOR = 3
+DELAY_FACTOR = 3.0
 JITTER = 0.2
 """By so much of itself a delay may be longer or shorter, so that messages that failed together come apart."""
 MAX_RETRY_AFTER_S = 86_400.0
