@@ -55,12 +55,12 @@ class Receiver:
             self.received.append(Received(head[0], headers, body))
             writer.write(await self.respond(self.received[-1]))
             await writer.drain()
-            writer.close()
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         except asyncio.CancelledError:
             writer.transport.abort()
         finally:
+            writer.close()
             with suppress(ConnectionError, ssl.SSLError):
                 await writer.wait_closed()
 

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,6 @@ from serve_app.jobs.webhook_targets import WebhookTargets
 from tests.jobs.receivers import Received, Receiver, answer, receiver
 
 MakeClient = Callable[..., WebhookClient]
-
-
-@pytest.fixture
-async def opened() -> AsyncIterator[AsyncExitStack]:
-    async with AsyncExitStack() as stack:
-        yield stack
-
-
-@pytest.fixture
-async def target(opened: AsyncExitStack) -> Receiver:
-    return await opened.enter_async_context(receiver())
 
 
 @pytest.fixture
