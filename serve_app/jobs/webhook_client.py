@@ -31,7 +31,7 @@ MAX_BODY_BYTES = 4096
 """So much of the body of an answer is read, and thrown away."""
 BODY_S = 1.0
 """How long reading it may take, seconds."""
-LOOK_UPS = 8
+LOOK_UPS = 32
 """Threads that look up names. A name server that does not answer holds one for longer than the request lasts."""
 
 

@@ -30,6 +30,10 @@ class Receiver:
         self.port = port
         self.received: list[Received] = []
         self.connections = 0
+        self.cut_off = 0
+        """Clients that went away before they had the whole response."""
+        self.stays_open = False
+        """Whether connections stay open after the response."""
         self.respond: Callable[[Received], Awaitable[bytes]] = self._no_content
 
     def url(self, host: str | None = None, scheme: str = "http") -> str:
@@ -55,8 +59,12 @@ class Receiver:
             self.received.append(Received(head[0], headers, body))
             writer.write(await self.respond(self.received[-1]))
             await writer.drain()
-        except (ConnectionError, asyncio.IncompleteReadError):
+            if self.stays_open:
+                await asyncio.Event().wait()
+        except asyncio.IncompleteReadError:
             pass
+        except ConnectionError:
+            self.cut_off += 1
         except asyncio.CancelledError:
             writer.transport.abort()
         finally:

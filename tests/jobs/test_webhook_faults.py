@@ -14,6 +14,7 @@ from serve_app.jobs.sql_store import SqlStore
 from serve_app.jobs.sqlite import SqliteConnection
 from serve_app.jobs.webhook_client import WebhookClient
 from serve_app.jobs.webhook_messages import MAX_TRIES
+from serve_app.jobs.webhook_targets import WebhookTargets
 from serve_app.jobs.webhooks import MAX_PER_HOST
 from tests.jobs.deliveries import OLD, deliver, delivering, delivery_of, ended, make_deliverer, settled, until
 from tests.jobs.receivers import Received, Receiver, answer, receiver
@@ -117,6 +118,24 @@ class TestEnds:
         assert len(target.received) == 1
 
 
+async def test_a_fault_of_our_own(
+    store: SqlStore, target: Receiver, opened: AsyncExitStack, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is a failed try, and the next message goes out."""
+
+    async def look_up(name: str, port: int) -> list[str]:
+        return ["no address"]
+
+    client = WebhookClient(WebhookTargets.of(["127.0.0.1"]), look_up=look_up)
+    opened.push_async_callback(client.close)
+    job_id = await ended(store, target.url("odd.test"))
+    await ended(store, target.url())
+    await deliver(make_deliverer(store, client), target, 1)
+    delivery = await delivery_of(store, job_id)
+    assert (delivery.error, delivery.next_try_at_s is None) == ("Internal error.", False)
+    assert "cannot be sent" in caplog.text
+
+
 class TestStoreThatIsUnavailable:
     @pytest.fixture
     async def store(self, sqlite_path: Path, clock: Clock, opened: AsyncExitStack) -> SqlStore:
@@ -171,3 +190,23 @@ class TestStoreThatIsUnavailable:
             locks.execute("COMMIT").close()
             assert (await settled(store, job_id)).is_delivered
         assert len(target.received) == 1
+
+    async def test_a_stop_does_not_wait_for_it(
+        self, store: SqlStore, webhook_client: WebhookClient, target: Receiver, locks: sqlite3.Connection, clock: Clock
+    ) -> None:
+        """The message arrives again, from the next one."""
+
+        async def lock(_: Received) -> bytes:
+            if not locks.in_transaction:
+                locks.execute("BEGIN IMMEDIATE").close()
+            return answer(204)
+
+        target.respond = lock
+        job_id = await ended(store, target.url())
+        await deliver(make_deliverer(store, webhook_client), target, 1)
+        locks.execute("COMMIT").close()
+        assert (await delivery_of(store, job_id)).next_try_at_s is not None
+        clock.advance(LEASE_S)
+        target.answers(answer(204))
+        await deliver(make_deliverer(store, webhook_client), target, 2)
+        assert (await delivery_of(store, job_id)).is_delivered
