@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "sqlite3": ["jobs.sqlite"],
     "psycopg": ["jobs.postgres"],
     "opentelemetry": ["observe.otel_tracer"],
-    "httpx2": ["command_line", "engine.model_files", "observe.node_exporter"],
+    "httpx2": ["command_line", "engine.model_files", "observe.node_exporter", "jobs.webhook_targets", "jobs.webhook_client"],
 }
 """By package: the folders and modules of serve_app that may import it, anywhere in them."""
 

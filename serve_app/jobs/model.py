@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import Any
+from urllib.parse import urlsplit
 
 Json = Mapping[str, Any]
 """A JSON object."""
@@ -154,6 +155,11 @@ class Delivery:
     error: str | None
     """Why the last try failed."""
 
+    @property
+    def host(self) -> str:
+        """To which it goes."""
+        return host_of(self.webhook_url)
+
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
@@ -219,6 +225,14 @@ class Swept:
     """Jobs that lost their last worker."""
     expired: tuple[str, ...]
     """Ids of jobs that are deleted now."""
+
+
+def host_of(url: str) -> str:
+    """The host of a URL, in lower case; empty if there is none. Raises nothing: a job must be able to end."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
 
 
 def new_id(prefix: str) -> str:

@@ -1,26 +1,32 @@
 """Webhook messages: queued in the transaction that ends a job, taken for one try at a time."""
 
+from collections.abc import Collection
+
 from serve_app.jobs.database import Row, Transaction
-from serve_app.jobs.model import Delivery, LeaseLost, new_id
+from serve_app.jobs.model import Delivery, LeaseLost, host_of, new_id
 from serve_app.jobs.sql_rows import delivery_of
 
 
 def add(transaction: Transaction, job: Row) -> None:
     """Queue the message that a job has ended."""
     transaction.rows(
-        """INSERT INTO deliveries (delivery_id, job_id, state, metadata, webhook_url, created_at_s, next_try_at_s)
-           VALUES (:delivery_id, :job_id, :state, :metadata, :webhook_url, :ended_at_s, :ended_at_s)""",
+        """INSERT INTO deliveries (delivery_id, job_id, state, metadata, webhook_url, webhook_host, created_at_s, next_try_at_s)
+           VALUES (:delivery_id, :job_id, :state, :metadata, :webhook_url, :webhook_host, :ended_at_s, :ended_at_s)""",
         delivery_id=new_id("msg"),
+        webhook_host=host_of(job["webhook_url"]),
         **{name: job[name] for name in ("job_id", "state", "metadata", "webhook_url", "ended_at_s")},
     )
 
 
-def claim(transaction: Transaction, now_s: float, lease_s: float) -> Delivery | None:
-    """The message that has been due for longest, due again in `lease_s`; None: none is due."""
+def claim(transaction: Transaction, now_s: float, lease_s: float, busy_hosts: Collection[str]) -> Delivery | None:
+    """The message that has been due for longest, due again in `lease_s`; None: none is due to another than the `busy_hosts`."""
+    busy = {f"host_{n}": host for n, host in enumerate(busy_hosts)}
+    others = f"AND webhook_host NOT IN ({', '.join(f':{name}' for name in busy)})" if busy else ""
     row = transaction.first(
-        f"""SELECT delivery_id FROM deliveries WHERE next_try_at_s <= :now_s
+        f"""SELECT delivery_id FROM deliveries WHERE next_try_at_s <= :now_s {others}
             ORDER BY next_try_at_s LIMIT 1{transaction.SKIP_LOCKED}""",
         now_s=now_s,
+        **busy,
     )
     if row is None:
         return None

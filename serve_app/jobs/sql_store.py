@@ -231,8 +231,8 @@ class SqlStore:
 
         await self._write(work)
 
-    async def claim_delivery(self) -> Delivery | None:
-        return await self._write(lambda transaction, now_s: sql_deliveries.claim(transaction, now_s, self._lease_s))
+    async def claim_delivery(self, busy_hosts: Collection[str] = ()) -> Delivery | None:
+        return await self._write(lambda transaction, now_s: sql_deliveries.claim(transaction, now_s, self._lease_s, busy_hosts))
 
     async def settle_delivery(self, delivery: Delivery, *, error: str | None = None, retry_after_s: float | None = None) -> None:
         def work(transaction: Transaction, now_s: float) -> None:

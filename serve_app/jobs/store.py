@@ -131,9 +131,10 @@ class JobStore(Protocol):
 
     # For webhooks
 
-    async def claim_delivery(self) -> Delivery | None:
-        """Take a webhook message that is due, for one try; None: there is none. Every job with a `webhook_url` has one from the
-        moment it ends, in the same transaction. If it is not settled within `lease_s`, it is due again."""
+    async def claim_delivery(self, busy_hosts: Collection[str] = ()) -> Delivery | None:
+        """Take a webhook message that is due, for one try; None: there is none, apart from those to `busy_hosts`, as
+        `Delivery.host` has them. Every job with a `webhook_url` has one from the moment it ends, in the same transaction. If it
+        is not settled within `lease_s`, it is due again."""
 
     async def settle_delivery(self, delivery: Delivery, *, error: str | None = None, retry_after_s: float | None = None) -> None:
         """Record the end of a try: delivered (no `error`), to be tried again after `retry_after_s`, or given up (an `error`

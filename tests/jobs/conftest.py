@@ -11,7 +11,10 @@ import pytest
 from serve_app.jobs.database import Connection, Database
 from serve_app.jobs.sql_store import SqlStore
 from serve_app.jobs.sqlite import SqliteConnection
+from serve_app.jobs.webhook_client import WebhookClient
+from serve_app.jobs.webhook_targets import WebhookTargets
 from testing.postgres import PostgresServer, binaries, postgres_server
+from tests.jobs.receivers import Receiver, receiver
 from tests.jobs.stores import LEASE_S, Clock
 
 _schemas = itertools.count()
@@ -88,3 +91,23 @@ async def make_store(connect: Connect, clock: Clock) -> AsyncIterator[Callable[[
 @pytest.fixture
 def store(make_store: Callable[[], SqlStore]) -> SqlStore:
     return make_store()
+
+
+@pytest.fixture
+async def opened() -> AsyncIterator[AsyncExitStack]:
+    """What is opened here is closed at the end."""
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+async def target(opened: AsyncExitStack) -> Receiver:
+    return await opened.enter_async_context(receiver())
+
+
+@pytest.fixture
+async def webhook_client(opened: AsyncExitStack) -> WebhookClient:
+    """It may connect to two addresses of this machine."""
+    client = WebhookClient(WebhookTargets.of(["127.0.0.1", "127.0.0.2"]))
+    opened.push_async_callback(client.close)
+    return client

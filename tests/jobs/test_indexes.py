@@ -93,7 +93,7 @@ async def test_no_call_reads_all_jobs(database: ExplainedDatabase, clock: Clock)
         _, lease = await claimed(store)
         await store.finish(lease, Completed(b"", 1.0))
         await store.cancel("alice", job.job_id)
-        delivery = await store.claim_delivery()
+        delivery = await store.claim_delivery(["busy.example.com", "busy.example.org"])
         assert delivery is not None
         await store.settle_delivery(delivery)
         await store.forget("alice", job.job_id)

@@ -85,6 +85,8 @@ CREATE TABLE deliveries (
     state TEXT NOT NULL,
     metadata TEXT,
     webhook_url TEXT NOT NULL,
+    -- The host of webhook_url.
+    webhook_host TEXT NOT NULL,
     created_at_s DOUBLE PRECISION NOT NULL,
     tries BIGINT NOT NULL DEFAULT 0,
     -- NULL: settled.
