@@ -6,6 +6,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, field_validator
 
 from serve_app import key_entries
+from serve_app.jobs import webhook_messages
+from serve_app.jobs.webhook_targets import WebhookTargets
 
 
 class SettingsGroup(BaseModel):
@@ -175,3 +177,27 @@ class JobSettings(SettingsGroup):
         description="Host names, `*.suffix` patterns, addresses and networks that webhooks may go to although they are not "
         "public.",
     )
+
+    @field_validator("directory")
+    @classmethod
+    def _directory_is_absolute(cls, directory: Path | None) -> Path | None:
+        """Ray starts processes in folders of its own."""
+        if directory is None:
+            return None
+        directory = directory.expanduser()
+        if not directory.is_absolute():
+            raise ValueError(f"it must be an absolute path, or begin with `~`: {directory}")
+        return directory
+
+    @field_validator("webhook_secrets")
+    @classmethod
+    def _secrets_are_valid(cls, secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for secret in secrets:
+            webhook_messages.key_of(secret.get_secret_value())
+        return secrets
+
+    @field_validator("webhook_hosts")
+    @classmethod
+    def _hosts_are_valid(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        WebhookTargets.of(hosts)
+        return hosts

@@ -117,6 +117,8 @@ def serve_run(
     content = yaml.safe_load(config.read_text())
     content["http_options"] = {"host": "127.0.0.1", "port": free_port() if dot_env else port}
     arguments = content["applications"][0]["args"]
+    if "jobs" in arguments:
+        arguments["jobs"]["directory"] = str(folder / "jobs")
     arguments |= args
     # What is measured and counted is one ingress process, on a machine with many cores too.
     arguments["ingress"] = {"replicas": 1} | arguments.get("ingress", {})

@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import BinaryIO
 
 from serve_app.errors import RequestError, StoreUnavailable
@@ -12,6 +13,9 @@ from serve_app.jobs.model import Job, NewJob, OwnerLimits
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.uploads import Uploads
 from serve_app.jobs.watcher import JobWatcher
+from serve_app.jobs.webhook_client import WebhookClient
+from serve_app.jobs.webhook_targets import WebhookTargets
+from serve_app.jobs.webhooks import Deliverer
 from serve_app.jobs.worker import JobWorker
 from serve_app.observe import catalogue
 from serve_app.service import SpeechService
@@ -42,15 +46,17 @@ Run = Callable[[], Awaitable[None]]
 class JobService:
     """All calls must come from one event loop."""
 
-    def __init__(self, store: JobStore, uploads: Uploads, service: SpeechService, others: Sequence[Run] = ()) -> None:
-        """`others` run beside the worker."""
+    def __init__(
+        self, store: JobStore, uploads: Uploads, service: SpeechService, webhooks: tuple[WebhookTargets, Deliverer] | None = None
+    ) -> None:
+        """`webhooks`: what delivers them, and where they may go; None: no job may have one."""
         self.store = store
         self.watcher = JobWatcher(store)
         self.settings: JobSettings = service.settings.jobs
         self._uploads = uploads
         self._service = service
         self._worker = JobWorker(store, uploads, service, self.watcher.wake)
-        self._others = tuple(others)
+        self._webhooks = webhooks
         self.is_running = True
         """Until `run` has ended: then no lease is held."""
 
@@ -58,11 +64,19 @@ class JobService:
     def of(cls, service: SpeechService) -> "JobService":
         """As the settings say; `jobs.directory` is set. Raises OSError if it cannot be used, and ImportError."""
         settings = service.settings.jobs
-        return cls(stores.store_of(settings, lease_s=LEASE_S), stores.uploads_of(settings), service)
+        store, webhooks = stores.store_of(settings, lease_s=LEASE_S), None
+        if settings.webhook_secrets:
+            targets = WebhookTargets.of(settings.webhook_hosts)
+            secrets = [secret.get_secret_value() for secret in settings.webhook_secrets]
+            record = partial(service.recorder.record, catalogue.WEBHOOK_TRIES, 1)
+            webhooks = (targets, Deliverer(store, WebhookClient(targets), secrets, on_try=record))
+        return cls(store, stores.uploads_of(settings), service, webhooks)
 
     async def run(self) -> None:
         """Work on jobs until the server shuts down, or this is cancelled. All leases are handed back then."""
-        parts: list[Run] = [self._worker.run, self.watcher.run, self._keep_house, *self._others]
+        parts: list[Run] = [self._worker.run, self.watcher.run, self._keep_house]
+        if self._webhooks is not None:
+            parts.append(self._webhooks[1].run)
         tasks = [asyncio.create_task(_kept_running(part)) for part in parts]
         try:
             while not self._service.admission.is_closed:
@@ -76,7 +90,10 @@ class JobService:
         """The address that gets the webhook messages of a job. Raises RequestError for one that may not."""
         if not url:
             return None
-        raise RequestError("This server sends no webhooks.", param="webhook_url")
+        if self._webhooks is None:
+            raise RequestError("This server sends no webhooks: it has no `jobs.webhook_secrets`.", param="webhook_url")
+        self._webhooks[0].target(url)
+        return url
 
     async def create(self, new: NewJob, source: BinaryIO) -> tuple[Job, bool]:
         """Keep a copy of `source`, from its first byte on, and queue its job; or return the job that was made with the same

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Literal
 
 from serve_app import __version__
 from serve_app.errors import RequestError, StorageFull, StoreUnavailable
@@ -37,6 +38,10 @@ POLL_S = 1.0
 """How often a store without messages is asked for one, and one that is unavailable called again, seconds."""
 
 
+Outcome = Literal["delivered", "failed", "given_up"]
+"""Of a try; `given_up`: it was the last one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why a try failed."""
@@ -50,9 +55,9 @@ class Failure:
 class Deliverer:
     """Sends the messages of a store that are due. Any number of processes may have one.
 
-    `secrets` are those that messages are signed with; there are several while receivers change from one to another. The store's
-    leases must last longer than a try does: `webhook_client.TIMEOUT_S`, and a few seconds. Raises ValueError if there is no
-    secret, or an invalid one.
+    `secrets` are those that messages are signed with; there are several while receivers change from one to another. `on_try` gets
+    the outcome of each try. The store's leases must last longer than a try does: `webhook_client.TIMEOUT_S`, and a few seconds.
+    Raises ValueError if there is no secret, or an invalid one.
     """
 
     def __init__(
@@ -63,6 +68,7 @@ class Deliverer:
         *,
         clock_s: Callable[[], float] = time.time,
         poll_s: float = POLL_S,
+        on_try: Callable[[Outcome], None] = lambda _: None,
     ) -> None:
         self._store = store
         self._client = client
@@ -71,6 +77,7 @@ class Deliverer:
             raise ValueError("webhook messages need a secret to be signed with")
         self._clock_s = clock_s
         self._poll_s = poll_s
+        self._on_try = on_try
         self._running: dict[asyncio.Task[None], str] = {}
         """Tries in progress, with their hosts."""
         self._is_stopping = False
@@ -125,9 +132,11 @@ class Deliverer:
         """One try, from sending to recording it."""
         failure = await self._try(delivery)
         if failure is None:
+            self._on_try("delivered")
             await self._settle(delivery)
             return
         retry_after_s = None if failure.is_final else delay_s(delivery.tries, random.random(), failure.asked_s)
+        self._on_try("given_up" if retry_after_s is None else "failed")
         if retry_after_s is None:
             # The host alone: URLs may contain secrets.
             log.warning("webhook %s to %s is given up: %s", delivery.delivery_id, delivery.host, failure.message)
