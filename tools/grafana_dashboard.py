@@ -148,6 +148,11 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "Replicas are added above 1.",
         ),
     ),
+    "Jobs": (
+        Panel("In progress", "short", ((_sum(catalogue.JOBS_RUNNING), "jobs"),)),
+        Panel("Ended, per minute", "short", ((f"60 * {_rate(catalogue.JOBS_ENDED, 'state', '')}", "{{state}}"),)),
+        Panel("Webhooks, per minute", "short", ((f"60 * {_rate(catalogue.WEBHOOK_TRIES, 'outcome', '')}", "{{outcome}}"),)),
+    ),
     "Failures": (
         Panel(
             "Failures",

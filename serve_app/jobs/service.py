@@ -5,17 +5,17 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from typing import BinaryIO
+from typing import BinaryIO, get_args
 
 from serve_app.errors import RequestError, StoreUnavailable
 from serve_app.jobs import stores
-from serve_app.jobs.model import Job, NewJob, OwnerLimits
+from serve_app.jobs.model import Job, JobState, NewJob, OwnerLimits
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.uploads import Uploads
 from serve_app.jobs.watcher import JobWatcher
 from serve_app.jobs.webhook_client import WebhookClient
 from serve_app.jobs.webhook_targets import WebhookTargets
-from serve_app.jobs.webhooks import Deliverer
+from serve_app.jobs.webhooks import Deliverer, Outcome
 from serve_app.jobs.worker import JobWorker
 from serve_app.observe import catalogue
 from serve_app.service import SpeechService
@@ -74,13 +74,18 @@ class JobService:
 
     async def run(self) -> None:
         """Work on jobs until the server shuts down, or this is cancelled. All leases are handed back then."""
+        record = self._service.recorder.record
+        for state in (JobState.COMPLETED, JobState.FAILED):
+            record(catalogue.JOBS_ENDED, 0, state)
+        for outcome in get_args(Outcome):
+            record(catalogue.WEBHOOK_TRIES, 0, outcome)
         parts: list[Run] = [self._worker.run, self.watcher.run, self._keep_house]
         if self._webhooks is not None:
             parts.append(self._webhooks[1].run)
         tasks = [asyncio.create_task(_kept_running(part)) for part in parts]
         try:
             while not self._service.admission.is_closed:
-                self._service.recorder.record(catalogue.JOBS_RUNNING, self._worker.running)
+                record(catalogue.JOBS_RUNNING, self._worker.running)
                 await asyncio.sleep(CHECK_S)
         finally:
             await stop(*tasks)

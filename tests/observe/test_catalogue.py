@@ -16,7 +16,7 @@ OPERATING = (ROOT / "docs" / "operating.md").read_text()
 RULES = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yml").read_text())["groups"][0]["rules"]
 EXPRESSIONS = [*grafana_dashboard.queries(), *(rule["expr"] for rule in RULES)]
 UNITS = ("seconds", "bytes", "ratio", "rtf", "items")
-COUNTED = {"requests", "streams", "processes", "failures", "windows", "gaps", "progress", "retried", "redecoded"}
+COUNTED = {"requests", "streams", "processes", "failures", "windows", "gaps", "progress", "retried", "redecoded", "jobs", "tries"}
 SUFFIXES = {"counter": ("",), "gauge": ("",), "histogram": ("_bucket", "_count", "_sum")}
 
 

@@ -1,0 +1,253 @@
+"""The worker on the real store, pipeline and decoder, with a simulated engine: what is repeated after a failure."""
+
+import asyncio
+import io
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serve_app.errors import EngineError, ModelUnavailable, StoreUnavailable
+from serve_app.jobs import worker as worker_module
+from serve_app.jobs.model import Job, JobState, NewJob, new_id
+from serve_app.jobs.parts import WindowKey, pack_transcript, unpack_transcript
+from serve_app.jobs.request import JobRequest
+from serve_app.jobs.service import JobService
+from serve_app.jobs.uploads import Uploads
+from serve_app.settings import JobSettings, LimitSettings
+from serve_app.tasks import stop
+from serve_app.transcript import Transcript
+from testing import media
+from testing.fake_service import FakeService
+from testing.open_requests import until
+
+SPEECH = np.concatenate([np.random.default_rng(n).normal(0, 0.1, 8_000 * n).astype(np.float32) for n in (32, 19, 24, 31, 20)])
+LONG = media.wav(SPEECH, 8_000)
+"""126 s, five windows."""
+
+OWNER = "alice"
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is done now and then is done often."""
+    monkeypatch.setattr(worker_module, "SAVE_S", 0.02)
+    monkeypatch.setattr(worker_module, "RENEW_S", 0.05)
+    monkeypatch.setattr(worker_module, "RETRY_S", 0.02)
+
+
+def fake_in(folder: Path, **settings: Any) -> FakeService:
+    return FakeService(jobs=JobSettings(directory=folder), limits=LimitSettings(), **settings)
+
+
+@asynccontextmanager
+async def running(fake: FakeService, *, dies: bool = False) -> AsyncIterator[JobService]:
+    """A process with a worker. If it `dies`, its leases are not handed back."""
+    jobs = JobService.of(fake.service)
+    task = asyncio.ensure_future(jobs.run())
+    try:
+        yield jobs
+    finally:
+        if dies:
+
+            async def gone(*_: object) -> None:
+                raise StoreUnavailable
+
+            jobs.store.hand_back = gone  # type: ignore[method-assign, assignment]
+        await stop(task)
+        await jobs.store.close()
+
+
+async def submit(jobs: JobService, data: bytes = LONG) -> Job:
+    request = JobRequest(model="first", rendering={})
+    new = NewJob(new_id("job"), OWNER, request.to_json(), len(data), 1000.0, audio_s=None)
+    return (await jobs.create(new, io.BytesIO(data)))[0]
+
+
+async def ended(jobs: JobService, job: Job) -> Job:
+    return await jobs.watcher.ended(job, 30)
+
+
+async def transcript(jobs: JobService, job: Job) -> Transcript:
+    assert (await ended(jobs, job)).state == JobState.COMPLETED
+    return unpack_transcript(await jobs.store.result(OWNER, job.job_id))
+
+
+async def undisturbed(folder: Path) -> tuple[Transcript, Counter[WindowKey]]:
+    """The transcript of LONG, and the windows that were decoded for it."""
+    fake = fake_in(folder)
+    async with running(fake) as jobs:
+        return await transcript(jobs, await submit(jobs)), Counter(map(WindowKey.of, fake.windows))
+
+
+async def expire_leases(jobs: JobService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of all leases passes."""
+    await jobs.store._database.write(  # type: ignore[attr-defined]
+        lambda transaction: transaction.rows("UPDATE jobs SET lease_until_s = 0 WHERE state = 'running'")
+    )
+    await jobs.store.sweep()
+
+
+class HoldingService(FakeService):
+    """Decodes only the first windows; the others wait."""
+
+    def __init__(self, decodes: int, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._decodes = decodes
+
+    async def recognise(self, window: Any, lane: Any, job: Any) -> Any:
+        if len(self.windows) >= self._decodes:
+            self.hold.clear()
+        return await super().recognise(window, lane, job)
+
+
+@pytest.mark.parametrize("dies", [True, False], ids=["killed", "stopped"])
+async def test_windows_that_were_saved_are_not_decoded_again(tmp_path: Path, dies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, windows = await undisturbed(tmp_path / "other")
+    first = HoldingService(3, jobs=JobSettings(directory=tmp_path / "jobs"), limits=LimitSettings())
+    async with running(first, dies=dies) as jobs:
+        job = await submit(jobs)
+
+        await until(lambda: len(first.windows) > 3)
+        # Until the three are saved: see SAVE_S.
+        await asyncio.sleep(0.5)
+    second = fake_in(tmp_path / "jobs")
+    async with running(second) as jobs:
+        state = (await jobs.store.get_many([job.job_id]))[job.job_id].state
+        if dies:
+            assert state == JobState.RUNNING
+            await expire_leases(jobs, monkeypatch)
+        assert await transcript(jobs, job) == expected
+    decoded = Counter(map(WindowKey.of, first.windows[:3])) + Counter(map(WindowKey.of, second.windows))
+    assert decoded == windows
+    assert list((tmp_path / "jobs" / "uploads").iterdir()) == []
+
+
+async def test_the_work_starts_over_with_another_provenance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, windows = await undisturbed(tmp_path / "other")
+    first = HoldingService(3, jobs=JobSettings(directory=tmp_path / "jobs"), limits=LimitSettings())
+    async with running(first) as jobs:
+        job = await submit(jobs)
+        await until(lambda: len(first.windows) > 3)
+        await asyncio.sleep(0.2)
+    monkeypatch.setattr(worker_module, "__version__", "another")
+    second = fake_in(tmp_path / "jobs")
+    async with running(second) as jobs:
+        assert await transcript(jobs, job) == expected
+        assert (await jobs.store.get_many([job.job_id]))[job.job_id].generation == 2
+    assert Counter(map(WindowKey.of, second.windows)) == windows
+
+
+async def test_of_two_workers_that_believe_they_own_a_job_one_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = HoldingService(2, jobs=JobSettings(directory=tmp_path), limits=LimitSettings()), fake_in(tmp_path)
+    async with running(first) as sleeping:
+        job = await submit(sleeping)
+        await until(lambda: len(first.windows) > 2)
+        async with running(second) as waking:
+            await expire_leases(waking, monkeypatch)
+            whole = await transcript(waking, job)
+            first.hold.set()
+            await until(lambda: sleeping._worker.running == 0)
+            assert await transcript(waking, job) == whole
+
+
+async def test_a_job_waits_while_its_model_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "DEFER_S", 0.05)
+    fake = fake_in(tmp_path)
+    fake.failure = ModelUnavailable("the hub is gone")
+    async with running(fake) as jobs:
+        job = await submit(jobs)
+        await until(lambda: bool(fake.windows) and jobs._worker.running == 0)
+        waiting = (await jobs.store.get_many([job.job_id]))[job.job_id]
+        assert (waiting.state, waiting.lost_workers) == (JobState.RUNNING, 0)
+        fake.failure = None
+        await asyncio.sleep(0.1)
+        swept = await jobs.store.sweep()
+        assert swept.requeued == (job.job_id,)
+        assert (await transcript(jobs, job)).text
+
+
+async def test_a_model_that_stays_unavailable_fails_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "GIVE_UP_S", -1.0)
+    fake = fake_in(tmp_path)
+    fake.failure = ModelUnavailable("the hub is gone")
+    async with running(fake) as jobs:
+        failed = await ended(jobs, await submit(jobs))
+        assert failed.error is not None
+        assert (failed.state, failed.error.code) == (JobState.FAILED, "model_unavailable")
+
+
+async def test_a_failure_fails_the_job(tmp_path: Path) -> None:
+    fake = fake_in(tmp_path)
+    fake.failure = EngineError("A window failed.")
+    async with running(fake) as jobs:
+        failed = await ended(jobs, await submit(jobs))
+        assert failed.error is not None
+        assert (failed.error.code, failed.error.message) == ("engine_error", "A window failed.")
+
+
+async def test_a_lost_upload_fails_the_job(tmp_path: Path) -> None:
+    fake = fake_in(tmp_path)
+    uploads = Uploads(tmp_path / "uploads")
+    jobs = JobService.of(fake.service)
+    job = await submit(jobs)
+    await uploads.remove([job.job_id])
+    await jobs.store.close()
+    async with running(fake) as jobs:
+        failed = await ended(jobs, job)
+        assert failed.error is not None
+        assert failed.error.code == "upload_lost"
+
+
+async def test_a_store_that_is_away_delays_the_work_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, windows = await undisturbed(tmp_path / "other")
+    fake = HoldingService(2, jobs=JobSettings(directory=tmp_path / "jobs"), limits=LimitSettings())
+    async with running(fake) as jobs:
+        job = await submit(jobs)
+        await until(lambda: len(fake.windows) > 2)
+        is_away, write, read = True, jobs.store._database.write, jobs.store._database.read  # type: ignore[attr-defined]
+
+        def away(call: Any) -> Any:
+            async def guarded(*arguments: Any, **options: Any) -> Any:
+                if is_away:
+                    raise StoreUnavailable
+                return await call(*arguments, **options)
+
+            return guarded
+
+        monkeypatch.setattr(jobs.store._database, "write", away(write))  # type: ignore[attr-defined]
+        monkeypatch.setattr(jobs.store._database, "read", away(read))  # type: ignore[attr-defined]
+        fake._decodes = 1000
+        fake.hold.set()
+        await asyncio.sleep(0.3)
+        is_away = False
+        assert await transcript(jobs, job) == expected
+    assert Counter(map(WindowKey.of, fake.windows)) == windows
+
+
+async def test_the_worker_stops_when_the_server_shuts_down(tmp_path: Path) -> None:
+    fake = HoldingService(1, jobs=JobSettings(directory=tmp_path), limits=LimitSettings())
+    async with running(fake) as jobs:
+        job = await submit(jobs)
+        await until(lambda: len(fake.windows) > 1)
+        fake.service.admission.close()
+        await until(lambda: not jobs.is_running)
+        assert (await jobs.store.get_many([job.job_id]))[job.job_id].state == JobState.QUEUED
+
+
+async def test_many_short_jobs_run_together(tmp_path: Path) -> None:
+    fake = fake_in(tmp_path)
+    fake.hold.clear()
+    async with running(fake) as jobs:
+        for _ in range(20):
+            await submit(jobs, media.wav(SPEECH[:16_000], 8_000))
+        await until(lambda: len(fake.windows) == 20)
+
+
+def test_results_are_kept_as_they_are() -> None:
+    empty = Transcript((), 0.0, "first", "unknown", ("a warning",))
+    assert unpack_transcript(pack_transcript(empty)) == empty
