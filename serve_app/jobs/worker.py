@@ -37,7 +37,7 @@ MIN_RUNNING = 4
 POLL_S = 1.0
 """How often a worker with room looks for jobs that others have made, seconds."""
 
-SAVE_S, RENEW_S = 1.0, 5.0
+SAVE_S, RENEW_S = 0.2, 5.0
 """How often new work is saved, and a lease is renewed without any, seconds."""
 
 RETRY_S = 2.0
