@@ -13,6 +13,10 @@ from serve_app.window import SAMPLE_RATE
 log = logging.getLogger("ray.serve")
 
 
+MIN_FULL_S = 1.0
+"""Audio from half of which on a batch counts for the rate, at least, seconds."""
+
+
 @dataclass(frozen=True, slots=True)
 class BatchSizes:
     max_audio_s: float
@@ -37,6 +41,6 @@ def measure_sizes(engine: Engine, batching: BatchingSettings, max_window_samples
         max_audio_s,
     )
     limits = batch_limits(batching, max_audio_s, cost)
-    # While there are live streams, no batch is larger.
+    # While there are live streams, no batch is larger. Where a batch has no fixed cost, it is that of a single window.
     full_audio_s = min(limits.max_live_samples, limits.max_items * max_window_samples) / SAMPLE_RATE
-    return BatchSizes(max_audio_s, limits, DecodeRate(cost, full_audio_s))
+    return BatchSizes(max_audio_s, limits, DecodeRate(cost, max(full_audio_s, MIN_FULL_S)))

@@ -80,7 +80,7 @@ def running(folder: Path, jobs: Path) -> Iterator[Server]:
         "models": [
             {
                 **{"name": NAME, "source": "simulated", "min_replicas": 1, "cpus_per_replica": 0},
-                "simulation": {"step_s": 0.0, "seconds_per_audio_s": 1 / SPEED},
+                "simulation": {"step_s": 0.05, "seconds_per_audio_s": 1 / SPEED},
             }
         ],
         "windows": {"window_s": WINDOW_S, "overlap_s": OVERLAP_S},
