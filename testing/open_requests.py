@@ -25,13 +25,15 @@ WAIT_S = 20.0
 
 
 class OpenRequest:
-    """A POST request in progress."""
+    """A request in progress."""
 
-    def __init__(self, app: Any, path: str, headers: dict[str, str], address: str = "192.0.2.1") -> None:
+    def __init__(
+        self, app: Any, path: str, headers: dict[str, str], address: str = "192.0.2.1", *, method: str = "POST", query: str = ""
+    ) -> None:
         self._received: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.sent: list[Any] = []
         """ASGI messages of the response so far."""
-        scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "client": (address, 50_000)}
+        scope = {"type": "http", "method": method, "path": path, "query_string": query.encode(), "client": (address, 50_000)}
         scope |= {"headers": [(name.encode(), value.encode()) for name, value in headers.items()]}
         self.task: asyncio.Task[None] = asyncio.create_task(app(scope, self._received.get, self._send))
 

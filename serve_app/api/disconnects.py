@@ -5,8 +5,12 @@ import asyncio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
+WATCHED = ("GET", "POST")
+
+
 class StopWhenGone:
-    """ASGI middleware for POST requests: cancels the application, once, when the client disconnects before it has its response.
+    """ASGI middleware for GET and POST requests: cancels the application, once, when the client disconnects before it has its
+    response. What has a body is watched once it is complete.
 
     Serve cancels a request too, but late where the cancellation is lost on its way, and never if the proxy is lost. A second
     cancellation would interrupt the clean-up that the first one began, so it ends only the wait for that.
@@ -16,10 +20,12 @@ class StopWhenGone:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST":
+        if scope["type"] != "http" or scope["method"] not in WATCHED:
             await self._app(scope, receive, send)
             return
         is_received, is_answered = asyncio.Event(), False
+        if scope["method"] == "GET":
+            is_received.set()
 
         async def receive_body() -> Message:
             if is_received.is_set():

@@ -31,7 +31,6 @@ from serve_app.jobs.parts import unpack_transcript
 from serve_app.jobs.request import JobRequest
 from serve_app.jobs.service import JobService
 from serve_app.service import SpeechService
-from serve_app.window import MAX_WINDOW_S
 
 PATH = "/v1/jobs"
 MAX_METADATA_BYTES = 4096
@@ -39,6 +38,9 @@ MAX_KEY_CHARS = 255
 """Of an `Idempotency-Key`."""
 
 MAX_WAIT_S = 600.0
+PROBE_S = 10.0
+"""Audio at the start of a file that is decoded before the answer, seconds."""
+
 MAX_WATCHING, MAX_WATCHING_PER_ADDRESS = 2048, 256
 """Maximum requests that wait for a job or follow its events, of an ingress replica."""
 
@@ -241,7 +243,7 @@ def _owner(request: Request) -> str:
 async def _length_s(service: SpeechService, file: BinaryIO, track: int | None) -> float | None:
     """The length that a file states, seconds; None: none. Raises AudioError for a file without audio that can be decoded."""
     recording = service.decoders.open(file, track=track)
-    async with aclosing(recording.windows(MAX_WINDOW_S, 0)) as windows:
+    async with aclosing(recording.windows(PROBE_S, 0)) as windows:
         await anext(windows, None)
     return recording.expected_s
 

@@ -24,13 +24,13 @@ from serve_app.tasks import stop
 
 log = logging.getLogger("ray.serve")
 
-LEASE_S = 30.0
+LEASE_S = 20.0
 """A worker that has not renewed its lease for this time has lost it, seconds."""
 
-SWEEP_S = 10.0
+SWEEP_S = 5.0
 """How often leases and jobs that are over their time end, seconds."""
 
-TIDY_EVERY = 60
+TIDY_EVERY = 120
 """Sweeps between two looks at the folder of uploads."""
 
 CHECK_S = 0.5

@@ -20,7 +20,7 @@ from serve_app.window import Lane
 from testing import media
 from testing.fake_service import NOISE, FakeService, assert_error
 from testing.job_service import working
-from testing.open_requests import until
+from testing.open_requests import OpenRequest, until
 
 PATH = "/v1/jobs"
 LONG = media.wav(np.random.default_rng(1).normal(0, 0.1, 8_000 * 126).astype(np.float32), 8_000)
@@ -275,6 +275,20 @@ class TestEvents:
         await until(lambda: bool(fake.windows))
         await client.delete(f"{PATH}/{job_id}")
         assert sent_events((await reading).text)[-1][2]["state"] == "cancelled"
+
+
+@pytest.mark.parametrize(("path", "query"), [("/events", ""), ("", "wait=60")])
+async def test_a_client_that_leaves_waits_no_more(fake: FakeService, jobs: JobService, path: str, query: str) -> None:
+    app = create_api(fake.service, job_service=jobs)
+    fake.hold.clear()
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://test") as client:
+        job_id = (await post(client)).json()["id"]
+    request = OpenRequest(app, f"{PATH}/{job_id}{path}", {}, method="GET", query=query)
+    request.send(b"", more_body=False)
+    await until(lambda: bool(jobs.watcher._waiting))
+    request.disconnect()
+    await asyncio.wait([request.task], timeout=10)
+    assert not jobs.watcher._waiting
 
 
 async def test_without_a_folder_there_are_no_jobs(fake: FakeService) -> None:

@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.serve]
 
 JOBS, JOB_S = 3, 600.0
 NAME = "simulated"
-SPEED = 60.0
+SPEED = 150.0
 """Of the replica, seconds of audio per second."""
 
 WINDOW_S, OVERLAP_S, MAX_WINDOWS = 8.0, 1.5, 8
