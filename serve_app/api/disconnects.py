@@ -4,7 +4,6 @@ import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-
 WATCHED = ("GET", "POST")
 
 

@@ -64,6 +64,7 @@ class JobService:
     def of(cls, service: SpeechService) -> "JobService":
         """As the settings say; `jobs.directory` is set. Raises OSError if it cannot be used, and ImportError."""
         settings = service.settings.jobs
+        log.info("jobs are kept in %s%s", settings.directory, " and in PostgreSQL" if settings.database_url else "")
         store, webhooks = stores.store_of(settings, lease_s=LEASE_S), None
         if settings.webhook_secrets:
             targets = WebhookTargets.of(settings.webhook_hosts)

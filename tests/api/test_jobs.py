@@ -1,7 +1,10 @@
 """The routes of jobs, on the real store, worker, pipeline and decoder, with a simulated engine."""
 
 import asyncio
+import errno
 import json
+import shutil
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,9 @@ import pytest
 from serve_app.api import create_api
 from serve_app.api.job_events import Position
 from serve_app.api.job_schemas import JobBody, JobList
+from serve_app.jobs import worker as worker_module
 from serve_app.jobs.service import JobService
+from serve_app.jobs.stores import DATABASE_NAME
 from serve_app.jobs.worker import MIN_RUNNING
 from serve_app.settings import AuthSettings, JobSettings, LimitSettings
 from serve_app.window import Lane
@@ -275,6 +280,31 @@ class TestEvents:
         await until(lambda: bool(fake.windows))
         await client.delete(f"{PATH}/{job_id}")
         assert sent_events((await reading).text)[-1][2]["state"] == "cancelled"
+
+
+async def test_a_full_disk_leaves_nothing(client: httpx2.AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    answer = await post(client)
+    assert_error(answer, 503, "storage_full")
+    assert int(answer.headers["retry-after"]) > 0
+    assert list((tmp_path / "jobs" / "uploads").iterdir()) == []
+    assert (await client.get(PATH)).json()["data"] == []
+
+
+async def test_a_store_that_is_locked_is_503_until_it_is_free(
+    client: httpx2.AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "POLL_S", 60.0)
+    with sqlite3.connect(tmp_path / "jobs" / DATABASE_NAME, isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        answer = await post(client)
+        assert_error(answer, 503, "store_unavailable")
+        assert int(answer.headers["retry-after"]) > 0
+        other.execute("ROLLBACK")
+    assert (await completed(client))["state"] == "completed"
 
 
 @pytest.mark.parametrize(("path", "query"), [("/events", ""), ("", "wait=60")])
