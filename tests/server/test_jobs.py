@@ -3,6 +3,7 @@
 import json
 import re
 import secrets
+import sqlite3
 import time
 from base64 import b64encode
 from collections import Counter
@@ -19,6 +20,7 @@ import psutil
 import pytest
 from standardwebhooks import Webhook
 
+from serve_app.jobs.stores import DATABASE_NAME
 from serve_app.jobs.worker import SAVE_S
 from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE
 from testing import media
@@ -74,7 +76,7 @@ class Receiver:
 
 
 @contextmanager
-def running(folder: Path, jobs: Path) -> Iterator[Server]:
+def running(folder: Path, jobs: Path, *, drains: bool = False) -> Iterator[Server]:
     folder.mkdir()
     args = {
         "models": [
@@ -89,7 +91,7 @@ def running(folder: Path, jobs: Path) -> Iterator[Server]:
         "ingress": {"replicas": 1, "cpus_per_replica": 0},
         "jobs": {"directory": str(jobs), "webhook_secrets": [SECRET], "webhook_hosts": ["127.0.0.1"]},
     }
-    with serve_run(ROOT / "configs" / "demo.yaml", folder, args=args, env=METRICS) as server:
+    with serve_run(ROOT / "configs" / "demo.yaml", folder, args=args, env=METRICS, drains=drains) as server:
         server.wait_for_state(NAME, "ready")
         yield server
 
@@ -162,7 +164,7 @@ def test_three_jobs_outlive_everything(tmp_path: Path) -> None:
             wait_for_progress(server, ids, 0.6)
             before_s = decoded_s(server)
             kill_all(server)
-        with running(tmp_path / "second", tmp_path / "jobs") as server:
+        with running(tmp_path / "second", tmp_path / "jobs", drains=True) as server:
             wait_until(lambda: {job["state"] for job in states(server, ids) or []} == {"completed"})
             for samples, job_id in zip(recordings, ids, strict=True):
                 assert received(server, job_id) == words_of(samples)
@@ -171,6 +173,13 @@ def test_three_jobs_outlive_everything(tmp_path: Path) -> None:
             # The metrics follow.
             time.sleep(3)
             after_s = decoded_s(server)
+            last = submit(server, media.wav(recordings[0]))
+            wait_for_progress(server, [last], 0.1)
+    # Told to stop, the server has handed its lease back, with what is done.
+    with sqlite3.connect(tmp_path / "jobs" / DATABASE_NAME) as database:
+        (row,) = database.execute("SELECT state, lease, part_count FROM jobs WHERE job_id = ?", (last,))
+    assert row[:2] == ("queued", None)
+    assert row[2] > 0
     contents = {message: body["data"] for message, body in receiver.messages}
     assert sorted(data["metadata"]["number"] for data in contents.values()) == list(range(JOBS))
     assert {data["id"] for data in contents.values()} == set(ids)
