@@ -164,9 +164,11 @@ class SpeechService:
             return tokens
 
         def max_in_flight() -> int:
-            return min(recogniser.target_windows_in_flight(cut.window_s), self.admission.windows_per_job)
+            admission = self.admission
+            share = admission.windows_per_background_job if options.is_background else admission.windows_per_job
+            return min(recogniser.target_windows_in_flight(cut.window_s), share)
 
-        with self.admission.job(), self.demand.file(model.name) as demand:
+        with self.admission.job(is_background=options.is_background), self.demand.file(model.name) as demand:
             windows = _limited(recording.windows(cut.window_s, cut.overlap_s), self.settings.limits.max_audio_s)
             flow = transcribe(
                 windows if trace is None else trace.decoding(windows),

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from serve_app.jobs.service import JobService
 from serve_app.tasks import stop
@@ -19,3 +20,8 @@ async def working(fake: FakeService) -> AsyncIterator[JobService]:
     finally:
         await stop(running)
         await jobs.store.close()
+
+
+def uploads_in(folder: Path) -> list[str]:
+    """Names of the uploads in a folder of jobs."""
+    return sorted(path.name for path in (folder / "uploads").iterdir() if not path.name.startswith("."))

@@ -68,7 +68,7 @@ LAYERS = [
     ["app"],
     ["ingress", "deployments"],
     ["api", *RAY_CLUSTER, "engine", "observe.ingress_state"],
-    ["jobs.service", "jobs.worker"],
+    ["jobs.service", "jobs.worker", "jobs.transcription"],
     ["service"],
     ["pipeline", "decoders", "engine.protocol", "engine.batch_queue", "engine.batch_policy"],
     ["chunking", "live", "cluster"],

@@ -66,7 +66,7 @@ class FormRequest(Request):
     """A request whose form has every list field under its name with `[]`, without empty items."""
 
     def __init__(self, scope: Scope, receive: Receive, handle: Handler | None, form: FormData | None = None) -> None:
-        """`handle`: None: nothing is begun early. `form`: None: the body is read."""
+        """`handle`: None: nothing is begun early. `form`: None: the body is read, once."""
         super().__init__(scope, receive)
         self._handle = handle
         self._given_form = form
@@ -75,9 +75,10 @@ class FormRequest(Request):
         """The response to this form, which was begun while its file arrived; None: it is still to be made."""
 
     async def _get_form(self, **limits: Any) -> FormData:
-        if self._given_form is not None:
-            return self._given_form
-        return _cleaned(await (self._multipart_form(**limits) if self._is_multipart() else super()._get_form(**limits)))
+        if self._given_form is None:
+            form = await (self._multipart_form(**limits) if self._is_multipart() else super()._get_form(**limits))
+            self._given_form = _cleaned(form)
+        return self._given_form
 
     def _is_multipart(self) -> bool:
         return parse_options_header(self.headers.get("content-type"))[0] == b"multipart/form-data"

@@ -5,6 +5,7 @@ The id of an event is `GENERATION.SEGMENTS`: how often the work had begun anew, 
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
@@ -15,11 +16,13 @@ from serve_app.api.job_schemas import JobRestart, JobSegment, body_alone
 from serve_app.api.streaming import PING_S
 from serve_app.errors import JobNotFound, JobStateConflict, StoreUnavailable
 from serve_app.jobs.model import Job, JobState
-from serve_app.jobs.parts import FinalSegment, unpack_part, unpack_transcript
+from serve_app.jobs.parts import FinalSegment, unpack_segments
 from serve_app.jobs.service import JobService
 from serve_app.tasks import stop
 
 END = "end"
+PROGRESS_S = 1.0
+"""Minimum time between two events of progress, seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ class _Reader:
         self._parts = 0
         """Parts of the checkpoint that were read, and the segments in them."""
         self._read = 0
+        self._next_progress_s = 0.0
 
     async def news(self, job: Job, previous: Job | None) -> AsyncGenerator[bytes, None]:
         """The events of a change, from `previous` on."""
@@ -62,22 +66,22 @@ class _Reader:
             yield self._event("segment", body, job)
         if job.state.is_ended or previous is None or job.state != previous.state:
             yield self._event("state", body_alone(job), job)
-        elif (job.done_s, job.audio_s) != (previous.done_s, previous.audio_s):
+        elif (job.done_s, job.audio_s) != (previous.done_s, previous.audio_s) and time.monotonic() >= self._next_progress_s:
+            self._next_progress_s = time.monotonic() + PROGRESS_S
             yield self._event("progress", body_alone(job), job)
 
     async def _new_segments(self, job: Job) -> list[FinalSegment]:
         if job.state == JobState.COMPLETED:
             data = await self._jobs.store.result(job.owner, job.job_id)
-            transcript = await asyncio.to_thread(unpack_transcript, data)
-            return [FinalSegment.of(segment) for segment in transcript.segments[self._sent :]]
+            return (await asyncio.to_thread(unpack_segments, data))[self._sent :]
         if job.state.is_ended or job.part_count <= self._parts:
             return []
         checkpoint = await self._jobs.store.checkpoint(job.job_id, self._parts)
         if checkpoint.generation != self._generation:
             return []
-        parts = await asyncio.to_thread(lambda: [unpack_part(part) for part in checkpoint.parts])
-        segments = [segment for part in parts for segment in part.segments]
-        known, self._read, self._parts = self._read, self._read + len(segments), self._parts + len(parts)
+        segments = await asyncio.to_thread(lambda: [each for part in checkpoint.parts for each in unpack_segments(part)])
+        known, self._read = self._read, self._read + len(segments)
+        self._parts += len(checkpoint.parts)
         return segments[max(0, self._sent - known) :]
 
     def _event(self, name: str, body: BaseModel, job: Job) -> bytes:

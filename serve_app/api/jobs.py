@@ -1,19 +1,16 @@
 """The routes of jobs: files that are transcribed without an open connection."""
 
 import asyncio
-import hashlib
-import json
-import math
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext, suppress
 from dataclasses import asdict, replace
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Form, Header, Path, Query, Request
 from fastapi.responses import JSONResponse, Response
 
-from serve_app.api import job_events, keywords, language, response_formats
+from serve_app.api import job_events, job_forms, keywords, language, response_formats
 from serve_app.api.chunking_strategy import ChunkingStrategy, chunking_strategy
 from serve_app.api.client_address import client_address
 from serve_app.api.errors import ERROR_RESPONSES
@@ -22,10 +19,10 @@ from serve_app.api.job_events import Position
 from serve_app.api.job_schemas import JobBody, JobList, PriorityName, State, body_alone, body_of
 from serve_app.api.keywords import Phrases
 from serve_app.api.response_formats import Granularity, Inclusion, Rendering, ResponseFormat, Timing
-from serve_app.api.rest import TRANSCRIPTION_RESPONSES, File_, ModelName, Temperature, Track
+from serve_app.api.rest import FORM_LIMITS, TRANSCRIPTION_RESPONSES, File_, ModelName, Temperature, Track
 from serve_app.api.streaming import event_stream
 from serve_app.cluster.admission import Places
-from serve_app.errors import RequestError
+from serve_app.errors import JobNotFound, JobStateConflict, StoreUnavailable
 from serve_app.jobs.model import Idempotency, Job, JobState, NewJob, Priority, new_id
 from serve_app.jobs.parts import unpack_transcript
 from serve_app.jobs.request import JobRequest
@@ -33,20 +30,27 @@ from serve_app.jobs.service import JobService
 from serve_app.service import SpeechService
 
 PATH = "/v1/jobs"
-MAX_METADATA_BYTES = 4096
 MAX_KEY_CHARS = 255
 """Of an `Idempotency-Key`."""
 
 MAX_WAIT_S = 600.0
-PROBE_S = 10.0
-"""Audio at the start of a file that is decoded before the answer, seconds."""
-
 MAX_WATCHING, MAX_WATCHING_PER_ADDRESS = 2048, 256
 """Maximum requests that wait for a job or follow its events, of an ingress replica."""
 
-_PIECE_BYTES = 1 << 20
+MAX_RESULTS, MAX_RESULTS_PER_ADDRESS = 32, 16
+"""Maximum results that are being rendered, those that wait included."""
 
-JobId = Annotated[str, Path(description="The `id` of a job.")]
+_MAX_NUMBER = (1 << 63) - 1
+
+
+async def _known_form(job_id: Annotated[str, Path(description="The `id` of a job.")]) -> str:
+    """FastAPI dependency. Raises JobNotFound for what is no id, which not every database takes."""
+    if not (job_id.isascii() and job_id.isprintable()):
+        raise JobNotFound.by_id(repr(job_id)[1:-1])
+    return job_id
+
+
+JobId = Annotated[str, Depends(_known_form)]
 Wait = Annotated[
     float, Query(ge=0, le=MAX_WAIT_S, description="Wait so long for the job to end, seconds, before the answer is sent.")
 ]
@@ -58,6 +62,8 @@ IdempotencyKey = Annotated[
         description="Makes it safe to repeat this request: for a day, the same key with the same request returns the same job.",
     ),
 ]
+RESULT_RESPONSE = dict(TRANSCRIPTION_RESPONSES[200])
+RESULT_RESPONSE["content"] = {kind: each for kind, each in RESULT_RESPONSE["content"].items() if kind != "text/event-stream"}
 NO_JOB: dict[int | str, dict[str, Any]] = {
     404: {**ERROR_RESPONSES[404], "description": "There is no such job, or it is another key's."}
 }
@@ -67,13 +73,21 @@ def create_router(service: SpeechService, jobs: JobService) -> APIRouter:
     """The routes."""
     router = APIRouter(prefix=PATH, route_class=CompleteFormRoute, tags=["jobs"])
     limits, subtitles = service.settings.jobs, service.settings.subtitles
+    # One at a time is unpacked and rendered, as with exports.
+    results, one_result = Places(MAX_RESULTS, MAX_RESULTS_PER_ADDRESS, "results in progress"), asyncio.Semaphore(1)
     watching = Places(MAX_WATCHING, MAX_WATCHING_PER_ADDRESS, "requests that wait for jobs")
 
     @router.post(
         "",
         status_code=202,
         response_model=JobBody,
-        responses=ERROR_RESPONSES | {200: {"model": JobBody, "description": "The job has ended (`wait`), or was made before."}},
+        form_limits=FORM_LIMITS,
+        responses=ERROR_RESPONSES
+        | {
+            200: {"model": JobBody, "description": "The job has ended (`wait`), or was made before."},
+            409: {**ERROR_RESPONSES[400], "description": "Another request had the same `Idempotency-Key`."},
+            503: {**ERROR_RESPONSES[503], "description": "The disk is full, or the store of jobs is unavailable."},
+        },
     )
     async def create(
         request: Request,
@@ -116,16 +130,22 @@ def create_router(service: SpeechService, jobs: JobService) -> APIRouter:
             owner=_owner(request),
             request=asked.to_json(),
             upload_bytes=file.size or 0,
-            ttl_s=_checked_ttl_s(ttl_s, limits.default_ttl_s, limits.max_ttl_s),
-            audio_s=await _length_s(service, file.file, track),
+            ttl_s=job_forms.ttl_s_of(ttl_s, limits.default_ttl_s, limits.max_ttl_s),
+            audio_s=await job_forms.length_s(service, file.file, track),
             priority=Priority[priority.upper()],
-            metadata=_object(metadata),
+            metadata=job_forms.metadata_of(metadata),
             webhook_url=jobs.checked_webhook(webhook_url),
         )
         if idempotency_key is not None:
-            new = replace(new, idempotency=Idempotency(idempotency_key, await asyncio.to_thread(_digest, new, file.file)))
-        job, is_new = await jobs.create(new, file.file)
-        job = await waited(request, job, wait)
+            form = [(name, value) for name, value in (await request.form()).multi_items() if isinstance(value, str)]
+            digest = await asyncio.to_thread(job_forms.digest_of, form, file.file)
+            new = replace(new, idempotency=Idempotency(idempotency_key, digest))
+        # Before the job is made: a request that is refused has made none.
+        with watching.take(_address(request)) if wait else nullcontext():
+            job, is_new = await jobs.create(new, file.file)
+            if wait:
+                request.state.end_work()
+                job = await jobs.watcher.ended(job, wait)
         status = 202 if is_new and not job.state.is_ended else 200
         return await answer(job, status, location=f"{PATH.rpartition('/')[2]}/{job.job_id}")
 
@@ -134,7 +154,7 @@ def create_router(service: SpeechService, jobs: JobService) -> APIRouter:
         request: Request,
         state: Annotated[State | None, Query(description="Only those in this state.")] = None,
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
-        before: Annotated[int | None, Query(description="`next` of the page before.")] = None,
+        before: Annotated[int | None, Query(ge=0, le=_MAX_NUMBER, description="`next` of the page before.")] = None,
     ) -> JobList:
         """List the jobs of this key, newest first. Their queue positions and webhook deliveries are left out."""
         found = await jobs.store.page(
@@ -149,13 +169,14 @@ def create_router(service: SpeechService, jobs: JobService) -> APIRouter:
         status = await jobs.store.status(_owner(request), job_id)
         if wait == 0.0 or status.job.state.is_ended:
             return JSONResponse(body_of(status).model_dump())
-        return await answer(await waited(request, status.job, wait), 200)
+        with watching.take(_address(request)):
+            return await answer(await jobs.watcher.ended(status.job, wait), 200)
 
     @router.get(
         "/{job_id}/result",
         response_model=None,
         responses={
-            200: TRANSCRIPTION_RESPONSES[200],
+            200: RESULT_RESPONSE,
             **NO_JOB,
             409: {**ERROR_RESPONSES[400], "description": "The job has no result: it is not completed."},
         },
@@ -182,10 +203,20 @@ def create_router(service: SpeechService, jobs: JobService) -> APIRouter:
         changes = response_formats.cue_changes(max_lines=max_lines, max_line_chars=max_line_chars, max_cue_s=max_cue_s)
         # From JSON, pairs are lists.
         rendering = replace(rendering, cue_changes=(*((name, value) for name, value in rendering.cue_changes), *changes))
-        transcript = await asyncio.to_thread(unpack_transcript, data)
-        return await rendering.response(transcript, subtitles, _timing(job))
+        with results.take(_address(request)):
+            async with one_result:
+                transcript = await asyncio.to_thread(unpack_transcript, data)
+                return await rendering.response(transcript, subtitles, _timing(job))
 
-    @router.get("/{job_id}/events", response_model=None, responses=NO_JOB)
+    @router.get(
+        "/{job_id}/events",
+        response_model=None,
+        responses={
+            200: {"content": {"text/event-stream": {}}, "description": "The events."},
+            204: {"description": "The client has everything."},
+            **NO_JOB,
+        },
+    )
     async def events(
         request: Request,
         job_id: JobId,
@@ -208,29 +239,28 @@ def create_router(service: SpeechService, jobs: JobService) -> APIRouter:
             # Refused here, if at all: once the content is asked for, the status has been sent.
             return event_stream(content())
 
-    @router.delete("/{job_id}", response_model=None, responses={200: {"model": JobBody}, 204: {}, **NO_JOB})
+    @router.delete(
+        "/{job_id}", response_model=None, responses={200: {"model": JobBody}, 204: {"description": "It is forgotten."}, **NO_JOB}
+    )
     async def delete(request: Request, job_id: JobId) -> Response:
         """Cancel a job that has not ended (200), or forget one that has, with its result (204)."""
         owner = _owner(request)
-        status = await jobs.store.status(owner, job_id)
-        if not status.job.state.is_ended:
+        with suppress(JobStateConflict):
             return await answer(await jobs.cancel(owner, job_id), 200)
         await jobs.store.forget(owner, job_id)
         return Response(status_code=204)
-
-    async def waited(request: Request, job: Job, wait_s: float) -> Job:
-        if wait_s == 0.0 or job.state.is_ended:
-            return job
-        with watching.take(_address(request)):
-            return await jobs.watcher.ended(job, wait_s)
 
     def _address(request: Request) -> str:
         return client_address(request.scope, service.settings.ingress.trusted_proxies)
 
     async def answer(job: Job, code: int, location: str | None = None) -> Response:
-        status = await jobs.store.status(job.owner, job.job_id)
         headers = {} if location is None else {"Location": location}
-        return JSONResponse(body_of(status).model_dump(), code, headers)
+        try:
+            body = body_of(await jobs.store.status(job.owner, job.job_id))
+        except (StoreUnavailable, JobNotFound):
+            # What was asked for is done.
+            body = body_alone(job)
+        return JSONResponse(body.model_dump(), code, headers)
 
     return router
 
@@ -238,52 +268,6 @@ def create_router(service: SpeechService, jobs: JobService) -> APIRouter:
 def _owner(request: Request) -> str:
     """The name of the request's key; empty where the server needs none."""
     return getattr(request.state, "key_name", "")
-
-
-async def _length_s(service: SpeechService, file: BinaryIO, track: int | None) -> float | None:
-    """The length that a file states, seconds; None: none. Raises AudioError for a file without audio that can be decoded."""
-    recording = service.decoders.open(file, track=track)
-    async with aclosing(recording.windows(PROBE_S, 0)) as windows:
-        await anext(windows, None)
-    return recording.expected_s
-
-
-def _checked_ttl_s(asked_s: float | None, default_s: float, max_s: float) -> float:
-    if asked_s is None:
-        return default_s
-    if not math.isfinite(asked_s) or asked_s > max_s:
-        raise RequestError(f"A job may be kept for at most {max_s:.0f} s after its end.", param="ttl_s")
-    return asked_s
-
-
-def _object(text: str | None) -> dict[str, Any] | None:
-    """The JSON object of the field `metadata`. Raises RequestError."""
-    if text is None or not text.strip():
-        return None
-    try:
-        if len(text.encode()) > MAX_METADATA_BYTES:
-            raise RequestError(f"`metadata` may have at most {MAX_METADATA_BYTES} bytes.", param="metadata")
-        value = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise RequestError("`metadata` must be a JSON object.", param="metadata")
-    return value
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(name)
-
-
-def _digest(new: NewJob, file: BinaryIO) -> str:
-    """Of everything that a request asks for."""
-    hashed = hashlib.sha256()
-    file.seek(0)
-    while piece := file.read(_PIECE_BYTES):
-        hashed.update(piece)
-    asked = [new.request, new.ttl_s, int(new.priority), new.metadata, new.webhook_url]
-    hashed.update(json.dumps(asked, sort_keys=True).encode())
-    return hashed.hexdigest()
 
 
 def _timing(job: Job) -> Timing:

@@ -60,7 +60,7 @@ class RequestLimits:
             body_limit.check(_announced_bytes(headers))
             _check_charset(headers)
             with (
-                self._admission.request() as begin_work,
+                self._admission.request() as place,
                 self._admission.spool() as spool,
                 ExitStack() as upload,
                 ExitStack() as early,
@@ -70,7 +70,7 @@ class RequestLimits:
 
                 async def on_complete() -> None:
                     upload.close()
-                    await begin_work()
+                    await place.begin_work()
                     early.close()
 
                 def may_begin_early() -> bool:
@@ -81,7 +81,9 @@ class RequestLimits:
                     return False
 
                 request = _Request(receive, send, self._limits, body_limit, spool, on_complete)
-                scope.setdefault("state", {}).update(began_s=request.began_s, may_begin_early=may_begin_early)
+                scope.setdefault("state", {}).update(
+                    began_s=request.began_s, may_begin_early=may_begin_early, end_work=place.end_work
+                )
                 await self._run(scope, request)
         except SpeechError as error:
             await send_error(error, scope, receive, send)

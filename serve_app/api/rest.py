@@ -65,6 +65,10 @@ TRANSCRIPTION_RESPONSES = ERROR_RESPONSES | {
 }
 
 
+FORM_LIMITS: Any = {"max_files": 1, "max_fields": 256, "max_part_size": 65_536}
+"""Fields, and files below 1 MB, are held in memory: their number and size are limited."""
+
+
 def create_router(service: SpeechService, keys: Keys) -> APIRouter:
     """The routes of one service.
 
@@ -76,8 +80,7 @@ def create_router(service: SpeechService, keys: Keys) -> APIRouter:
     upload: dict[str, Any] = {
         "responses": TRANSCRIPTION_RESPONSES,
         "response_model": None,
-        # Fields, and files below 1 MB, are held in memory: limit their number and size.
-        "form_limits": {"max_files": 1, "max_fields": 256, "max_part_size": 65_536},
+        "form_limits": FORM_LIMITS,
         "tags": ["audio"],
     }
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from serve_app.errors import Overloaded, ShuttingDown
@@ -40,13 +40,33 @@ class Places:
                 del self._by_address[address]
 
 
+class RequestPlace:
+    """The place of one request among those at work."""
+
+    def __init__(self, places: asyncio.Semaphore) -> None:
+        self._places = places
+        self._is_at_work = False
+
+    async def begin_work(self) -> None:
+        """To be called once the upload is complete: the request is at work from then on. It waits while the maximum is."""
+        await self._places.acquire()
+        self._is_at_work = True
+
+    def end_work(self) -> None:
+        """To be called where it only waits from then on. Otherwise it is at work until its end."""
+        if self._is_at_work:
+            self._is_at_work = False
+            self._places.release()
+
+
 class Admission:
     """Counters. Belongs to one event loop."""
 
     def __init__(self, max_requests: int, max_windows: int, streams: Places, waiting: Places) -> None:
         self._requests_at_work = asyncio.Semaphore(max_requests)
         self._max_windows = max_windows
-        self._jobs = 0
+        self._jobs = {False: 0, True: 0}
+        """Numbers, by whether they are in the background."""
         self.is_closed = False
         self.requests = 0
         """In progress, those that are still being uploaded included."""
@@ -62,28 +82,18 @@ class Admission:
         self.is_closed = True
 
     @contextmanager
-    def request(self) -> Iterator[Callable[[], Awaitable[None]]]:
-        """Count a request while the block runs. Raises Overloaded if the maximum is at work, or ShuttingDown.
-
-        Yields a function to call once the upload is complete: the request is at work from then on. It waits while the maximum is.
-        """
+    def request(self) -> Iterator["RequestPlace"]:
+        """Count a request while the block runs. Raises Overloaded if the maximum is at work, or ShuttingDown."""
         self.check_open()
         if self.is_full:
             raise Overloaded("The server has as many requests in progress as it accepts; try again in a few seconds.")
-        is_at_work = False
-
-        async def begin_work() -> None:
-            nonlocal is_at_work
-            await self._requests_at_work.acquire()
-            is_at_work = True
-
+        place = RequestPlace(self._requests_at_work)
         self.requests += 1
         try:
-            yield begin_work
+            yield place
         finally:
             self.requests -= 1
-            if is_at_work:
-                self._requests_at_work.release()
+            place.end_work()
 
     @property
     def is_full(self) -> bool:
@@ -103,13 +113,13 @@ class Admission:
             raise ShuttingDown("The server is shutting down; try again later, or another server.")
 
     @contextmanager
-    def job(self) -> Iterator[None]:
-        """Count a file that is being transcribed while the block runs."""
-        self._jobs += 1
+    def job(self, *, is_background: bool = False) -> Iterator[None]:
+        """Count a file that is being transcribed while the block runs; `is_background`: nobody waits for it."""
+        self._jobs[is_background] += 1
         try:
             yield
         finally:
-            self._jobs -= 1
+            self._jobs[is_background] -= 1
 
     @contextmanager
     def spool(self) -> Iterator[Callable[[int], None]]:
@@ -128,5 +138,11 @@ class Admission:
 
     @property
     def windows_per_job(self) -> int:
-        """An equal share of the windows in flight for every job, at least one."""
-        return max(1, self._max_windows // max(1, self._jobs))
+        """An equal share of the windows in flight for every job that is waited for, at least one. Those in the background count
+        as one together."""
+        return max(1, self._max_windows // max(1, self._jobs[False] + (self._jobs[True] > 0)))
+
+    @property
+    def windows_per_background_job(self) -> int:
+        """An equal part of that share for each of those."""
+        return max(1, self.windows_per_job // max(1, self._jobs[True]))

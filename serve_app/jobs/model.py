@@ -45,6 +45,11 @@ class LeaseLost(Exception):
     caller must stop its work."""
 
 
+class CheckpointLost(Exception):
+    """Parts that were saved are not in the store any more, as after a crash of the database. Nothing was written; the work must
+    go on from what is there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Idempotency:
     """An `Idempotency-Key`."""
@@ -126,6 +131,8 @@ class Job:
     """Parts of the checkpoint."""
     lost_workers: int
     """Workers in a row that were lost with this job and got no further than the one before."""
+    deferred_since_s: float | None
+    """Since when it has been deferred, again and again without a new part; None: it is not."""
     created_at_s: float
     started_at_s: float | None
     """When it was first claimed."""

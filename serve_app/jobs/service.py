@@ -10,7 +10,7 @@ from typing import BinaryIO, get_args
 from serve_app.errors import RequestError, StoreUnavailable
 from serve_app.jobs import stores
 from serve_app.jobs.model import Job, JobState, NewJob, OwnerLimits
-from serve_app.jobs.store import JobStore
+from serve_app.jobs.store import UNAVAILABLE, JobStore
 from serve_app.jobs.uploads import Uploads
 from serve_app.jobs.watcher import JobWatcher
 from serve_app.jobs.webhook_client import WebhookClient
@@ -32,6 +32,9 @@ SWEEP_S = 5.0
 
 TIDY_EVERY = 120
 """Sweeps between two looks at the folder of uploads."""
+
+BIND_S = 5.0
+"""How long a new job waits for the folder of uploads, seconds."""
 
 CHECK_S = 0.5
 """How often it is checked whether the server shuts down, seconds."""
@@ -59,6 +62,8 @@ class JobService:
         self._webhooks = webhooks
         self.is_running = True
         """Until `run` has ended: then no lease is held."""
+        self._is_retired = False
+        self._bound = asyncio.Event()
 
     @classmethod
     def of(cls, service: SpeechService) -> "JobService":
@@ -74,23 +79,45 @@ class JobService:
         return cls(store, stores.uploads_of(settings), service, webhooks)
 
     async def run(self) -> None:
-        """Work on jobs until the server shuts down, or this is cancelled. All leases are handed back then."""
+        """Work on jobs until the server shuts down, `retire`, or this is cancelled. All leases are handed back then."""
         record = self._service.recorder.record
         for state in (JobState.COMPLETED, JobState.FAILED):
             record(catalogue.JOBS_ENDED, 0, state)
         for outcome in get_args(Outcome):
             record(catalogue.WEBHOOK_TRIES, 0, outcome)
-        parts: list[Run] = [self._worker.run, self.watcher.run, self._keep_house]
-        if self._webhooks is not None:
-            parts.append(self._webhooks[1].run)
-        tasks = [asyncio.create_task(_kept_running(part)) for part in parts]
+        working = asyncio.create_task(self._work())
         try:
-            while not self._service.admission.is_closed:
+            while not self._is_retired and not self._service.admission.is_closed:
                 record(catalogue.JOBS_RUNNING, self._worker.running)
                 await asyncio.sleep(CHECK_S)
         finally:
-            await stop(*tasks)
+            await stop(working)
             self.is_running = False
+
+    def retire(self) -> None:
+        """Have `run` end: another configuration has replaced this one, and its processes do the work."""
+        self._is_retired = True
+
+    async def _work(self) -> None:
+        await self._bind()
+        parts: list[Run] = [self._worker.run, self.watcher.run, self._keep_house]
+        if self._webhooks is not None:
+            parts.append(self._webhooks[1].run)
+        async with asyncio.TaskGroup() as group:
+            for part in parts:
+                group.create_task(_kept_running(part))
+
+    async def _bind(self) -> None:
+        """Wait until the folder of uploads is that of the store."""
+        while True:
+            try:
+                if await self._uploads.bind(self.store):
+                    self._bound.set()
+                    return
+                log.error("the folder of uploads is not the one of this store: is it mounted? No jobs until it is")
+            except (OSError, *UNAVAILABLE) as error:
+                log.warning("the jobs have to wait: %s", error)
+            await asyncio.sleep(SWEEP_S)
 
     def checked_webhook(self, url: str | None) -> str | None:
         """The address that gets the webhook messages of a job. Raises RequestError for one that may not."""
@@ -104,11 +131,18 @@ class JobService:
     async def create(self, new: NewJob, source: BinaryIO) -> tuple[Job, bool]:
         """Keep a copy of `source`, from its first byte on, and queue its job; or return the job that was made with the same
         idempotency key, and False. Raises StorageFull and what `JobStore.create` does."""
+        try:
+            await asyncio.wait_for(self._bound.wait(), BIND_S)
+        except TimeoutError:
+            raise StoreUnavailable from None
         limits = OwnerLimits(
             jobs=self.settings.max_jobs_per_key or None,
             upload_bytes=self.settings.max_upload_bytes_per_key or None,
             audio_s=3600 * self.settings.max_audio_hours_per_key or None,
         )
+        # Before the copy, which may be large.
+        if (earlier := await self.store.earlier(new, limits)) is not None:
+            return earlier, False
         job, is_new = await self._uploads.create(self.store, new, source, limits)
         self._worker.wake()
         return job, is_new
@@ -124,12 +158,13 @@ class JobService:
     async def _keep_house(self) -> None:
         sweeps = 0
         while True:
-            with suppress(StoreUnavailable):
+            with suppress(*UNAVAILABLE):
                 swept = await self.store.sweep()
                 for job_id in swept.requeued:
-                    log.warning("job %s is queued again", job_id)
+                    log.info("job %s is queued again: it was deferred, or its worker was lost", job_id)
                 for job in swept.failed:
                     log.error("job %s failed: it has lost its last worker", job.job_id)
+                    self._service.recorder.record(catalogue.JOBS_ENDED, 1, job.state)
                 await self._uploads.remove([job.job_id for job in swept.failed])
                 if swept.requeued:
                     self._worker.wake()

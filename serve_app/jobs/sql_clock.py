@@ -11,7 +11,7 @@ _BACK_S = 1.0
 """Corrections of the clock by less than this are none of a jump, seconds."""
 
 _DEADLINES = {
-    "jobs": ("lease_until_s", "expires_at_s", "idempotent_until_s"),
+    "jobs": ("lease_until_s", "expires_at_s", "idempotent_until_s", "deferred_since_s"),
     "deliveries": ("next_try_at_s",),
 }
 

@@ -5,7 +5,18 @@ from collections.abc import Sequence
 from serve_app.errors import IdempotencyConflict, JobNotFound, RateLimited
 from serve_app.jobs import sql_deliveries, sql_queue
 from serve_app.jobs.database import Row, Transaction
-from serve_app.jobs.model import MAX_LOST_WORKERS, Checkpoint, Job, JobError, JobState, Lease, LeaseLost, NewJob, OwnerLimits
+from serve_app.jobs.model import (
+    MAX_LOST_WORKERS,
+    Checkpoint,
+    Job,
+    JobError,
+    JobState,
+    Lease,
+    LeaseLost,
+    NewJob,
+    OwnerLimits,
+    new_id,
+)
 from serve_app.jobs.sql_rows import job_of, provenance_of
 
 FULL_RETRY_AFTER_S = 60
@@ -103,6 +114,31 @@ def requeue(transaction: Transaction, row: Row) -> None:
     transaction.rows(
         "UPDATE jobs SET state = 'queued', lease = NULL, lease_until_s = NULL WHERE job_id = :job_id", job_id=row["job_id"]
     )
+
+
+def defer(transaction: Transaction, row: Row, until_s: float, since_s: float, lost_workers: int) -> None:
+    """Take the lease of a running job away, and have `end_leases` queue it."""
+    transaction.rows(
+        """UPDATE jobs SET lease = NULL, lease_until_s = :until_s, deferred_since_s = :since_s, lost_workers = :lost_workers
+           WHERE job_id = :job_id""",
+        job_id=row["job_id"],
+        until_s=until_s,
+        since_s=since_s,
+        lost_workers=lost_workers,
+    )
+
+
+def identity(transaction: Transaction) -> str:
+    """The id of the store, which is made if need be."""
+    # The lock on this row makes one process wait for the other.
+    transaction.rows("UPDATE counters SET last_number = last_number")
+    known = transaction.first("SELECT id FROM identity")
+    return str((known or transaction.one("INSERT INTO identity VALUES (:id) RETURNING id", id=new_id("store")))["id"])
+
+
+def are_active(transaction: Transaction) -> bool:
+    """Whether there are jobs that are queued or running."""
+    return any(transaction.first(f"SELECT 1 AS one FROM jobs WHERE state = '{state}' LIMIT 1") for state in ("queued", "running"))
 
 
 def delete(transaction: Transaction, job_ids: Sequence[str]) -> None:

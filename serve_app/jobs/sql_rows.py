@@ -25,6 +25,7 @@ def job_of(row: Row) -> Job:
         generation=row["generation"],
         part_count=row["part_count"],
         lost_workers=row["lost_workers"],
+        deferred_since_s=row["deferred_since_s"],
         created_at_s=row["created_at_s"],
         started_at_s=row["started_at_s"],
         ended_at_s=row["ended_at_s"],

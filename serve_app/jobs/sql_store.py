@@ -13,7 +13,9 @@ from serve_app.jobs import sql_deliveries, sql_queue
 from serve_app.jobs import sql_jobs as jobs
 from serve_app.jobs.database import Database, Row, Transaction
 from serve_app.jobs.model import (
+    MAX_LOST_WORKERS,
     Checkpoint,
+    CheckpointLost,
     Delivery,
     Job,
     JobError,
@@ -68,6 +70,15 @@ class SqlStore:
             return job_of(transaction.one(f"INSERT INTO jobs ({names}) VALUES ({places}) RETURNING *", **values)), True
 
         return await self._write(work)
+
+    async def earlier(self, new: NewJob, limits: OwnerLimits = NO_LIMITS) -> Job | None:
+        def work(transaction: Transaction) -> Job | None:
+            earlier = jobs.same_request(transaction, new)
+            if earlier is None:
+                jobs.check_limits(transaction, new, limits)
+            return earlier
+
+        return await self._database.read(work)
 
     async def status(self, owner: str, job_id: str) -> JobStatus:
         def work(transaction: Transaction) -> JobStatus:
@@ -171,7 +182,7 @@ class SqlStore:
         def work(transaction: Transaction, now_s: float) -> None:
             known = jobs.leased(transaction, lease)["part_count"]
             if parts and first > known:
-                raise ValueError(f"parts {known} to {first - 1} of {lease.job_id} are missing")
+                raise CheckpointLost(f"parts {known} to {first - 1} of {lease.job_id} are missing")
             new = list(parts)[known - first :] if parts else []
             for number, data in enumerate(new, known):
                 transaction.rows(
@@ -179,7 +190,8 @@ class SqlStore:
                 )
             transaction.rows(
                 """UPDATE jobs SET lease_until_s = :until_s, done_s = :done_s, audio_s = COALESCE(:audio_s, audio_s),
-                       part_count = part_count + :new, lost_workers = CASE WHEN :new > 0 THEN 0 ELSE lost_workers END
+                       part_count = part_count + :new, lost_workers = CASE WHEN :new > 0 THEN 0 ELSE lost_workers END,
+                       deferred_since_s = CASE WHEN :new > 0 THEN NULL ELSE deferred_since_s END
                    WHERE job_id = :job_id""",
                 job_id=lease.job_id,
                 until_s=now_s + self._lease_s,
@@ -220,16 +232,20 @@ class SqlStore:
 
         await self._write(work)
 
-    async def defer(self, lease: Lease, after_s: float) -> None:
-        def work(transaction: Transaction, now_s: float) -> None:
-            jobs.leased(transaction, lease)
-            transaction.rows(
-                "UPDATE jobs SET lease = NULL, lease_until_s = :until_s WHERE job_id = :job_id",
-                job_id=lease.job_id,
-                until_s=now_s + after_s,
-            )
+    async def defer(self, lease: Lease, error: JobError, *, after_s: float, give_up_s: float, is_loss: bool) -> Job | None:
+        def work(transaction: Transaction, now_s: float) -> Job | None:
+            row = jobs.leased(transaction, lease)
+            since_s = row["deferred_since_s"] or now_s
+            lost_workers = row["lost_workers"] + is_loss
+            if now_s - since_s >= give_up_s or lost_workers >= MAX_LOST_WORKERS:
+                return jobs.end(transaction, row, JobState.FAILED, now_s, error)
+            jobs.defer(transaction, row, now_s + after_s, since_s, lost_workers)
+            return None
 
-        await self._write(work)
+        return await self._write(work)
+
+    async def identity(self) -> tuple[str, bool]:
+        return await self._write(lambda transaction, _: (jobs.identity(transaction), jobs.are_active(transaction)))
 
     async def claim_delivery(self, busy_hosts: Collection[str] = ()) -> Delivery | None:
         return await self._write(lambda transaction, now_s: sql_deliveries.claim(transaction, now_s, self._lease_s, busy_hosts))

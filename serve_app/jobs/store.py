@@ -21,6 +21,7 @@ runs, all points in time at which something ends jump with it. So nothing expire
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
+from serve_app.errors import StorageFull, StoreUnavailable
 from serve_app.jobs.model import (
     Checkpoint,
     Delivery,
@@ -35,6 +36,9 @@ from serve_app.jobs.model import (
     Provenance,
     Swept,
 )
+
+UNAVAILABLE = (StoreUnavailable, StorageFull)
+"""What any method may raise, and what works again by itself."""
 
 NO_LIMITS = OwnerLimits()
 
@@ -68,6 +72,10 @@ class JobStore(Protocol):
         Raises IdempotencyConflict if the key was used for another request, RateLimited if a limit of the owner is reached; calls
         at the same time cannot pass a limit together. A key is forgotten with its job.
         """
+
+    async def earlier(self, new: NewJob, limits: OwnerLimits = NO_LIMITS) -> Job | None:
+        """What `create` would find out before it makes the job: the one that was made with the same idempotency key, if there is
+        one. Raises what it raises."""
 
     async def status(self, owner: str, job_id: str) -> JobStatus:
         """A job with its queue position and deliveries. Raises JobNotFound, also for a job of another owner."""
@@ -111,8 +119,8 @@ class JobStore(Protocol):
         """Renew the lease, and append parts to the checkpoint.
 
         `first` is the number of the first one of `parts`. Parts that are there already are ignored, so a call that may have
-        failed can be repeated. `audio_s`: the length of the audio, if it is now known better. Raises LeaseLost, and ValueError if
-        parts before `first` are missing.
+        failed can be repeated. `audio_s`: the length of the audio, if it is now known better. Raises LeaseLost, and
+        CheckpointLost if parts before `first` are missing.
         """
 
     async def checkpoint(self, job_id: str, first: int = 0) -> Checkpoint:
@@ -126,8 +134,12 @@ class JobStore(Protocol):
     async def hand_back(self, lease: Lease) -> None:
         """Give up the lease. The job is queued at its old place, and goes on from its checkpoint. Raises LeaseLost."""
 
-    async def defer(self, lease: Lease, after_s: float) -> None:
-        """The same, but the job counts as running until it is queued again, by a `sweep` after `after_s`. Raises LeaseLost."""
+    async def defer(self, lease: Lease, error: JobError, *, after_s: float, give_up_s: float, is_loss: bool) -> Job | None:
+        """The same because of an error, but the job counts as running until it is queued again, by a `sweep` after `after_s`.
+
+        If the job has been deferred for `give_up_s` without a new part, it fails with `error`, and is returned; so does one with
+        MAX_LOST_WORKERS losses in a row, `is_loss` being one. The caller removes the upload then. Raises LeaseLost.
+        """
 
     # For webhooks
 
@@ -141,6 +153,9 @@ class JobStore(Protocol):
         alone). Raises LeaseLost if the message was taken by another call meanwhile."""
 
     # Housekeeping
+
+    async def identity(self) -> tuple[str, bool]:
+        """The id of this store, which does not change, and whether it has jobs that are queued or running."""
 
     async def sweep(self) -> Swept:
         """Let what is over its time end: leases, results, idempotency keys. Any number of processes may do so at any time.

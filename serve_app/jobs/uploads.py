@@ -10,9 +10,10 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from serve_app.errors import StorageFull, StoreUnavailable
 from serve_app.jobs.model import Job, JobError, NewJob, OwnerLimits
@@ -25,6 +26,13 @@ _PART = ".part"
 
 _COPY_BYTES = 1 << 20
 
+_MARK = ".of-"
+"""Begins the name of an empty file that says to which store the folder belongs."""
+
+_THREADS = 8
+
+Result = TypeVar("Result")
+
 
 class Uploads:
     """The folder of uploads."""
@@ -33,10 +41,31 @@ class Uploads:
         """The folder is made if need be. Other users may not read it."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder = folder
+        # Copies of large files must not hold up what else runs in threads.
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="uploads")
 
     def path(self, job_id: str) -> Path:
         """The file of a job."""
         return self._folder / job_id
+
+    async def bind(self, store: JobStore) -> bool:
+        """Whether this is the folder of that store. While the store has no jobs, any folder is; otherwise the one with its mark.
+
+        So a node on which a shared folder is not mounted does not take all uploads for lost.
+        """
+        identity, is_used = await store.identity()
+        mark = self._folder / (_MARK + identity)
+        if is_used:
+            return await self._run(mark.exists)
+        await self._run(mark.touch)
+        return True
+
+    async def open(self, job_id: str) -> BinaryIO | None:
+        """The file of a job, to be read; None: it is gone. Raises OSError."""
+        try:
+            return await self._run(self.path(job_id).open, "rb")
+        except FileNotFoundError:
+            return None
 
     async def create(self, store: JobStore, new: NewJob, source: BinaryIO, limits: OwnerLimits = NO_LIMITS) -> tuple[Job, bool]:
         """Keep a copy of `source`, from its first byte on, and create its job. Returns and raises what `store.create` does.
@@ -44,7 +73,7 @@ class Uploads:
         Raises StorageFull if there is no room, or the folder cannot be written. Where no job is made, no file remains. If it is
         unknown whether one was made (StoreUnavailable, cancelled), `tidy` decides.
         """
-        writing = asyncio.ensure_future(asyncio.to_thread(self._write, new.job_id, source))
+        writing = asyncio.ensure_future(self._run(self._write, new.job_id, source))
         try:
             descriptor = await asyncio.shield(writing)
         except asyncio.CancelledError:
@@ -56,19 +85,20 @@ class Uploads:
         try:
             job, is_new = await store.create(new, limits)
             if not is_new:
-                self._remove([new.job_id])
+                await self.remove([new.job_id])
             return job, is_new
         except StoreUnavailable:
             raise
         except Exception:
-            self._remove([new.job_id])
+            await self.remove([new.job_id])
             raise
         finally:
-            os.close(descriptor)
+            # In a thread: what is removed already goes from the disk only now.
+            self._threads.submit(os.close, descriptor)
 
     async def remove(self, job_ids: Collection[str]) -> None:
         """Remove the uploads of jobs that have ended. It does no harm if they are gone."""
-        await asyncio.to_thread(self._remove, list(job_ids))
+        await self._run(self._remove, list(job_ids))
 
     async def tidy(self, store: JobStore) -> None:
         """Remove files without a job that needs them, and fail jobs without a file. To be called at start and now and then.
@@ -76,21 +106,21 @@ class Uploads:
         Files that another process is writing, or whose job it is about to create, are left alone.
         """
         active = await store.active_jobs()
-        names = await asyncio.to_thread(self._names)
+        names = await self._run(self._names)
         for job_id in active - names:
             # Its file was there before the job, so it is not about to come; but the listing may be older than the job.
-            if not await asyncio.to_thread(self.path(job_id).exists):
+            if not await self._run(self.path(job_id).exists):
                 await store.abandon(job_id, UPLOAD_LOST)
         for name in names - active:
-            descriptor = await asyncio.to_thread(self._lock_orphan, name)
+            descriptor = await self._run(self._lock_orphan, name)
             if descriptor is None:
                 continue
             try:
                 # Only now: a writer that has let go of the lock has created the job, or never will.
                 if not any(not job.state.is_ended for job in (await store.get_many([name])).values()):
-                    self._remove([name])
+                    await self.remove([name])
             finally:
-                os.close(descriptor)
+                self._threads.submit(os.close, descriptor)
 
     def _lock_orphan(self, name: str) -> int | None:
         """The locked descriptor of a file; None: it is being written, or gone."""
@@ -154,7 +184,12 @@ class Uploads:
             (self._folder / name).unlink(missing_ok=True)
 
     def _names(self) -> frozenset[str]:
-        return frozenset(entry.name for entry in os.scandir(self._folder) if entry.is_file(follow_symlinks=False))
+        names = (entry.name for entry in os.scandir(self._folder) if entry.is_file(follow_symlinks=False))
+        return frozenset(name for name in names if not name.startswith(_MARK))
+
+    async def _run(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        """In a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
 
 def _storage_full(error: OSError) -> StorageFull:

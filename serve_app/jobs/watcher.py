@@ -1,15 +1,14 @@
-"""Tells those who wait for jobs that they have changed: one query a second for all of them. Any process may have changed them."""
+"""Tells those who wait for jobs that they have changed, whichever process has changed them. All of them share one query."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
 
-from serve_app.errors import StoreUnavailable
 from serve_app.jobs.model import Job
-from serve_app.jobs.store import JobStore
+from serve_app.jobs.store import UNAVAILABLE, JobStore
 
-POLL_S = 1.0
-"""How often the store is asked, seconds, while somebody waits."""
+POLL_S, MIN_POLL_S = 1.0, 0.1
+"""How often the store is asked, seconds, while somebody waits: without news, and at most."""
 
 
 class JobWatcher:
@@ -32,13 +31,16 @@ class JobWatcher:
             while True:
                 self._has_news.clear()
                 if self._waiting:
-                    with suppress(StoreUnavailable):
+                    with suppress(*UNAVAILABLE):
                         self._tell(await self._store.get_many({job.job_id for job in self._waiting.values()}))
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._has_news.wait(), POLL_S)
-        finally:
+                # However many jobs end: those that end in the meantime are seen by one query.
+                await asyncio.sleep(MIN_POLL_S)
+        except asyncio.CancelledError:
             self._is_closed = True
             self._tell({})
+            raise
 
     async def changes(self, job: Job) -> AsyncGenerator[Job, None]:
         """The job, then again after each change, the last time when it has ended. Ends early if the job is deleted, or when the

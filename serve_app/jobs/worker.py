@@ -7,23 +7,18 @@ the checkpoints.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeVar
 
-from serve_app import __version__
-from serve_app.errors import UNFORESEEN, EngineError, SpeechError, StoreUnavailable
-from serve_app.events import Done, Event
-from serve_app.jobs.model import Completed, Job, JobError, Lease, LeaseLost, Outcome, Provenance, expected_audio_s
-from serve_app.jobs.parts import pack_transcript
-from serve_app.jobs.progress import JobProgress
+from serve_app.errors import UNFORESEEN, EngineError, ModelNotFound, ModelUnavailable, RequestError, SpeechError
+from serve_app.jobs.model import Completed, Job, JobError, Lease, LeaseLost, expected_audio_s
 from serve_app.jobs.request import JobRequest
-from serve_app.jobs.store import JobStore
-from serve_app.jobs.uploads import UPLOAD_LOST, Uploads
+from serve_app.jobs.store import UNAVAILABLE, JobStore
+from serve_app.jobs.transcription import Deferral, Transcription, persist
+from serve_app.jobs.uploads import Uploads
 from serve_app.observe import catalogue
-from serve_app.service import JobOptions, SpeechService
-from serve_app.settings import ModelSettings, WindowSettings
+from serve_app.service import SpeechService
 from serve_app.tasks import stop
 
 log = logging.getLogger("ray.serve")
@@ -37,33 +32,24 @@ MIN_RUNNING = 4
 POLL_S = 1.0
 """How often a worker with room looks for jobs that others have made, seconds."""
 
-SAVE_S, RENEW_S = 0.2, 5.0
-"""How often new work is saved, and a lease is renewed without any, seconds."""
+DEFER_S, MAX_DEFER_S = 30.0, 600.0
+"""Time until a job whose model is unavailable is tried again, seconds, at first and at most."""
 
-RETRY_S = 2.0
-"""Time until a call of a store that is unavailable is repeated, seconds."""
-
-DEFER_S = 30.0
-"""Time until a job whose model is unavailable is tried again, seconds."""
+RETRY_S = 5.0
+"""Time until a job that failed for another reason is, seconds."""
 
 GIVE_UP_S = 86_400.0
-"""A job fails if its model is still unavailable so long after it was made, seconds."""
+"""A job fails if its model has been unavailable for so long, seconds."""
 
 HAND_BACK_S = 5.0
 """How long a worker that stops tries to give its leases back, seconds."""
 
-Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, slots=True)
-class Deferred:
-    """The job is to be tried again later: what it needs is unavailable."""
-
-    error: SpeechError
-
 
 @dataclass(slots=True)
 class _Running:
+    """Work on a job, by a lease."""
+
+    job: Job
     task: asyncio.Task[None]
     audio_s: float
     """With which the job counts."""
@@ -72,14 +58,17 @@ class _Running:
 class JobWorker:
     """All calls must come from one event loop."""
 
-    def __init__(self, store: JobStore, uploads: Uploads, service: SpeechService, on_end: Callable[[], None]) -> None:
-        """`on_end` is called when a job has ended, as there may be a webhook message then."""
+    def __init__(self, store: JobStore, uploads: Uploads, service: SpeechService, on_change: Callable[[], None]) -> None:
+        """`on_change` is called when a job has ended, for those who wait for it."""
         self._store = store
         self._uploads = uploads
         self._service = service
-        self._on_end = on_end
+        self._on_change = on_change
         self._max_audio_s = service.settings.jobs.max_running_audio_s
         self._running: dict[str, _Running] = {}
+        """By the token of the lease: a job whose lease was lost may be claimed here again, before its old task has ended."""
+        self._away_until_s: dict[str, float] = {}
+        """Models that were unavailable, and when they are tried again, of the monotonic clock."""
         self._has_news = asyncio.Event()
 
     @property
@@ -93,18 +82,16 @@ class JobWorker:
 
     def drop(self, job_id: str) -> None:
         """The job was cancelled: stop the work on it, if it is here."""
-        if job_id in self._running:
-            self._running[job_id].task.cancel()
+        for running in self._running.values():
+            if running.job.job_id == job_id:
+                running.task.cancel()
 
     async def run(self) -> None:
         """Until it is cancelled; then hand back every job."""
         try:
             while True:
                 self._has_news.clear()
-                claimed = None
-                if self._has_room:
-                    with suppress(StoreUnavailable):
-                        claimed = await self._store.claim()
+                claimed = await self._claimed() if self._has_room else None
                 if claimed is not None:
                     self._start(*claimed)
                 else:
@@ -118,122 +105,101 @@ class JobWorker:
         audio_s = sum(running.audio_s for running in self._running.values())
         return len(self._running) < MAX_RUNNING and audio_s < self._max_audio_s
 
+    async def _claimed(self) -> tuple[Job, Lease] | None:
+        claiming = asyncio.ensure_future(self._store.claim())
+        try:
+            return await asyncio.shield(claiming)
+        except UNAVAILABLE:
+            return None
+        except asyncio.CancelledError:
+            with suppress(*UNAVAILABLE, LeaseLost, TimeoutError):
+                async with asyncio.timeout(HAND_BACK_S):
+                    if (claimed := await claiming) is not None:
+                        await self._store.hand_back(claimed[1])
+            raise
+
     def _start(self, job: Job, lease: Lease) -> None:
+        # Only a worker that has lost its lease can have the job, too.
+        self.drop(job.job_id)
         length_s = expected_audio_s(job.audio_s, job.upload_bytes)
         audio_s = min(max(0.0, length_s - job.done_s), self._max_audio_s / MIN_RUNNING)
         task = asyncio.create_task(self._work(job, lease))
-        self._running[job.job_id] = _Running(task, audio_s)
-        task.add_done_callback(lambda _: self._note_end(job.job_id))
+        self._running[lease.token] = _Running(job, task, audio_s)
+        task.add_done_callback(lambda _: self._note_end(lease))
 
-    def _note_end(self, job_id: str) -> None:
-        del self._running[job_id]
+    def _note_end(self, lease: Lease) -> None:
+        del self._running[lease.token]
         self.wake()
 
     async def _work(self, job: Job, lease: Lease) -> None:
         """Transcribe one job, and end its lease in one way or the other."""
         try:
             outcome = await self._outcome(job, lease)
-            if isinstance(outcome, Deferred):
-                log.warning("job %s is tried again in %.0f s: %s", job.job_id, DEFER_S, outcome.error.message)
-                await _persist(lambda: self._store.defer(lease, DEFER_S))
-                return
-            ended = await _persist(lambda: self._store.finish(lease, outcome))
+            ending = asyncio.ensure_future(self._end(job, lease, outcome))
+            try:
+                await asyncio.shield(ending)
+            except asyncio.CancelledError:
+                await asyncio.wait([ending], timeout=HAND_BACK_S)
+                ending.cancel()
+                raise
         except LeaseLost:
             log.info("job %s is no longer this worker's", job.job_id)
         except asyncio.CancelledError:
-            with suppress(LeaseLost, StoreUnavailable, TimeoutError):
+            # Where it has ended meanwhile, the lease is lost.
+            with suppress(LeaseLost, TimeoutError, *UNAVAILABLE):
                 await asyncio.wait_for(self._store.hand_back(lease), HAND_BACK_S)
             raise
+        except Exception:
+            # The lease ends by itself.
+            log.exception("job %s: its end could not be recorded", job.job_id)
+
+    async def _end(self, job: Job, lease: Lease, outcome: Completed | JobError | Deferral) -> None:
+        """Raises LeaseLost."""
+        if not isinstance(outcome, Deferral):
+            ended: Job | None = await persist(lambda: self._store.finish(lease, outcome))
         else:
+            after_s = self._defer_s(job) if outcome.waits else RETRY_S
+            log.warning("job %s is tried again in %.0f s: %s", job.job_id, after_s, outcome.error.message)
+            ended = await persist(
+                lambda: self._store.defer(lease, outcome.error, after_s=after_s, give_up_s=GIVE_UP_S, is_loss=not outcome.waits)
+            )
+        if ended is not None:
             log.info("job %s is %s", job.job_id, ended.state)
             self._service.recorder.record(catalogue.JOBS_ENDED, 1, ended.state)
             await self._uploads.remove([job.job_id])
-            self._on_end()
+            self._on_change()
 
-    async def _outcome(self, job: Job, lease: Lease) -> Outcome | Deferred:
+    @staticmethod
+    def _defer_s(job: Job) -> float:
+        """Longer from time to time, so that many jobs of a model that stays away do not keep the store busy."""
+        waited_s = 0.0 if job.deferred_since_s is None else time.time() - job.deferred_since_s
+        return min(max(DEFER_S, waited_s / 4), MAX_DEFER_S)
+
+    async def _outcome(self, job: Job, lease: Lease) -> Completed | JobError | Deferral:
         """Raises LeaseLost."""
+        request = JobRequest.from_json(job.request)
+        if time.monotonic() < self._away_until_s.get(request.model, 0.0):
+            return Deferral(JobError(ModelUnavailable.code, f"The model `{request.model}` is unavailable."), waits=True)
+        if request.model in self._away_until_s:
+            # One job finds out whether it is back; meanwhile the others do not take the place of other models' jobs.
+            self._away_until_s[request.model] = time.monotonic() + self._service.settings.limits.model_wait_s
+        transcription = Transcription(self._store, self._uploads, self._service, job, request, lease)
         try:
-            return await self._transcribe(job, JobRequest.from_json(job.request), lease)
+            outcome: Completed | JobError | Deferral = await transcription.run()
+        except (ModelUnavailable, ModelNotFound) as error:
+            # A model that is not found here may be one of the next configuration.
+            self._away_until_s[request.model] = time.monotonic() + DEFER_S
+            return Deferral(JobError(error.code, error.message), waits=True)
         except SpeechError as error:
-            is_temporary = error.status in (429, 503) and time.time() - job.created_at_s < GIVE_UP_S
-            return Deferred(error) if is_temporary else JobError(error.code, error.message)
-        except FileNotFoundError:
-            return UPLOAD_LOST
+            failure = JobError(error.code, error.message)
+            if isinstance(error, RequestError):
+                return failure
+            # Another replica or process may do better, and a disk may have room again.
+            return Deferral(failure, waits=error.status == 429 or isinstance(error, UNAVAILABLE))
         except LeaseLost:
             raise
         except Exception:
             log.exception("job %s failed", job.job_id)
-            return JobError(EngineError.code, UNFORESEEN)
-
-    async def _transcribe(self, job: Job, request: JobRequest, lease: Lease) -> Completed:
-        """Raises SpeechError, LeaseLost and FileNotFoundError."""
-        model = self._service.find_model(request.model)
-        options = JobOptions(
-            windows=_windows(request),
-            keywords=request.keywords,
-            language=request.language,
-            entry_point="jobs",
-            is_background=True,
-        )
-        windows = options.windows or self._service.settings.windows_for(model)
-        provenance = Provenance(_described(model), f"{windows.window_s} s, {windows.overlap_s} s", __version__)
-        checkpoint = await _persist(lambda: self._store.resume(lease, provenance))
-        progress = await asyncio.to_thread(JobProgress, checkpoint, job.done_s if checkpoint.parts else 0.0)
-        with self._uploads.path(job.job_id).open("rb") as file:
-            recording = self._service.decoders.open(file, track=request.track)
-            events = self._service.transcribe_events(recording, model, options, progress)
-            working = asyncio.ensure_future(_to_the_end(events, progress))
-            saving = asyncio.ensure_future(self._save(lease, progress, lambda: recording.announced_s))
-            try:
-                await asyncio.wait([working, saving], return_when=asyncio.FIRST_COMPLETED)
-                if saving.done():
-                    await saving
-                done = await working
-            finally:
-                await stop(working, saving)
-        transcript = options.transcript(done, recording.warnings, model)
-        return Completed(await asyncio.to_thread(pack_transcript, transcript), done.duration_s)
-
-    async def _save(self, lease: Lease, progress: JobProgress, length_s: Callable[[], float | None]) -> None:
-        """Save what is new and renew the lease, until cancelled. Raises LeaseLost."""
-        saved_at_s = time.monotonic()
-        while True:
-            await asyncio.sleep(SAVE_S)
-            first, parts = progress.unsaved()
-            if not parts and time.monotonic() - saved_at_s < RENEW_S:
-                continue
-            try:
-                await self._store.save(lease, done_s=progress.done_s, audio_s=length_s(), first=first, parts=parts)
-            except StoreUnavailable:
-                continue
-            progress.saved()
-            saved_at_s = time.monotonic()
-
-
-async def _to_the_end(events: AsyncGenerator[Event, None], progress: JobProgress) -> Done:
-    async with aclosing(events):
-        async for event in events:
-            progress.take(event)
-            if isinstance(event, Done):
-                return event
-    raise AssertionError("the pipeline ends with Done")
-
-
-async def _persist(call: Callable[[], Awaitable[Result]]) -> Result:
-    """The result of a call of the store, which is repeated while the store is unavailable."""
-    while True:
-        try:
-            return await call()
-        except StoreUnavailable:
-            await asyncio.sleep(RETRY_S)
-
-
-def _windows(request: JobRequest) -> WindowSettings | None:
-    if request.window_s is None or request.overlap_s is None:
-        return None
-    return WindowSettings(window_s=request.window_s, overlap_s=request.overlap_s)
-
-
-def _described(model: ModelSettings) -> str:
-    """What of a model's settings its tokens depend on."""
-    return f"{model.name}: {model.source}, {model.decoder}, {model.precision}, {model.keyword_weight:g}"
+            return Deferral(JobError(EngineError.code, UNFORESEEN), waits=False)
+        self._away_until_s.pop(request.model, None)
+        return outcome

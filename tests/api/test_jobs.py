@@ -24,7 +24,7 @@ from serve_app.settings import AuthSettings, JobSettings, LimitSettings
 from serve_app.window import Lane
 from testing import media
 from testing.fake_service import NOISE, FakeService, assert_error
-from testing.job_service import working
+from testing.job_service import uploads_in, working
 from testing.open_requests import OpenRequest, until
 
 PATH = "/v1/jobs"
@@ -138,7 +138,7 @@ class TestOneJob:
 
     async def test_a_file_without_audio_is_refused_at_once(self, client: httpx2.AsyncClient, tmp_path: Path) -> None:
         assert_error(await post(client, b"no audio" * 1000), 400, "invalid_audio", "file")
-        assert list((tmp_path / "jobs" / "uploads").iterdir()) == []
+        assert uploads_in(tmp_path / "jobs") == []
 
     async def test_an_unknown_model_is_refused_at_once(self, client: httpx2.AsyncClient) -> None:
         assert_error(await post(client, model="third"), 404, "model_not_found", "model")
@@ -148,7 +148,7 @@ class TestOneJob:
         body = (await post(client, wait=30)).json()
         assert (body["state"], body["error"]["code"]) == ("failed", "engine_error")
         assert "internal" not in body["error"]["message"]
-        await until(lambda: not list((tmp_path / "jobs" / "uploads").iterdir()))
+        await until(lambda: not uploads_in(tmp_path / "jobs"))
 
     @pytest.mark.parametrize("path", ["", "/result", "/events"])
     async def test_unknown(self, client: httpx2.AsyncClient, path: str) -> None:
@@ -168,7 +168,7 @@ class TestCancel:
         begun = len(fake.windows)
         assert (await completed(client, NOISE))["state"] == "completed"
         assert len(fake.windows) == begun + 1
-        assert list((tmp_path / "jobs" / "uploads").iterdir()) == []
+        assert uploads_in(tmp_path / "jobs") == []
         assert_error(await client.get(f"{PATH}/{job_id}/result"), 409, "job_state_conflict")
 
     async def test_an_ended_job_is_forgotten(self, client: httpx2.AsyncClient) -> None:
@@ -234,7 +234,7 @@ class TestIdempotency:
         again = await post(client, headers=key)
         assert (again.status_code, again.json()["id"]) == (200, first.json()["id"])
         assert len((await client.get(PATH)).json()["data"]) == 1
-        assert list((tmp_path / "jobs" / "uploads").iterdir()) == []
+        assert uploads_in(tmp_path / "jobs") == []
 
     @pytest.mark.parametrize("change", [{"data": LONG}, {"response_format": "srt"}, {"metadata": "{}"}])
     async def test_another_request_is_a_conflict(self, client: httpx2.AsyncClient, change: dict[str, Any]) -> None:
@@ -290,7 +290,7 @@ async def test_a_full_disk_leaves_nothing(client: httpx2.AsyncClient, tmp_path: 
     answer = await post(client)
     assert_error(answer, 503, "storage_full")
     assert int(answer.headers["retry-after"]) > 0
-    assert list((tmp_path / "jobs" / "uploads").iterdir()) == []
+    assert uploads_in(tmp_path / "jobs") == []
     assert (await client.get(PATH)).json()["data"] == []
 
 

@@ -32,8 +32,8 @@ async def test_a_complete_upload_waits_for_a_place_and_new_requests_are_refused_
     admission = Admission(max_requests=1, max_windows=1, streams=Places(1, 1), waiting=Places(1, 1))
     with ExitStack() as first, admission.request() as second_begins:
         first_begins = first.enter_context(admission.request())
-        await first_begins()
-        waiting = asyncio.ensure_future(second_begins())
+        await first_begins.begin_work()
+        waiting = asyncio.ensure_future(second_begins.begin_work())
         await asyncio.sleep(0)
         assert not waiting.done()
         assert admission.requests == 2
@@ -52,13 +52,13 @@ async def test_a_request_that_is_given_up_while_it_waits_leaves_no_trace() -> No
     with ExitStack() as first:
         first_begins = first.enter_context(admission.request())
         with admission.request() as second_begins:
-            await first_begins()
-            waiting = asyncio.ensure_future(second_begins())
+            await first_begins.begin_work()
+            waiting = asyncio.ensure_future(second_begins.begin_work())
             await asyncio.sleep(0)
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
     with admission.request() as begins:
-        await asyncio.wait_for(begins(), 1)
+        await asyncio.wait_for(begins.begin_work(), 1)
 
 
 def test_bytes_of_uploads_count_while_they_are_in_progress() -> None:

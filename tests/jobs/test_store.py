@@ -7,7 +7,17 @@ from dataclasses import asdict
 import pytest
 
 from serve_app.errors import IdempotencyConflict, JobNotFound, JobStateConflict, RateLimited
-from serve_app.jobs.model import Completed, Idempotency, JobError, JobState, LeaseLost, OwnerLimits, Priority, Provenance
+from serve_app.jobs.model import (
+    CheckpointLost,
+    Completed,
+    Idempotency,
+    JobError,
+    JobState,
+    LeaseLost,
+    OwnerLimits,
+    Priority,
+    Provenance,
+)
 from serve_app.jobs.sql_store import SqlStore
 from serve_app.jobs.store import JobStore
 from tests.jobs.stores import PROVENANCE, WEEK_S, Clock, claimed, new_job, queued
@@ -149,7 +159,7 @@ class TestCheckpoints:
     async def test_a_gap_is_refused(self, store: JobStore) -> None:
         job_id = await queued(store)
         _, lease = await claimed(store)
-        with pytest.raises(ValueError, match="missing"):
+        with pytest.raises(CheckpointLost, match="missing"):
             await store.save(lease, done_s=1.0, first=1, parts=[b"b"])
         assert (await store.checkpoint(job_id)).parts == ()
 

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from serve_app.errors import EngineError, ModelUnavailable, StoreUnavailable
+from serve_app.jobs import service as service_module
+from serve_app.jobs import transcription as transcription_module
 from serve_app.jobs import worker as worker_module
 from serve_app.jobs.model import Job, JobState, NewJob, new_id
 from serve_app.jobs.parts import WindowKey, pack_transcript, unpack_transcript
@@ -23,6 +25,7 @@ from serve_app.tasks import stop
 from serve_app.transcript import Transcript
 from testing import media
 from testing.fake_service import FakeService
+from testing.job_service import uploads_in
 from testing.open_requests import until
 
 SPEECH = np.concatenate([np.random.default_rng(n).normal(0, 0.1, 8_000 * n).astype(np.float32) for n in (32, 19, 24, 31, 20)])
@@ -35,9 +38,11 @@ OWNER = "alice"
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is done now and then is done often."""
-    monkeypatch.setattr(worker_module, "SAVE_S", 0.02)
-    monkeypatch.setattr(worker_module, "RENEW_S", 0.05)
+    monkeypatch.setattr(transcription_module, "SAVE_S", 0.02)
+    monkeypatch.setattr(transcription_module, "RENEW_S", 0.05)
+    monkeypatch.setattr(transcription_module, "RETRY_S", 0.02)
     monkeypatch.setattr(worker_module, "RETRY_S", 0.02)
+    monkeypatch.setattr(service_module, "SWEEP_S", 0.05)
 
 
 def fake_in(folder: Path, **settings: Any) -> FakeService:
@@ -124,7 +129,7 @@ async def test_windows_that_were_saved_are_not_decoded_again(tmp_path: Path, die
         assert await transcript(jobs, job) == expected
     decoded = Counter(map(WindowKey.of, first.windows[:3])) + Counter(map(WindowKey.of, second.windows))
     assert decoded == windows
-    assert list((tmp_path / "jobs" / "uploads").iterdir()) == []
+    assert uploads_in(tmp_path / "jobs") == []
 
 
 async def test_the_work_starts_over_with_another_provenance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +139,7 @@ async def test_the_work_starts_over_with_another_provenance(tmp_path: Path, monk
         job = await submit(jobs)
         await until(lambda: len(first.windows) > 3)
         await asyncio.sleep(0.2)
-    monkeypatch.setattr(worker_module, "__version__", "another")
+    monkeypatch.setattr(transcription_module, "__version__", "another")
     second = fake_in(tmp_path / "jobs")
     async with running(second) as jobs:
         assert await transcript(jobs, job) == expected
@@ -164,10 +169,8 @@ async def test_a_job_waits_while_its_model_is_unavailable(tmp_path: Path, monkey
         await until(lambda: bool(fake.windows) and jobs._worker.running == 0)
         waiting = (await jobs.store.get_many([job.job_id]))[job.job_id]
         assert (waiting.state, waiting.lost_workers) == (JobState.RUNNING, 0)
+        assert waiting.deferred_since_s is not None
         fake.failure = None
-        await asyncio.sleep(0.1)
-        swept = await jobs.store.sweep()
-        assert swept.requeued == (job.job_id,)
         assert (await transcript(jobs, job)).text
 
 
@@ -190,14 +193,15 @@ async def test_a_failure_fails_the_job(tmp_path: Path) -> None:
         assert (failed.error.code, failed.error.message) == ("engine_error", "A window failed.")
 
 
-async def test_a_lost_upload_fails_the_job(tmp_path: Path) -> None:
+async def test_a_lost_upload_fails_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = fake_in(tmp_path)
     uploads = Uploads(tmp_path / "uploads")
-    jobs = JobService.of(fake.service)
-    job = await submit(jobs)
-    await uploads.remove([job.job_id])
-    await jobs.store.close()
+    fake.failure = ModelUnavailable("the hub is gone")
+    monkeypatch.setattr(worker_module, "DEFER_S", 0.5)
     async with running(fake) as jobs:
+        job = await submit(jobs)
+        await until(lambda: bool(fake.windows) and jobs._worker.running == 0)
+        await uploads.remove([job.job_id])
         failed = await ended(jobs, job)
         assert failed.error is not None
         assert failed.error.code == "upload_lost"

@@ -21,7 +21,7 @@ import pytest
 from standardwebhooks import Webhook
 
 from serve_app.jobs.stores import DATABASE_NAME
-from serve_app.jobs.worker import SAVE_S
+from serve_app.jobs.transcription import SAVE_S
 from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE
 from testing import media
 from testing.checked_load import Words, words_of

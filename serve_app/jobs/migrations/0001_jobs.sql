@@ -4,6 +4,8 @@
 CREATE TABLE clock (seen_s DOUBLE PRECISION NOT NULL);
 INSERT INTO clock VALUES (0);
 
+CREATE TABLE identity (id TEXT NOT NULL);
+
 CREATE TABLE counters (
     last_number BIGINT NOT NULL,
     -- Jobs of normal priority that were claimed since the last one of low priority.
@@ -52,6 +54,8 @@ CREATE TABLE jobs (
     lease TEXT,
     lease_until_s DOUBLE PRECISION,
     lost_workers BIGINT NOT NULL DEFAULT 0,
+    -- Since when the job has been deferred again and again without a new part.
+    deferred_since_s DOUBLE PRECISION,
     -- The checkpoint's.
     generation BIGINT NOT NULL DEFAULT 0,
     provenance TEXT,
