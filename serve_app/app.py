@@ -4,6 +4,7 @@ Serve reads the annotation of `build_app` at run time to validate the YAML's `ar
 this module it would silently pass a raw dict instead.
 """
 
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -77,7 +78,11 @@ def build_application(args: Settings, *, scaled_by: ScaledBy = "audio", publish_
     Serve's proxies are patched on the way: they run already, and answer for an ingress that is not there yet.
     """
     proxies.patch_present_proxies(*proxy_responses())
-    status_registry = _deploy(StatusRegistry, "status", args, num_replicas=1, ray_actor_options={"num_cpus": 0}).bind()
+    # Of other secrets it does not tell.
+    configuration = hashlib.sha256(args.model_dump_json().encode()).hexdigest()
+    status_registry = _deploy(StatusRegistry, "status", args, num_replicas=1, ray_actor_options={"num_cpus": 0}).bind(
+        configuration=configuration
+    )
     nodes: list[dict[str, Any]] = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     stores.check(args.jobs, len(nodes))
     cluster_gpus = sum(node["Resources"].get("GPU", 0.0) for node in nodes)
@@ -99,7 +104,7 @@ def build_application(args: Settings, *, scaled_by: ScaledBy = "audio", publish_
         graceful_shutdown_timeout_s=DRAIN_S,
         ray_actor_options={"num_cpus": args.ingress.cpus_per_replica},
     )
-    return ingress.bind(args, status_registry, models, replicas_per_node=per_node)
+    return ingress.bind(args, status_registry, models, replicas_per_node=per_node, configuration=configuration)
 
 
 def ingress_replicas_per_node(settings: Settings, node_cpus: Sequence[float]) -> int:

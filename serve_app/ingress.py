@@ -55,12 +55,14 @@ class Ingress:
         status_registry: DeploymentHandle,
         models: dict[str, DeploymentHandle],
         replicas_per_node: int,
+        configuration: str,
     ) -> None:
         restore_print()
         serve_log.apply(settings.log_format)
         self._status_registry = status_registry
         context = serve.get_replica_context()
         self._replica_id = context.replica_id.unique_id
+        self._configuration = configuration
         self._application = RunningApplication(context.app_name)
         self._models: Mapping[str, tuple[ReplicaStatus, ...]] = {}
         recorder = RayRecorder()
@@ -122,6 +124,8 @@ class Ingress:
             return self._models
         if status.is_draining:
             admission.close()
+        if self._jobs is not None and status.configuration != self._configuration:
+            self._jobs.retire()
         self._models = status.models
         return self._models
 

@@ -74,6 +74,8 @@ class ClusterStatus:
     """Replicas that reported lately, by model name."""
     is_draining: bool
     """The ingress must refuse new requests."""
+    configuration: str = ""
+    """Names the configuration that is deployed. That of an ingress which Serve is replacing is another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +89,9 @@ class _Ingress:
 class StatusRegistry:
     """One per application. Belongs to one event loop."""
 
-    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, now_s: Callable[[], float] = time.monotonic, *, configuration: str = "") -> None:
         self._now_s = now_s
+        self._configuration = configuration
         self._models: dict[str, dict[str, tuple[float, ReplicaStatus]]] = {}
         self._ingresses: dict[str, _Ingress] = {}
         self._is_draining = False
@@ -102,7 +105,7 @@ class StatusRegistry:
         """Take the status of an ingress replica; `is_drained`: it refuses requests and has none in progress; `demands`: of its
         jobs, by model name."""
         self._ingresses[replica_id] = _Ingress(self._now_s(), is_drained, demands)
-        return ClusterStatus(self._recent_models(), self._is_draining)
+        return ClusterStatus(self._recent_models(), self._is_draining, self._configuration)
 
     async def drain(self) -> bool:
         """Have every ingress replica refuse new requests from its next report on; return whether all of them are drained."""

@@ -1,113 +1,37 @@
-"""The worker on the real store, pipeline and decoder, with a simulated engine: what is repeated after a failure."""
+"""The worker on the real store, pipeline and decoder, with a simulated engine: what is repeated, and what not."""
 
 import asyncio
-import io
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from serve_app.errors import EngineError, ModelUnavailable, StoreUnavailable
-from serve_app.jobs import service as service_module
 from serve_app.jobs import transcription as transcription_module
 from serve_app.jobs import worker as worker_module
-from serve_app.jobs.model import Job, JobState, NewJob, new_id
+from serve_app.jobs.model import JobState
 from serve_app.jobs.parts import WindowKey, pack_transcript, unpack_transcript
-from serve_app.jobs.request import JobRequest
-from serve_app.jobs.service import JobService
 from serve_app.jobs.uploads import Uploads
 from serve_app.settings import JobSettings, LimitSettings
-from serve_app.tasks import stop
 from serve_app.transcript import Transcript
 from testing import media
-from testing.fake_service import FakeService
 from testing.job_service import uploads_in
 from testing.open_requests import until
+from tests.jobs.workers import (
+    SPEECH,
+    HoldingService,
+    ended,
+    expire_leases,
+    fake_in,
+    running,
+    soon,
+    submit,
+    transcript,
+    undisturbed,
+)
 
-SPEECH = np.concatenate([np.random.default_rng(n).normal(0, 0.1, 8_000 * n).astype(np.float32) for n in (32, 19, 24, 31, 20)])
-LONG = media.wav(SPEECH, 8_000)
-"""126 s, five windows."""
-
-OWNER = "alice"
-
-
-@pytest.fixture(autouse=True)
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is done now and then is done often."""
-    monkeypatch.setattr(transcription_module, "SAVE_S", 0.02)
-    monkeypatch.setattr(transcription_module, "RENEW_S", 0.05)
-    monkeypatch.setattr(transcription_module, "RETRY_S", 0.02)
-    monkeypatch.setattr(worker_module, "RETRY_S", 0.02)
-    monkeypatch.setattr(service_module, "SWEEP_S", 0.05)
-
-
-def fake_in(folder: Path, **settings: Any) -> FakeService:
-    return FakeService(jobs=JobSettings(directory=folder), limits=LimitSettings(), **settings)
-
-
-@asynccontextmanager
-async def running(fake: FakeService, *, dies: bool = False) -> AsyncIterator[JobService]:
-    """A process with a worker. If it `dies`, its leases are not handed back."""
-    jobs = JobService.of(fake.service)
-    task = asyncio.ensure_future(jobs.run())
-    try:
-        yield jobs
-    finally:
-        if dies:
-
-            async def gone(*_: object) -> None:
-                raise StoreUnavailable
-
-            jobs.store.hand_back = gone  # type: ignore[method-assign, assignment]
-        await stop(task)
-        await jobs.store.close()
-
-
-async def submit(jobs: JobService, data: bytes = LONG) -> Job:
-    request = JobRequest(model="first", rendering={})
-    new = NewJob(new_id("job"), OWNER, request.to_json(), len(data), 1000.0, audio_s=None)
-    return (await jobs.create(new, io.BytesIO(data)))[0]
-
-
-async def ended(jobs: JobService, job: Job) -> Job:
-    return await jobs.watcher.ended(job, 30)
-
-
-async def transcript(jobs: JobService, job: Job) -> Transcript:
-    assert (await ended(jobs, job)).state == JobState.COMPLETED
-    return unpack_transcript(await jobs.store.result(OWNER, job.job_id))
-
-
-async def undisturbed(folder: Path) -> tuple[Transcript, Counter[WindowKey]]:
-    """The transcript of LONG, and the windows that were decoded for it."""
-    fake = fake_in(folder)
-    async with running(fake) as jobs:
-        return await transcript(jobs, await submit(jobs)), Counter(map(WindowKey.of, fake.windows))
-
-
-async def expire_leases(jobs: JobService, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The time of all leases passes."""
-    await jobs.store._database.write(  # type: ignore[attr-defined]
-        lambda transaction: transaction.rows("UPDATE jobs SET lease_until_s = 0 WHERE state = 'running'")
-    )
-    await jobs.store.sweep()
-
-
-class HoldingService(FakeService):
-    """Decodes only the first windows; the others wait."""
-
-    def __init__(self, decodes: int, **settings: Any) -> None:
-        super().__init__(**settings)
-        self._decodes = decodes
-
-    async def recognise(self, window: Any, lane: Any, job: Any) -> Any:
-        if len(self.windows) >= self._decodes:
-            self.hold.clear()
-        return await super().recognise(window, lane, job)
+pytestmark = pytest.mark.usefixtures(soon.__name__)
 
 
 @pytest.mark.parametrize("dies", [True, False], ids=["killed", "stopped"])
@@ -152,6 +76,7 @@ async def test_of_two_workers_that_believe_they_own_a_job_one_wins(tmp_path: Pat
     async with running(first) as sleeping:
         job = await submit(sleeping)
         await until(lambda: len(first.windows) > 2)
+        sleeping._worker._max_audio_s = 0.0  # It takes no other job, nor the same one again.
         async with running(second) as waking:
             await expire_leases(waking, monkeypatch)
             whole = await transcript(waking, job)
