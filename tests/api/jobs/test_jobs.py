@@ -2,79 +2,27 @@
 
 import asyncio
 import errno
-import json
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx2
-import numpy as np
 import pytest
 
 from serve_app.api import create_api
-from serve_app.api.job_events import Position
+from serve_app.api import jobs as jobs_module
 from serve_app.api.job_schemas import JobBody, JobList
 from serve_app.jobs import worker as worker_module
 from serve_app.jobs.service import JobService
 from serve_app.jobs.stores import DATABASE_NAME
 from serve_app.jobs.worker import MIN_RUNNING
-from serve_app.settings import AuthSettings, JobSettings, LimitSettings
+from serve_app.settings import AuthSettings
 from serve_app.window import Lane
-from testing import media
 from testing.fake_service import NOISE, FakeService, assert_error
-from testing.job_service import uploads_in, working
-from testing.open_requests import OpenRequest, until
-
-PATH = "/v1/jobs"
-LONG = media.wav(np.random.default_rng(1).normal(0, 0.1, 8_000 * 126).astype(np.float32), 8_000)
-"""126 s, five windows."""
-
-ALICE, BOB = {"Authorization": "Bearer alice-secret"}, {"Authorization": "Bearer bob-secret"}
-
-
-@pytest.fixture
-def settings() -> dict[str, Any]:
-    """Settings of the server under test."""
-    return {}
-
-
-@pytest.fixture
-def fake(tmp_path: Path, settings: dict[str, Any]) -> FakeService:
-    jobs = {"directory": tmp_path / "jobs"} | settings.pop("jobs", {})
-    return FakeService(jobs=JobSettings(**jobs), **{"limits": LimitSettings()} | settings)
-
-
-@pytest.fixture
-async def jobs(fake: FakeService) -> AsyncIterator[JobService]:
-    async with working(fake) as jobs:
-        yield jobs
-
-
-@pytest.fixture
-async def client(fake: FakeService, jobs: JobService) -> AsyncIterator[httpx2.AsyncClient]:
-    app = create_api(fake.service, job_service=jobs)
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://test") as client:
-        yield client
-
-
-async def post(client: httpx2.AsyncClient, data: bytes = NOISE, *, wait: float = 0, headers: Any = None, **fields: Any) -> Any:
-    return await client.post(
-        PATH, params={"wait": wait}, files={"file": ("call.wav", data)}, data=fields, headers=headers, timeout=60
-    )
-
-
-async def completed(client: httpx2.AsyncClient, data: bytes = NOISE, **options: Any) -> dict[str, Any]:
-    answer = await post(client, data, wait=30, **options)
-    assert answer.json()["state"] == "completed", answer.text
-    return dict(answer.json())
-
-
-def sent_events(text: str) -> list[tuple[str, str, dict[str, Any]]]:
-    """Name, id and data of every event."""
-    blocks = [dict(line.split(": ", 1) for line in block.splitlines()) for block in text.split("\n\n") if "data: " in block]
-    return [(block["event"], block["id"], json.loads(block["data"])) for block in blocks]
+from testing.job_service import uploads_in
+from testing.open_requests import until
+from tests.api.jobs.requests import ALICE, BOB, LONG, PATH, completed, post
 
 
 class TestOneJob:
@@ -122,6 +70,9 @@ class TestOneJob:
             ({"metadata": "[1]"}, "metadata"),
             ({"metadata": '{"a": NaN}'}, "metadata"),
             ({"metadata": '{"a": "' + 4096 * "b" + '"}'}, "metadata"),
+            ({"metadata": '{"a": 1e999}'}, "metadata"),
+            ({"metadata": '{"a": "\\ud800"}'}, "metadata"),
+            ({"metadata": '{"a":' + 40 * "[" + 40 * "]" + "}"}, "metadata"),
             ({"priority": "high"}, "priority"),
             ({"ttl_s": "0"}, "ttl_s"),
             ({"ttl_s": "1e12"}, "ttl_s"),
@@ -152,6 +103,7 @@ class TestOneJob:
 
     @pytest.mark.parametrize("path", ["", "/result", "/events"])
     async def test_unknown(self, client: httpx2.AsyncClient, path: str) -> None:
+        assert_error(await client.get(f"{PATH}/%00{path}"), 404, "job_not_found")
         assert_error(await client.get(f"{PATH}/job_x{path}"), 404, "job_not_found")
         assert_error(await client.delete(f"{PATH}/job_x"), 404, "job_not_found")
 
@@ -186,6 +138,29 @@ class TestCancel:
         await client.delete(f"{PATH}/{ids[-2]}")
         assert (await client.get(f"{PATH}/{ids[-1]}")).json()["queue_position"] == 1
 
+    async def test_more_files_than_one_are_refused(self, client: httpx2.AsyncClient) -> None:
+        files = [("file", ("a.wav", NOISE)), ("other", ("b.wav", NOISE))]
+        assert (await client.post(PATH, files=files)).status_code == 400
+
+    async def test_waiting_takes_no_place_from_requests(self, client: httpx2.AsyncClient, fake: FakeService) -> None:
+        fake.hold.clear()
+        admission = fake.service.admission
+        waiting = asyncio.ensure_future(post(client, wait=60))
+        await until(lambda: bool(fake.windows))
+        free = admission._requests_at_work._value
+        fake.hold.set()
+        assert (await waiting).json()["state"] == "completed"
+        assert admission._requests_at_work._value == free == fake.service.settings.limits.max_requests
+
+    async def test_a_request_that_may_not_wait_makes_no_job(
+        self, client: httpx2.AsyncClient, fake: FakeService, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(jobs_module, "MAX_WATCHING_PER_ADDRESS", 0)
+        app = create_api(fake.service, job_service=JobService.of(fake.service))
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://test") as other:
+            assert_error(await post(other, wait=5), 429, "overloaded")
+        assert (await client.get(PATH)).json()["data"] == []
+
 
 class TestList:
     async def test_pages_newest_first(self, client: httpx2.AsyncClient) -> None:
@@ -201,6 +176,7 @@ class TestList:
         assert len((await client.get(PATH, params={"state": "completed"})).json()["data"]) == 1
         assert (await client.get(PATH, params={"state": "running"})).json()["data"] == []
         assert (await client.get(PATH, params={"state": "gone"})).status_code == 400
+        assert (await client.get(PATH, params={"before": 10**30})).status_code == 400
 
 
 class TestKeys:
@@ -243,45 +219,6 @@ class TestIdempotency:
         assert_error(await post(client, headers=key, **change), 409, "idempotency_conflict")
 
 
-class TestEvents:
-    async def test_the_whole_way(self, client: httpx2.AsyncClient, fake: FakeService) -> None:
-        job_id = (await post(client, LONG)).json()["id"]
-        events = sent_events((await client.get(f"{PATH}/{job_id}/events", timeout=60)).text)
-        segments = [data for name, _, data in events if name == "segment"]
-        result = (await client.get(f"{PATH}/{job_id}/result", params={"response_format": "verbose_json"})).json()
-        assert [(each["id"], each["text"]) for each in segments] == [(each["id"], each["text"]) for each in result["segments"]]
-        assert events[-1][0] == "state"
-        assert events[-1][2]["state"] == "completed"
-        assert events[-1][1].endswith(".end")
-
-    async def test_goes_on_after_the_last_event_id(self, client: httpx2.AsyncClient) -> None:
-        job = await completed(client, LONG)
-        url = f"{PATH}/{job['id']}/events"
-        events = sent_events((await client.get(url)).text)
-        segments = [event for event in events if event[0] == "segment"]
-        assert len(segments) >= 3
-        rest = sent_events((await client.get(url, headers={"Last-Event-ID": segments[1][1]})).text)
-        assert rest == events[events.index(segments[2]) :]
-        assert (await client.get(url, headers={"Last-Event-ID": events[-1][1]})).status_code == 204
-        again = sent_events((await client.get(url, headers={"Last-Event-ID": "7.2"})).text)
-        assert again[0][0] == "restart"
-        assert [event[2] for event in again if event[0] == "segment"] == [event[2] for event in segments]
-
-    @pytest.mark.parametrize("text", ["", "x", "1", "1.", ".1", "1.x", "99999999999.1", "1.end.2"])
-    def test_an_id_of_others_is_the_start(self, text: str) -> None:
-        assert Position.of(text) == Position()
-        assert Position.of("2.end") == Position(2, 0, is_ended=True)
-        assert Position.of("2.13") == Position(2, 13)
-
-    async def test_a_job_that_is_cancelled_ends_its_events(self, client: httpx2.AsyncClient, fake: FakeService) -> None:
-        fake.hold.clear()
-        job_id = (await post(client, LONG)).json()["id"]
-        reading = asyncio.ensure_future(client.get(f"{PATH}/{job_id}/events", timeout=60))
-        await until(lambda: bool(fake.windows))
-        await client.delete(f"{PATH}/{job_id}")
-        assert sent_events((await reading).text)[-1][2]["state"] == "cancelled"
-
-
 async def test_a_full_disk_leaves_nothing(client: httpx2.AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -305,20 +242,6 @@ async def test_a_store_that_is_locked_is_503_until_it_is_free(
         assert int(answer.headers["retry-after"]) > 0
         other.execute("ROLLBACK")
     assert (await completed(client))["state"] == "completed"
-
-
-@pytest.mark.parametrize(("path", "query"), [("/events", ""), ("", "wait=60")])
-async def test_a_client_that_leaves_waits_no_more(fake: FakeService, jobs: JobService, path: str, query: str) -> None:
-    app = create_api(fake.service, job_service=jobs)
-    fake.hold.clear()
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://test") as client:
-        job_id = (await post(client)).json()["id"]
-    request = OpenRequest(app, f"{PATH}/{job_id}{path}", {}, method="GET", query=query)
-    request.send(b"", more_body=False)
-    await until(lambda: bool(jobs.watcher._waiting))
-    request.disconnect()
-    await asyncio.wait([request.task], timeout=10)
-    assert not jobs.watcher._waiting
 
 
 async def test_without_a_folder_there_are_no_jobs(fake: FakeService) -> None:
