@@ -176,24 +176,24 @@ class SpeechService:
         windows = live.windows.scaled(right_context_scale)
         session = LiveSession(windows, pauses_end=math.isfinite(endpointing.silence_s))
         meter = StreamMeter(self.recorder, model.name, options.entry_point)
-        demand = self.demand.stream(model.name, windows)
 
         async def recognise(window: Window) -> list[Token]:
             meter.count_received()
-            demand.decodes(window, is_active=session.is_active)
+            demand.decodes(window, is_active=session.is_active or session.is_ending)
             return await _recognise(recogniser, window, Lane.LIVE, job, meter)
 
-        flow = transcribe_live(
-            _metered(audio, meter),
-            recognise,
-            self._new_detector(endpointing),
-            session,
-            max_backlog=round(live.max_backlog_s * SAMPLE_RATE),
-        )
-        async with aclosing(flow):
-            async for event in flow:
-                meter.take(event)
-                yield event
+        with self.demand.stream(model.name, windows) as demand:
+            flow = transcribe_live(
+                _metered(audio, meter),
+                recognise,
+                self._new_detector(endpointing),
+                session,
+                max_backlog=round(live.max_backlog_s * SAMPLE_RATE),
+            )
+            async with aclosing(flow):
+                async for event in flow:
+                    meter.take(event)
+                    yield event
 
 
 async def _recognise(recogniser: Recogniser, window: Window, lane: Lane, job: Job, meter: JobMeter) -> list[Token]:
