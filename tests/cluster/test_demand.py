@@ -132,9 +132,7 @@ def load_of_speech(step_takes_s: float, *, seconds: int = 40) -> float:
     session = LiveSession(WINDOWS)
     rng = np.random.default_rng(0)
     blocks = deque(range(10 * seconds))
-    words = [
-        Token("▁word", 1, *np.multiply((at, at + 3), SAMPLE_RATE // 10).tolist(), 1.0) for at in blocks if at % 40 in (5, 15)
-    ]
+    words = [Token("▁word", 1, at * SAMPLE_RATE // 10, (at + 3) * SAMPLE_RATE // 10, 1.0) for at in blocks if at % 40 in (5, 15)]
     step: tuple[float, Window] | None = None
     with meter.stream("m", WINDOWS) as stream:
         while blocks or step or session.backlog:
