@@ -179,7 +179,7 @@ class SpeechService:
 
         async def recognise(window: Window) -> list[Token]:
             meter.count_received()
-            demand.decodes(window, is_active=session.is_active or session.is_ending)
+            demand.decodes(window, is_active=session.is_active)
             return await _recognise(recogniser, window, Lane.LIVE, job, meter)
 
         with self.demand.stream(model.name, windows) as demand:

@@ -149,7 +149,7 @@ def load_of_speech(step_takes_s: float, *, seconds: int = 40) -> float:
                 session.add([word.moved(-start) for word in words if start <= word.start_sample and word.end_sample <= end])
                 step = None
             if step is None and (due := session.next_window()) is not None:
-                stream.decodes(due, is_active=session.is_active or session.is_ending)
+                stream.decodes(due, is_active=session.is_active)
                 step = clock.now_s + step_takes_s, due
             clock.now_s += 0.1
         return meter.of("m").live_load
