@@ -212,21 +212,20 @@ class SpeechService:
         windows = live.windows.scaled(right_context_scale)
         session = LiveSession(windows, pauses_end=math.isfinite(endpointing.silence_s))
         meter = StreamMeter(self.recorder, model.name, options.entry_point)
-        demand = self.demand.stream(model.name, windows)
 
         async def recognise(window: Window) -> list[Token]:
             meter.count_received()
             demand.decodes(window, is_active=session.is_active)
             return await _recognise(recogniser, window, Lane.LIVE, job, meter, trace)
 
-        flow = transcribe_live(
-            _metered(audio, meter),
-            recognise,
-            self._new_detector(endpointing),
-            session,
-            max_backlog=round(live.max_backlog_s * SAMPLE_RATE),
-        )
-        with job_trace.of_stream(model.name, options.entry_point) as trace:
+        with self.demand.stream(model.name, windows) as demand, job_trace.of_stream(model.name, options.entry_point) as trace:
+            flow = transcribe_live(
+                _metered(audio, meter),
+                recognise,
+                self._new_detector(endpointing),
+                session,
+                max_backlog=round(live.max_backlog_s * SAMPLE_RATE),
+            )
             async with aclosing(flow):
                 async for event in flow:
                     meter.take(event)

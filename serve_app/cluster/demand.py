@@ -14,11 +14,11 @@ from serve_app.events import Done, Event, Progress
 from serve_app.live.windows import LiveWindows
 from serve_app.window import SAMPLE_RATE, Window
 
-LIVE_MEMORY_S = 3.0
-"""Time constant of the mean load of live streams, seconds."""
+LIVE_MEMORY_S = 10.0
+"""Time constant of the mean load of a live stream, seconds of its audio."""
 
-MIN_LIVE_LOAD = 0.1
-"""A lower load is none, or the end of the last stream would keep a replica for long. One stream in silence needs about 1."""
+PAUSE_S = 20.0
+"""A stream without a step for so long needs nothing, seconds. In silence, one takes 8 s, and late ones take longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,53 +62,45 @@ class FileDemand:
                 self._done_s = self._length_s
 
 
-class _LiveLoad:
-    """Mean load of the streams of one model."""
-
-    def __init__(self, now_s: Callable[[], float]) -> None:
-        self._now_s = now_s
-        self._at_s = now_s()
-        self._recent_s = 0.0
-
-    def add(self, audio_s: float) -> None:
-        self._recent_s = self._faded_s() + audio_s
-
-    @property
-    def value(self) -> float:
-        """Seconds per second."""
-        load = self._faded_s() / LIVE_MEMORY_S
-        return load if load >= MIN_LIVE_LOAD else 0.0
-
-    def _faded_s(self) -> float:
-        now_s = self._now_s()
-        self._recent_s *= math.exp((self._at_s - now_s) / LIVE_MEMORY_S)
-        self._at_s = now_s
-        return self._recent_s
-
-
 class StreamDemand:
-    """Of one live stream."""
+    """Of one live stream.
 
-    def __init__(self, load: _LiveLoad, windows: LiveWindows) -> None:
-        self._load = load
+    Its audio comes at the pace of speech, however slowly it is decoded. So its load is what a second of its audio needs, by the
+    audio that it had decoded lately: where replicas are too slow, it does not seem to need less.
+    """
+
+    def __init__(self, windows: LiveWindows, now_s: Callable[[], float]) -> None:
+        self._now_s = now_s
         self._step_s = windows.step / SAMPLE_RATE
         self._usual_s = (windows.left + windows.right + windows.step) / SAMPLE_RATE
         self._until_s = 0.0
+        self._stepped_at_s = -math.inf
+        self._needed_s = 0.0
+        self._audio_s = 0.0
+
+    @property
+    def load(self) -> float:
+        """Seconds per second."""
+        return self._needed_s / self._audio_s if self._now_s() - self._stepped_at_s < PAUSE_S else 0.0
 
     def decodes(self, window: Window, *, is_active: bool) -> None:
         """A step begins. `is_active`: steps should be short now.
 
-        Where the replicas are too slow, a step covers more, so that they do less than is needed. What counts is what the same
-        audio needs in as many steps as it should have.
+        A late step covers more. What counts is what the same audio needs in as many steps as it should have.
         """
         length_s, until_s = len(window.samples) / SAMPLE_RATE, window.end_sample / SAMPLE_RATE
-        new_s, self._until_s = until_s - self._until_s, max(until_s, self._until_s)
+        passed_s, self._until_s = max(0.0, until_s - self._until_s), max(until_s, self._until_s)
+        # The rest is silence that needed no model.
+        new_s = min(passed_s, length_s)
         late_s = new_s - self._step_s
+        needed_s = length_s
         if is_active and late_s > 0:
             # The windows of the missing steps would have ended at even distances before this one.
-            self._load.add(min(length_s - late_s / 2, self._usual_s) * new_s / self._step_s)
-        else:
-            self._load.add(length_s)
+            needed_s = min(length_s - late_s / 2, self._usual_s) * new_s / self._step_s
+        kept = math.exp(-passed_s / LIVE_MEMORY_S)
+        self._needed_s = kept * self._needed_s + needed_s
+        self._audio_s = kept * self._audio_s + passed_s
+        self._stepped_at_s = self._now_s()
 
 
 class DemandMeter:
@@ -117,7 +109,8 @@ class DemandMeter:
     def __init__(self, max_audio_s: float, now_s: Callable[[], float] = time.monotonic) -> None:
         self._max_audio_s = max_audio_s
         self._files: defaultdict[str, set[FileDemand]] = defaultdict(set)
-        self._live: defaultdict[str, _LiveLoad] = defaultdict(lambda: _LiveLoad(now_s))
+        self._streams: defaultdict[str, set[StreamDemand]] = defaultdict(set)
+        self._now_s = now_s
 
     @contextmanager
     def file(self, model: str) -> Iterator[FileDemand]:
@@ -129,10 +122,16 @@ class DemandMeter:
         finally:
             self._files[model].remove(demand)
 
-    def stream(self, model: str, windows: LiveWindows) -> StreamDemand:
-        """A live stream, which counts as long as it has windows decoded."""
-        return StreamDemand(self._live[model], windows)
+    @contextmanager
+    def stream(self, model: str, windows: LiveWindows) -> Iterator[StreamDemand]:
+        """Count a live stream while the block runs."""
+        demand = StreamDemand(windows, self._now_s)
+        self._streams[model].add(demand)
+        try:
+            yield demand
+        finally:
+            self._streams[model].remove(demand)
 
     def of(self, model: str) -> Demand:
         """Of all jobs of a model together."""
-        return Demand(sum(file.remaining_s for file in self._files[model]), self._live[model].value)
+        return Demand(sum(file.remaining_s for file in self._files[model]), sum(stream.load for stream in self._streams[model]))

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import math
 import random
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -50,6 +51,10 @@ LOST_CODES = (StatusCode.UNAVAILABLE, StatusCode.CANCELLED, StatusCode.INTERNAL)
 
 CHECK_S = 0.5
 """How often a window that waits checks whether its model is still deployed, seconds."""
+
+SETTLE_CHECKS = 4
+"""After so many checks, two seconds, Serve's router knows a replica whose status says that it is loaded. What was sent again
+sooner would go to the replica that it came from."""
 
 MAX_BY_VALUE_BYTES = 4_000_000
 """Maximum audio of a window that is sent by value, bytes (125 s). A message of Serve's may have 4 MiB."""
@@ -142,7 +147,8 @@ class ModelClient:
         # the request may take, since a replica may have to be loaded again.
         is_first = window.index == 0 and not is_isolated
         loaded_by_s = now_s() + self.settings.limits.model_wait_s if is_first else math.inf
-        loaded = len(self._loaded())
+        # Loaded replicas at the last checks, oldest first.
+        counts = deque([len(self._loaded())] * (SETTLE_CHECKS + 1), SETTLE_CHECKS + 1)
         try:
             while not (await asyncio.wait([answer], timeout=max(0.0, min(CHECK_S, loaded_by_s - now_s()))))[0]:
                 if now_s() >= loaded_by_s:
@@ -151,7 +157,8 @@ class ModelClient:
                 # If the deployment is deleted, Serve's router keeps waiting for a replica of it, without a timeout.
                 if not await self.is_deployed():
                     raise ModelUnavailable(f"The model `{self.model.name}` was removed from the server.", param="model")
-                before, loaded = loaded, len(self._loaded())
+                before, loaded = counts[0], counts[1]
+                counts.append(len(self._loaded()))
                 if 0 < before < loaded and random.random() < 1 - before / loaded and lane != Lane.LIVE and not is_isolated:
                     # A call stays with the replica that got it. The added replicas get their share of those that wait.
                     answer.cancel()

@@ -81,8 +81,8 @@ class LiveSession:
 
     @property
     def is_active(self) -> bool:
-        """Steps are short: the VAD detects speech, or words are not final yet."""
-        return self._is_speech or self._has_partial
+        """Steps are short: the VAD detects speech, words are not final yet, or an utterance is ending."""
+        return self._is_speech or self._has_partial or self.is_ending
 
     @property
     def is_ending(self) -> bool:

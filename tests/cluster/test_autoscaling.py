@@ -4,18 +4,21 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from ray import cloudpickle
 from ray.serve import autoscaling_policy
 from ray.serve._private.common import DeploymentID, ReplicaID, TimeStampedValue
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
 
 from serve_app.app import LOOK_BACK_S, UPSCALE_DELAY_S, ScaledBy, autoscaling
-from serve_app.cluster.autoscaling import LIVE, RATE, REMAINING, AudioPolicy, published
+from serve_app.cluster.autoscaling import LIVE, LIVE_STRETCH, RATE, REMAINING, AudioPolicy, published
 from serve_app.settings import BatchingSettings, ModelSettings, Settings
 
 RATE_OF_REPLICA = 100.0
@@ -23,6 +26,7 @@ TARGET_WAIT_S = 15.0
 LOAD_S = 10.0
 IDLE_UNLOAD_S = 60.0
 MAX_REPLICAS = 6
+CLIP_S = 30.0
 MODEL = ModelSettings(
     name="m",
     source="simulated",
@@ -37,6 +41,11 @@ Metrics = Mapping[str, Sequence[Sequence[float]]]
 """By name: the values of each replica, oldest first."""
 
 NOTHING: Metrics = {}
+
+Demands = tuple[float, float, float]
+"""Audio of files, seconds; its growth, seconds per second; load of live streams."""
+
+demands = st.tuples(st.floats(0, 2e4), st.floats(0, 1e3), st.floats(0, 1e3))
 
 
 def wanted(metrics: Metrics, *, running: int = 1, target: int | None = None, calls: float = 1.0) -> int:
@@ -86,9 +95,20 @@ class TestOneDecision:
     def test_every_replica_publishes_the_demand_of_the_cluster_so_it_counts_once(self) -> None:
         assert wanted(metrics_of([[3000], [2900], [3000]], [[0], [0], [0]]), running=3) == 2
 
-    def test_live_streams_need_their_load_and_room_for_windows_that_come_together(self) -> None:
-        assert wanted(metrics_of([[0]], [[400]])) == 4
-        assert wanted(metrics_of([[300]], [[400]])) == 5
+    def test_live_streams_need_their_load_in_steps_that_are_half_as_long_again(self) -> None:
+        assert wanted(metrics_of([[0]], [[450]])) == 3
+        assert wanted(metrics_of([[300]], [[450]])) == 4
+
+    def test_audio_that_keeps_coming_counts_ahead(self) -> None:
+        flow = [100, 200, 300, 400, 500, 600]
+        assert wanted(metrics_of([flow])) == 2, "600 s, and 100 s in each of the 15 s that it may wait"
+        assert wanted(metrics_of([flow, [600]]), running=2) == 2
+        assert wanted(metrics_of([[0, 0, 300, 300, 600, 600]])) == 1, "the median of the changes is 0"
+
+    def test_a_file_that_comes_as_a_whole_is_no_growth(self) -> None:
+        for before in range(6):
+            assert wanted(metrics_of([[0] * before + [1400] * (6 - before)])) == 1
+        assert wanted(metrics_of([[0, 0, 0, 0], [0, 1400]]), running=2) == 1, "nor are the first values of a replica"
 
     def test_the_rate_is_the_mean_of_the_replicas(self) -> None:
         assert wanted({REMAINING: [[3000], [3000]], LIVE: [[0], [0]], RATE: [[10, 50], [150]]}, running=2) == 2
@@ -99,6 +119,21 @@ class TestOneDecision:
         assert wanted(falling, target=3, running=3) == 3
         assert wanted(falling, target=6, running=6) == 4
         assert wanted(metrics_of([[100, 100, 9000]]), target=1) == 6
+
+    @given(demands, demands, st.integers(1, MAX_REPLICAS), st.integers(1, 2 * MAX_REPLICAS))
+    def test_what_must_hold(self, less: Demands, more: Demands, running: int, target: int) -> None:
+        def replicas(remaining_s: float, growth: float, live: float) -> int:
+            remaining = [remaining_s + growth * (at - 5) for at in range(6)]
+            return wanted(metrics_of([remaining] * running, [[live]] * running), running=running, target=target)
+
+        low, high = map(min, less, more), map(max, less, more)
+        assert replicas(*low) <= replicas(*high)
+        remaining_s, _, live = less
+        steady = replicas(remaining_s, 0, live)
+        assert steady == wanted(metrics_of([[remaining_s]], [[live]])), "whatever the replicas that are there"
+        busy = remaining_s / TARGET_WAIT_S + live / LIVE_STRETCH
+        assert busy <= steady * RATE_OF_REPLICA * (1 + 1e-9)
+        assert (steady - 1) * RATE_OF_REPLICA <= max(busy, 0.1)
 
     def test_without_demand_none_unless_a_call_is_in_flight(self) -> None:
         assert wanted(metrics_of([[0]]), calls=0) == 0
@@ -137,10 +172,12 @@ def test_the_controller_can_unpickle_it_without_this_project(tmp_path: Path) -> 
 
 @dataclass
 class Burst:
-    """One file on a simulated cluster, under a policy, with Serve's delays, in virtual time."""
+    """A file, or many short ones, on a simulated cluster, under a policy, with Serve's delays, in virtual time."""
 
     scaled_by: ScaledBy
     remaining_s: float
+    arrives_within_s: float = 0.0
+    """0: it is one file."""
     publish_s: float = 2.0
     now_s: float = 0.0
     done_s: float = 0.0
@@ -155,10 +192,16 @@ class Burst:
         state: dict[str, Any] = {}
         known: list[tuple[float, float, float]] = []  # time, remaining, calls in flight
         calls, metrics, publish_at_s = 0.0, NOTHING, 0.0
-        while self.remaining_s or len(self.started_s) > 1:
+        arriving_s = self.remaining_s if self.arrives_within_s else 0.0
+        arrival = arriving_s * tick_s / max(self.arrives_within_s, tick_s)
+        self.remaining_s -= arriving_s
+        while self.remaining_s or arriving_s or len(self.started_s) > 1:
             running = sum(self.now_s - at_s >= LOAD_S for at_s in self.started_s)
-            # A file has two full batches in flight for each replica.
-            known.append((self.now_s, self.remaining_s, 6.0 * running if self.remaining_s else 0.0))
+            arrived_s, arriving_s = min(arrival, arriving_s), max(0.0, arriving_s - arrival)
+            self.remaining_s += arrived_s
+            # A file has two full batches in flight for each replica, short ones are all in flight.
+            in_flight = self.remaining_s / CLIP_S if self.arrives_within_s else 6.0 * running * (self.remaining_s > 0)
+            known.append((self.now_s, self.remaining_s, in_flight))
             known = [each for each in known if each[0] > self.now_s - LOOK_BACK_S]
             if self.now_s >= publish_at_s:
                 publish_at_s += self.publish_s
@@ -173,7 +216,7 @@ class Burst:
             self.replica_s += decision * tick_s
             self.remaining_s = max(0.0, self.remaining_s - running * RATE_OF_REPLICA * tick_s)
             self.now_s += tick_s
-            self.done_s = self.done_s if not self.remaining_s and self.done_s else self.now_s
+            self.done_s = self.done_s if not (self.remaining_s or arriving_s) and self.done_s else self.now_s
             assert self.now_s < 3600
         return self
 
@@ -184,11 +227,33 @@ def callable_of(policy: AutoscalingPolicy) -> Any:
     return made(**policy.policy_kwargs) if isinstance(made, type) else made
 
 
+def increases(burst: Burst) -> list[int]:
+    return [count for before, count in pairwise(burst.counts) if count > before]
+
+
 class TestBursts:
     def test_a_long_file_gets_all_its_replicas_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         burst = Burst("audio", 10_800).run(monkeypatch)
-        increases = {count for before, count in zip(burst.counts, burst.counts[1:], strict=False) if count > before}
-        assert increases == {MAX_REPLICAS}
+        assert increases(burst) == [MAX_REPLICAS]
+
+    def test_clips_that_keep_coming_do_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert increases(Burst("audio", 15_000, arrives_within_s=20).run(monkeypatch)) == [MAX_REPLICAS]
+
+    @pytest.mark.parametrize("arrives_within_s", [40, 60, 90])
+    def test_once_replicas_had_the_time_to_load_what_keeps_coming_waits_no_longer_than_it_should(
+        self, monkeypatch: pytest.MonkeyPatch, arrives_within_s: float
+    ) -> None:
+        burst = Burst("audio", 15_000, arrives_within_s).run(monkeypatch)
+        assert burst.done_s <= arrives_within_s + TARGET_WAIT_S
+
+    @pytest.mark.parametrize("arrives_within_s", [10, 20])
+    def test_they_are_done_as_soon_as_by_calls_and_cost_less(
+        self, monkeypatch: pytest.MonkeyPatch, arrives_within_s: float
+    ) -> None:
+        by_audio = Burst("audio", 15_000, arrives_within_s).run(monkeypatch)
+        by_calls = Burst("calls", 15_000, arrives_within_s, publish_s=10.0).run(monkeypatch)
+        assert by_audio.done_s <= by_calls.done_s
+        assert by_audio.replica_s < by_calls.replica_s
 
     def test_it_is_done_sooner_than_by_calls_and_costs_no_more(self, monkeypatch: pytest.MonkeyPatch) -> None:
         by_audio = Burst("audio", 10_800).run(monkeypatch)
@@ -202,7 +267,7 @@ class TestBursts:
 
     def test_replicas_stay_until_they_were_not_needed_for_idle_unload_s(self, monkeypatch: pytest.MonkeyPatch) -> None:
         burst = Burst("audio", 10_800).run(monkeypatch)
-        at_once = [after - before for before, after in zip(burst.counts, burst.counts[1:], strict=False)]
+        at_once = [after - before for before, after in pairwise(burst.counts)]
         falls = [number for number, change in enumerate(at_once) if change < 0]
         rises = [number for number, change in enumerate(at_once) if change > 0]
         assert rises

@@ -1,11 +1,16 @@
 """What the jobs of an ingress still need."""
 
+from collections import deque
+
 import numpy as np
 import pytest
 
-from serve_app.cluster.demand import LIVE_MEMORY_S, Demand, DemandMeter
+from serve_app.cluster.demand import PAUSE_S, Demand, DemandMeter
 from serve_app.events import Done, Progress
+from serve_app.live.endpointing import VadEvent
+from serve_app.live.session import LiveSession
 from serve_app.live.windows import LiveWindows
+from serve_app.transcript import Token
 from serve_app.window import SAMPLE_RATE, Window
 
 WINDOWS = LiveWindows(step=SAMPLE_RATE // 2, left=8 * SAMPLE_RATE, right=2 * SAMPLE_RATE, max_window=30 * SAMPLE_RATE)
@@ -65,11 +70,11 @@ class TestStreams:
         """Load of a stream whose steps are `decoded_step_s`, after so long."""
         clock = Clock()
         meter = DemandMeter(1000, clock)
-        stream = meter.stream("m", WINDOWS)
-        while clock.now_s < seconds:
-            clock.now_s += decoded_step_s
-            stream.decodes(window(clock.now_s - decoded_step_s - 10, clock.now_s), is_active=True)
-        return meter.of("m").live_load
+        with meter.stream("m", WINDOWS) as stream:
+            while clock.now_s < seconds:
+                clock.now_s += decoded_step_s
+                stream.decodes(window(clock.now_s - decoded_step_s - 10, clock.now_s), is_active=True)
+            return meter.of("m").live_load
 
     def test_the_audio_of_its_windows_per_second(self) -> None:
         assert self.load_of(0.5) == pytest.approx(10.5 / 0.5, rel=0.1)
@@ -80,26 +85,74 @@ class TestStreams:
         assert late == pytest.approx(in_time, rel=0.4)
         assert late > 2 * decoded_meanwhile
 
+    @pytest.mark.parametrize("step_takes_s", [0.5, 1.5, 4.0, 8.0])
+    def test_it_is_the_same_however_far_the_stream_falls_behind(self, step_takes_s: float) -> None:
+        in_time, late = load_of_speech(0.0), load_of_speech(step_takes_s)
+        assert late == pytest.approx(in_time, rel=0.25)
+
     def test_a_late_step_at_the_start_of_an_utterance_counts_as_the_windows_that_should_have_grown(self) -> None:
-        clock = Clock()
-        meter = DemandMeter(1000, clock)
-        meter.stream("m", WINDOWS).decodes(window(0, 3), is_active=True)
-        grown_s = sum((0.5, 1.0, 1.5, 2.0, 2.5, 3.0))
-        assert meter.of("m").live_load == pytest.approx(grown_s / LIVE_MEMORY_S)
+        meter = DemandMeter(1000, Clock())
+        with meter.stream("m", WINDOWS) as stream:
+            stream.decodes(window(0, 3), is_active=True)
+            grown_s = sum((0.5, 1.0, 1.5, 2.0, 2.5, 3.0))
+            assert meter.of("m").live_load == pytest.approx(grown_s / 3)
 
     def test_steps_in_silence_are_long_on_purpose(self) -> None:
-        clock = Clock()
-        meter = DemandMeter(1000, clock)
-        stream = meter.stream("m", WINDOWS)
-        stream.decodes(window(0, 8), is_active=False)
-        assert meter.of("m").live_load == pytest.approx(8 / LIVE_MEMORY_S)
+        meter = DemandMeter(1000, Clock())
+        with meter.stream("m", WINDOWS) as stream:
+            stream.decodes(window(0, 8), is_active=False)
+            assert meter.of("m").live_load == pytest.approx(1)
 
-    def test_a_stream_that_pauses_or_ends_needs_nothing(self) -> None:
+    def test_silence_that_needs_no_model_counts_as_audio_not_as_steps_that_are_missing(self) -> None:
+        meter = DemandMeter(1000, Clock())
+        with meter.stream("m", WINDOWS) as stream:
+            stream.decodes(window(0, 1), is_active=True)
+            stream.decodes(window(59, 60), is_active=True)
+            assert 0 < meter.of("m").live_load < 1
+
+    def test_every_stream_counts_until_it_ends_or_pauses(self) -> None:
         clock = Clock()
         meter = DemandMeter(1000, clock)
-        meter.stream("m", WINDOWS).decodes(window(0, 8), is_active=True)
-        clock.now_s = 20 * LIVE_MEMORY_S
+        with meter.stream("m", WINDOWS) as stream:
+            assert meter.of("m") == Demand(), "before its first step"
+            stream.decodes(window(0, 8), is_active=False)
+            with meter.stream("m", WINDOWS) as other, meter.stream("another model", WINDOWS):
+                other.decodes(window(0, 8), is_active=False)
+                assert meter.of("m").live_load == pytest.approx(2)
+            assert meter.of("m").live_load == pytest.approx(1)
+            clock.now_s = PAUSE_S
+            assert meter.of("m") == Demand()
         assert meter.of("m") == Demand()
+
+
+def load_of_speech(step_takes_s: float, *, seconds: int = 40) -> float:
+    """Load of a stream at the pace of speech whose steps take so long, after its end: utterances of 2.4 s, pauses of 1.6 s."""
+    clock = Clock()
+    meter = DemandMeter(1000, clock)
+    session = LiveSession(WINDOWS)
+    rng = np.random.default_rng(0)
+    blocks = deque(range(10 * seconds))
+    words = [Token("▁word", 1, at * SAMPLE_RATE // 10, (at + 3) * SAMPLE_RATE // 10, 1.0) for at in blocks if at % 40 in (5, 15)]
+    step: tuple[float, Window] | None = None
+    with meter.stream("m", WINDOWS) as stream:
+        while blocks or step or session.backlog:
+            while blocks and blocks[0] < 10 * clock.now_s and not session.is_ending:
+                at = blocks.popleft()
+                place, end = at % 40, (at + 1) * SAMPLE_RATE // 10
+                events = {0: [VadEvent(True, end, end)], 32: [VadEvent(False, end - SAMPLE_RATE * 4 // 5, end)]}.get(place, [])
+                block = rng.integers(-1000, 1000, SAMPLE_RATE // 10).astype(np.int16)
+                session.push(block, events)
+                if not blocks:
+                    session.finish()
+            if step and clock.now_s >= step[0]:
+                start, end = step[1].start_sample, step[1].end_sample
+                session.add([word.moved(-start) for word in words if start <= word.start_sample and word.end_sample <= end])
+                step = None
+            if step is None and (due := session.next_window()) is not None:
+                stream.decodes(due, is_active=session.is_active)
+                step = clock.now_s + step_takes_s, due
+            clock.now_s += 0.1
+        return meter.of("m").live_load
 
 
 def test_totals() -> None:
