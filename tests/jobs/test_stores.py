@@ -1,6 +1,7 @@
 """What is found out at the start of a server."""
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 def test_a_database_of_a_newer_version(tmp_path: Path) -> None:
     settings = JobSettings(directory=tmp_path)
     stores.check(settings, 1)
-    with sqlite3.connect(tmp_path / stores.DATABASE_NAME) as connection:
+    with closing(sqlite3.connect(tmp_path / stores.DATABASE_NAME)) as connection, connection:
         connection.execute("INSERT INTO schema_version VALUES (99)")
     with pytest.raises(ValueError, match="has version 99"):
         stores.check(settings, 1)

@@ -8,7 +8,7 @@ import time
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -176,7 +176,7 @@ def test_three_jobs_outlive_everything(tmp_path: Path) -> None:
             last = submit(server, media.wav(recordings[0]))
             wait_for_progress(server, [last], 0.1)
     # Told to stop, the server has handed its lease back, with what is done.
-    with sqlite3.connect(tmp_path / "jobs" / DATABASE_NAME) as database:
+    with closing(sqlite3.connect(tmp_path / "jobs" / DATABASE_NAME)) as database:
         (row,) = database.execute("SELECT state, lease, part_count FROM jobs WHERE job_id = ?", (last,))
     assert row[:2] == ("queued", None)
     assert row[2] > 0

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -156,9 +157,11 @@ class TestCancel:
         self, client: httpx2.AsyncClient, fake: FakeService, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(jobs_module, "MAX_WATCHING_PER_ADDRESS", 0)
-        app = create_api(fake.service, job_service=JobService.of(fake.service))
+        refusing = JobService.of(fake.service)
+        app = create_api(fake.service, job_service=refusing)
         async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://test") as other:
             assert_error(await post(other, wait=5), 429, "overloaded")
+        await refusing.store.close()
         assert (await client.get(PATH)).json()["data"] == []
 
 
@@ -235,7 +238,7 @@ async def test_a_store_that_is_locked_is_503_until_it_is_free(
     client: httpx2.AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_module, "POLL_S", 60.0)
-    with sqlite3.connect(tmp_path / "jobs" / DATABASE_NAME, isolation_level=None) as other:
+    with closing(sqlite3.connect(tmp_path / "jobs" / DATABASE_NAME, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         answer = await post(client)
         assert_error(answer, 503, "store_unavailable")
