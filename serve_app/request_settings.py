@@ -159,11 +159,11 @@ class JobSettings(SettingsGroup):
     default_ttl_s: float = Field(
         604_800.0, gt=0, description="How long a job and its result are kept after its end, seconds, where it does not say."
     )
-    max_ttl_s: float = Field(31_536_000.0, gt=0, description="Maximum that a job may say, seconds.")
+    max_ttl_s: float = Field(2_592_000.0, gt=0, description="Maximum that a job may say, seconds.")
     max_jobs_per_key: int = Field(
         10_000, ge=0, description="Maximum jobs queued and running per key name; more is 429. 0: no limit."
     )
-    max_upload_bytes_per_key: int = Field(0, ge=0, description="The same of their uploads, bytes; 0: no limit.")
+    max_upload_bytes_per_key: int = Field(107_374_182_400, ge=0, description="The same of their uploads, bytes; 0: no limit.")
     max_audio_hours_per_key: float = Field(
         0.0, ge=0, description="The same of their audio, hours, as far as the files state their length; 0: no limit."
     )
