@@ -19,13 +19,14 @@ const CUE_FIELDS = ["max_line_chars", "max_lines"];
 const IN_PROGRESS = { running: "in progress", waiting: "in progress" };
 
 const $ = (id) => document.getElementById(id);
+const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 let shown = null; // { name, file, transcript, entry, job }, or { job } without a transcript yet: one of the queue or of the server.
 let isLive = false;
 
 const view = new TranscriptView($("segments"), { play: (seconds) => player.play(seconds), changed: edited });
 const player = new Player($("player"), $("waveform"), (seconds) => {
   const row = view.at(seconds);
-  if (row && !player.video.paused) row.scrollIntoView({ block: "nearest", behavior: prefersReducedMotion() ? "auto" : "smooth" });
+  if (row && !player.video.paused) row.scrollIntoView({ block: "nearest", behavior: reducedMotion.matches ? "auto" : "smooth" });
 });
 const queue = new Queue($("queue"), {
   partial: (job) => job === shown?.job && showPartial(job),
@@ -46,14 +47,18 @@ const queue = new Queue($("queue"), {
 const jobs = new JobList($("jobs"), $("older-jobs"), $("jobs-news"), {
   offered: offerJobs,
   isOpen: (job) => job === shown?.job,
-  shown: (job) => {
-    openJob(job);
+  shown: async (job) => {
+    await openJob(job);
     const { top, bottom } = $("result").getBoundingClientRect();
-    if (top > innerHeight / 2 || bottom < innerHeight / 2) $("result").scrollIntoView();
+    if (top > innerHeight / 2 || bottom < 100) $("result").scrollIntoView();
   },
   changed: (job) => job === shown?.job && (job.state === "completed" ? openJob(job) : showPartial(job)),
   restarted: (job) => job === shown?.job && showJob(job),
-  removed: (job) => job === shown?.job && !job.transcript && close(),
+  removed: (job) => {
+    if (job !== shown?.job || job.transcript) return;
+    shown = null;
+    if (!isLive) openPanel("welcome");
+  },
   attempt,
 });
 const earlier = new Earlier($("history"), {
@@ -61,12 +66,7 @@ const earlier = new Earlier($("history"), {
   failed: () => notify("This transcript could not be saved in this browser."),
 });
 
-const isModelNeeded = () => queue.running > 0 || isLive || jobs.pending.length > 0;
-const chosenModel = new Models($("model"), $("about"), $("server-state"), isModelNeeded);
-
-function prefersReducedMotion() {
-  return matchMedia("(prefers-reduced-motion: reduce)").matches;
-}
+const chosenModel = new Models($("model"), $("about"), $("server-state"), () => queue.running > 0 || isLive || jobs.pending.length > 0);
 
 function options() {
   const value = (id) => $(id).value.trim();
@@ -122,11 +122,6 @@ async function openJob(job) {
     if (shown?.job === job) showJob(job);
     if (!kept) earlier.keep(entry);
   });
-}
-
-function close() {
-  shown = null;
-  if (!isLive) openPanel("welcome");
 }
 
 function showPartial(job) {
@@ -236,8 +231,7 @@ async function live() {
   const timer = setInterval(() => ($("elapsed").textContent = clock((performance.now() - began) / 1000)), 250);
   $("stop").onclick = () => session.stop();
   $("stop").focus();
-  let transcript;
-  await attempt(async () => (transcript = await session.start()));
+  let transcript = await attempt(() => session.start());
   clearInterval(timer);
   const file = await session.recording;
   isLive = $("record").disabled = false;

@@ -11,6 +11,7 @@ const MAX_POSITIONS = 5; // Jobs whose place in the server's queue is asked for,
 const POLL_MS = 3000;
 const MIN_PAUSE_MS = 500, MAX_PAUSE_MS = 15_000; // Before a lost connection is opened again.
 const AGES_MS = 30_000;
+const DAY = { day: "numeric", month: "short" };
 
 export class JobList {
   /** `view` has offered(isOffered), isOpen(job), shown(job), changed(job), restarted(job), removed(job), and attempt(action), which shows errors. */
@@ -193,6 +194,8 @@ export class JobList {
         if (error instanceof Cancelled) return;
         if (error.status === 404) return this.drop(job);
         if (error.status === 401) return this.refresh();
+        job.isLost = true;
+        draw(job);
       }
       await new Promise((resolve) => setTimeout(resolve, pauseMs));
       pauseMs = Math.min(2 * pauseMs, MAX_PAUSE_MS);
@@ -201,6 +204,7 @@ export class JobList {
 
   handle(job, { event, id, data }) {
     job.lastEventId = id;
+    job.isLost = false;
     if (event === "segment") {
       job.segments.push(data);
       this.view.changed(job);
@@ -222,7 +226,7 @@ function isEnded({ state }) {
   return state !== "queued" && state !== "running";
 }
 
-function draw({ name, body, row }) {
+function draw({ name, body, row, isLost }) {
   const { state, done_s: done, audio_s: audio, queue_position: position } = body;
   row.item.className = state;
   row.progress.hidden = state !== "running";
@@ -232,10 +236,10 @@ function draw({ name, body, row }) {
   row.action.setAttribute("aria-label", `${row.action.textContent}: ${name}`);
   const details = {
     queued: position ? `queued, place ${position}` : "queued",
-    running: `running, ${clock(done)}${audio ? ` of ${clock(audio)}` : ""}`,
+    running: `running, ${clock(done)}${audio ? ` of ${clock(audio)}` : ""}${isLost ? ", connection lost" : ""}`,
     completed: `completed, ${clock(audio ?? done)}`,
     failed: `failed: ${body.error?.message}`,
   };
-  const kept = body.expires_at ? [`kept until ${new Date(1000 * body.expires_at).toLocaleDateString()}`] : [];
+  const kept = body.expires_at ? [`kept until ${new Date(1000 * body.expires_at).toLocaleDateString([], DAY)}`] : [];
   row.state.textContent = [details[state] ?? state, age(Date.now() / 1000 - body.created_at), ...kept].join(" · ");
 }
