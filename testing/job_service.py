@@ -1,10 +1,17 @@
 """The jobs of a server for tests: the real store, uploads and worker in a folder, with the service of testing.fake_service."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+import uvicorn
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from serve_app.api import create_api
 from serve_app.jobs.service import JobService
 from serve_app.tasks import stop
 from testing.fake_service import FakeService
@@ -25,3 +32,53 @@ async def working(fake: FakeService) -> AsyncIterator[JobService]:
 def uploads_in(folder: Path) -> list[str]:
     """Names of the uploads in a folder of jobs."""
     return sorted(path.name for path in (folder / "uploads").iterdir() if not path.name.startswith("."))
+
+
+class Serving:
+    """The API of a service and its jobs, served by a thread. It can be stopped and started again, on the same port."""
+
+    def __init__(self, fake: FakeService, prefix: str) -> None:
+        self._fake, self._prefix, self._port = fake, prefix, 0
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}{self._prefix}/"
+
+    def start(self) -> None:
+        listening, is_started = socket.create_server(("127.0.0.1", self._port)), threading.Event()
+        self._port = listening.getsockname()[1]
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run(listening, is_started)))
+        self._thread.start()
+        is_started.wait()
+
+    def stop(self) -> None:
+        """Close all connections; the jobs stay in their folder."""
+        self._server.should_exit = self._server.force_exit = True
+        self._thread.join()
+
+    def resume(self) -> None:
+        """Set the `hold` of the service."""
+        self._loop.call_soon_threadsafe(self._fake.hold.set)
+
+    async def _run(self, listening: socket.socket, is_started: threading.Event) -> None:
+        self._loop, is_held = asyncio.get_running_loop(), not self._fake.hold.is_set()
+        # An event belongs to the loop in which it is waited for.
+        self._fake.hold = asyncio.Event()
+        if not is_held:
+            self._fake.hold.set()
+        async with working(self._fake) as jobs:
+            app = Starlette(routes=[Mount(self._prefix, create_api(self._fake.service, job_service=jobs))])
+            self._server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
+            is_started.set()
+            await self._server.serve(sockets=[listening])
+
+
+@contextmanager
+def serving(fake: FakeService, prefix: str = "") -> Iterator[Serving]:
+    """Serve the API of a service and its jobs meanwhile, below a prefix."""
+    served = Serving(fake, prefix)
+    try:
+        yield served
+    finally:
+        served.stop()

@@ -84,6 +84,16 @@ def take(browser: Browser, server: Server, folder: Path, files: Path) -> None:
         expect(opened.locator("#queue")).to_contain_text("real time", timeout=DONE_MS)
         expect(opened.locator("#queue li.failed")).to_have_count(1, timeout=DONE_MS)
         opened.screenshot(path=folder / "queue.png", full_page=True)
+    for is_dark, is_phone in ((False, False), (True, True)):
+        with page(browser, server, is_dark=is_dark, is_phone=is_phone) as opened:
+            opened.locator("#background").select_option("all")
+            opened.locator("#files").set_input_files([str(short)])
+            expect(opened.locator("#jobs li.completed").first).to_be_visible(timeout=DONE_MS)
+            opened.locator("#files").set_input_files([str(long)])
+            expect(opened.locator("#jobs li.running")).to_contain_text("running, 1", timeout=DONE_MS)
+            opened.screenshot(path=folder / f"jobs-{'dark-phone' if is_phone else 'light'}.png")
+            opened.get_by_role("button", name=f"Cancel: {long.name}").click()
+            expect(opened.locator("#jobs li.running")).to_have_count(0)
     with page(browser, server, is_dark=True) as opened:
         opened.get_by_role("button", name="Use the microphone").click()
         opened.wait_for_timeout(1000 * LIVE_S)

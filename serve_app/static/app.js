@@ -3,44 +3,70 @@
 import * as debug from "./debug.js";
 import { button } from "./elements.js";
 import { clock, textOf } from "./format.js";
-import * as history from "./history.js";
-import { LiveSession } from "./live.js";
+import { isBackground } from "./background.js";
+import { Earlier } from "./history.js";
+import { resultOf } from "./job_requests.js";
+import { JobList } from "./jobs.js";
+import { LiveSession, LiveText, incomplete } from "./live.js";
 import { Models } from "./models.js";
 import { Player } from "./player.js";
 import { Queue } from "./queue.js";
-import { Cancelled, exported, models, useKey } from "./server.js";
+import { Cancelled, exported, hasKey, models, useKey } from "./server.js";
 import { TranscriptView } from "./transcript.js";
 
 const FORMATS = { txt: "text", srt: "srt", vtt: "vtt", csv: "csv", tsv: "tsv", json: "verbose_json" };
 const CUE_FIELDS = ["max_line_chars", "max_lines"];
+const IN_PROGRESS = { running: "in progress", waiting: "in progress" };
 
 const $ = (id) => document.getElementById(id);
-let shown = null; // { name, file, transcript, entry }
+const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
+let shown = null; // { name, file, transcript, entry, job }, or { job } without a transcript yet: one of the queue or of the server.
 let isLive = false;
-const known = new Map(); // Stored transcripts by id, so that an edit changes the same object wherever it is shown.
 
 const view = new TranscriptView($("segments"), { play: (seconds) => player.play(seconds), changed: edited });
 const player = new Player($("player"), $("waveform"), (seconds) => {
   const row = view.at(seconds);
-  if (row && !player.video.paused) row.scrollIntoView({ block: "nearest", behavior: prefersReducedMotion() ? "auto" : "smooth" });
+  if (row && !player.video.paused) row.scrollIntoView({ block: "nearest", behavior: reducedMotion.matches ? "auto" : "smooth" });
 });
 const queue = new Queue($("queue"), {
   partial: (job) => job === shown?.job && showPartial(job),
   shown: (job) => showJob(job),
   retried: (job, again) => job === shown?.job && showJob(again),
   finished: (job) => {
-    job.entry = { name: job.file.name, at: Date.now(), transcript: job.transcript };
+    job.entry = { name: job.name, at: Date.now(), transcript: job.transcript };
     if (!shown || shown.job === job) showJob(job);
-    keep(job.entry);
+    earlier.keep(job.entry);
+  },
+  sent: (job, body) => {
+    const made = jobs.add(body, job.file);
+    if (!shown || shown.job === job) openJob(made);
+    if (job.row.item.contains(document.activeElement)) made.row.name.focus();
   },
   failed: (job, error) => error.code === "invalid_api_key" && askForKey(),
 });
+const jobs = new JobList($("jobs"), $("older-jobs"), $("jobs-news"), {
+  offered: offerJobs,
+  isOpen: (job) => job === shown?.job,
+  shown: async (job) => {
+    await openJob(job);
+    const { top, bottom } = $("result").getBoundingClientRect();
+    if (top > innerHeight / 2 || bottom < 100) $("result").scrollIntoView();
+  },
+  changed: (job) => job === shown?.job && (job.state === "completed" ? openJob(job) : showPartial(job)),
+  restarted: (job) => job === shown?.job && showJob(job),
+  removed: (job) => {
+    if (job !== shown?.job || job.transcript) return;
+    shown = null;
+    if (!isLive) openPanel("welcome");
+  },
+  attempt,
+});
+const earlier = new Earlier($("history"), {
+  shown: (entry) => !isLive && showTranscript({ ...entry, file: null, entry }),
+  failed: () => notify("This transcript could not be saved in this browser."),
+});
 
-const chosenModel = new Models($("model"), $("about"), $("server-state"), () => queue.running > 0 || isLive);
-
-function prefersReducedMotion() {
-  return matchMedia("(prefers-reduced-motion: reduce)").matches;
-}
+const chosenModel = new Models($("model"), $("about"), $("server-state"), () => queue.running > 0 || isLive || jobs.pending.length > 0);
 
 function options() {
   const value = (id) => $(id).value.trim();
@@ -50,10 +76,18 @@ function options() {
 }
 
 function add(files) {
-  const jobs = [...files].map((file) => queue.add(file, options()));
-  $("queue-section").hidden = false;
+  const which = jobs.isOffered ? $("background").value : "none";
+  const added = [...files].map((file) => queue.add(file, {
+    ...options(), isBackground: () => isBackground(file, which), requestId: [...crypto.getRandomValues(new Uint8Array(16))].join("-"),
+  }));
   chosenModel.watch();
-  if (jobs.length && !isLive) showJob(jobs[0]);
+  if (added.length && !isLive) showJob(added[0]);
+}
+
+function offerJobs(isOffered) {
+  $("background-choice").hidden = !isOffered;
+  $("jobs-without-key").hidden = hasKey();
+  $("storage").textContent = isOffered ? "The server stores it only for files sent in the background." : "The server does not store it.";
 }
 
 function openPanel(panel) {
@@ -62,17 +96,38 @@ function openPanel(panel) {
 
 function showJob(job) {
   if (isLive) return;
-  if (job.transcript) return showTranscript({ name: job.file.name, file: job.file, transcript: job.transcript, entry: job.entry, job });
+  if (job.transcript) return showTranscript({ name: job.name, file: job.file, transcript: job.transcript, entry: job.entry, job });
   shown = { job };
   openPanel("transcript");
   player.show(null, [], 0);
   view.show([]);
+  $("segments").classList.toggle("fixed", "body" in job); // The transcript takes the place of what events tell of a job.
   $("warnings").hidden = $("tools").hidden = $("full").hidden = true;
   showPartial(job);
 }
 
+/** Show a job of the server, and its transcript once there is one. */
+async function openJob(job) {
+  if (isLive) return;
+  if (job === shown?.job && !job.transcript) showPartial(job);
+  else showJob(job);
+  jobs.schedule();
+  if (job.state !== "completed" || job.transcript) return;
+  await attempt(async () => {
+    const kept = earlier.ofJob(job.id);
+    const entry = kept ?? { name: job.name, at: 1000 * job.body.ended_at, transcript: await resultOf(job.id), job: job.id };
+    if (job.transcript) return;
+    job.transcript = entry.transcript;
+    job.entry = entry;
+    if (shown?.job === job) showJob(job);
+    if (!kept) earlier.keep(entry);
+  });
+}
+
 function showPartial(job) {
-  $("facts").textContent = `${job.file.name}: ${["running", "waiting"].includes(job.state) ? "in progress" : job.state}`;
+  $("facts").textContent = `${job.name}: ${IN_PROGRESS[job.state] ?? job.state}`;
+  $("warnings").hidden = !job.body?.error;
+  $("warnings").textContent = job.body?.error?.message ?? "";
   if (job.segments.length) {
     for (const segment of job.segments.slice(view.segments.length)) view.append(segment);
   } else {
@@ -87,7 +142,7 @@ async function showTranscript(next) {
   const { transcript, file, name } = next;
   openPanel("transcript");
   const words = transcript.segments.reduce((sum, segment) => sum + (segment.words?.length ?? 0), 0);
-  const took = next.job ? [`first text after ${next.job.times.firstSegment?.toFixed(1) ?? "-"} s`, `complete after ${next.job.times.total.toFixed(1)} s`] : [];
+  const took = next.job?.times ? [`first text after ${next.job.times.firstSegment?.toFixed(1) ?? "-"} s`, `complete after ${next.job.times.total.toFixed(1)} s`] : [];
   const facts = [name, clock(transcript.duration), `${transcript.segments.length} segments`, `${words} words`, transcript.language, ...took];
   $("facts").textContent = facts.join(" · ");
   $("tools").hidden = $("full").hidden = false;
@@ -96,6 +151,7 @@ async function showTranscript(next) {
   $("warnings").textContent = transcript.warnings?.join(" ") ?? "";
   $("search").value = $("found").textContent = "";
   view.show(transcript.segments);
+  $("segments").classList.remove("fixed");
   player.show(file, transcript.segments, transcript.duration);
   if (file) await caption(next);
 }
@@ -110,7 +166,7 @@ function edited() {
   const { transcript, entry, file } = shown;
   transcript.text = textOf(transcript.segments);
   $("full-text").textContent = transcript.text;
-  if (entry.id !== undefined) keep(entry);
+  if (entry.id !== undefined) earlier.keep(entry);
   if (file) caption(shown);
 }
 
@@ -165,65 +221,8 @@ async function connect() {
   }
 }
 
-async function keep(entry) {
-  try {
-    entry.id = await history.keep(entry);
-    known.set(entry.id, entry);
-  } catch {
-    notify("This transcript could not be saved in this browser.");
-  }
-  listHistory();
-}
-
-function forget(entry) {
-  const { id } = entry;
-  known.delete(id);
-  delete entry.id;
-  return history.forget(id).then(listHistory);
-}
-
-async function listHistory() {
-  const entries = (await history.all().catch(() => [])).map((entry) => known.get(entry.id) ?? entry);
-  for (const entry of entries) known.set(entry.id, entry);
-  $("history-section").hidden = !entries.length;
-  $("history").replaceChildren(...entries.reverse().map((entry) => {
-    const item = document.createElement("li");
-    const name = button("name quiet", entry.name), remove = button("quiet", "Delete", `Delete ${entry.name}`);
-    name.onclick = () => !isLive && showTranscript({ ...entry, file: null, entry });
-    remove.onclick = () => forget(entry);
-    const at = document.createElement("span");
-    at.className = "state";
-    at.textContent = `${new Date(entry.at).toLocaleString()} · ${clock(entry.transcript.duration)}`;
-    item.append(name, remove, at);
-    return item;
-  }));
-}
-
 async function live() {
-  const text = $("live-text"), partial = document.createElement("span");
-  let isFollowing = true;
-  partial.className = "partial";
-  const follow = () => isFollowing && (text.scrollTop = text.scrollHeight);
-  const session = new LiveSession(options(), {
-    segment: (segment) => {
-      text.querySelector(".final")?.remove();
-      partial.replaceChildren();
-      partial.before(`${segment.text} `);
-      follow();
-    },
-    partial: (words) => {
-      const final = document.createElement("span");
-      final.className = "final";
-      final.textContent = words.filter((word) => word.is_final).map((word) => `${word.word} `).join("");
-      partial.replaceChildren(words.filter((word) => !word.is_final).map((word) => word.word).join(" "));
-      text.querySelector(".final")?.remove();
-      partial.before(final);
-      follow();
-    },
-    level: (share) => ($("level").value = share),
-  });
-  text.onscroll = () => (isFollowing = text.scrollHeight - text.scrollTop - text.clientHeight < 30);
-  text.replaceChildren(partial);
+  const session = new LiveSession(options(), new LiveText($("live-text"), $("level")));
   isLive = $("record").disabled = true;
   player.video.pause();
   openPanel("live");
@@ -232,8 +231,7 @@ async function live() {
   const timer = setInterval(() => ($("elapsed").textContent = clock((performance.now() - began) / 1000)), 250);
   $("stop").onclick = () => session.stop();
   $("stop").focus();
-  let transcript;
-  await attempt(async () => (transcript = await session.start()));
+  let transcript = await attempt(() => session.start());
   clearInterval(timer);
   const file = await session.recording;
   isLive = $("record").disabled = false;
@@ -242,12 +240,7 @@ async function live() {
   const name = `Microphone, ${new Date().toLocaleString()}`;
   const entry = { name, at: Date.now(), transcript };
   showTranscript({ name, file, transcript, entry });
-  keep(entry);
-}
-
-function incomplete(segments) {
-  const warnings = ["The connection was lost: the end is missing."];
-  return { text: textOf(segments), language: "unknown", duration: segments.at(-1).end, segments, warnings };
+  earlier.keep(entry);
 }
 
 $("choose").onclick = () => $("files").click();
@@ -263,10 +256,13 @@ $("key-dialog").onclose = () => {
   if (!chosen) return;
   useKey(chosen === "ok" ? value : "", $("keep-key").checked);
   if (chosen === "ok") connect();
+  jobs.load();
 };
 $("debug-toggle").onchange = () => debug.show($("debug-toggle").checked);
 $("model").onchange = () => localStorage.setItem("model", $("model").value);
-$("forget-all").onclick = () => Promise.all([...known.values()].map(forget));
+$("background").value = localStorage.getItem("background") ?? "long";
+$("background").onchange = () => localStorage.setItem("background", $("background").value);
+$("forget-all").onclick = () => earlier.forgetAll();
 $("copy").onclick = () => attempt(async () => {
   await navigator.clipboard.writeText(shown.transcript.text);
   $("copy").textContent = "Copied";
@@ -298,5 +294,7 @@ addEventListener("keydown", (e) => {
   if (!isUsed && !e.ctrlKey && !e.metaKey && !e.altKey && player.key(e.key)) e.preventDefault();
 });
 
+addEventListener("beforeunload", (e) => queue.sending && e.preventDefault());
+
 connect();
-listHistory();
+jobs.load();

@@ -14,3 +14,11 @@ export function textOf(segments) {
 export function speed(audioSeconds, seconds) {
   return seconds > 0 ? `${(audioSeconds / seconds).toFixed(audioSeconds / seconds < 10 ? 1 : 0)} × real time` : "";
 }
+
+export function age(seconds) {
+  const format = new Intl.RelativeTimeFormat("en");
+  if (seconds < 60) return "just now";
+  if (seconds < 3600) return format.format(-Math.floor(seconds / 60), "minute");
+  if (seconds < 86_400) return format.format(-Math.floor(seconds / 3600), "hour");
+  return format.format(-Math.floor(seconds / 86_400), "day");
+}

@@ -1,5 +1,6 @@
 // Live speech: sends the microphone's audio to the server, and receives words, first partial and then final.
 
+import { textOf } from "./format.js";
 import { Cancelled, ServerError, openSocket, transcriptOf } from "./server.js";
 
 const MAX_BUFFERED_BYTES = 4 << 20; // With more unsent audio the connection counts as lost.
@@ -40,7 +41,7 @@ export class LiveSession {
       this.segments.push(received);
       this.watch.segment(received);
     };
-    const done = transcriptOf(this.socket, { segment, partial: this.watch.partial });
+    const done = transcriptOf(this.socket, { segment, partial: (words) => this.watch.partial(words) });
     done.catch(() => {}); // It may reject while the next lines run, before the caller awaits it.
     this.stream.getTracks()[0].onended = () => this.stop();
     const node = new AudioWorkletNode(this.context, "microphone");
@@ -86,4 +87,45 @@ export class LiveSession {
     for (const track of this.stream?.getTracks() ?? []) track.stop();
     if (this.context && this.context.state !== "closed") this.context.close();
   }
+}
+
+/** The words of a session on the page, and the level of its microphone: what a LiveSession calls. */
+export class LiveText {
+  constructor(element, meter) {
+    Object.assign(this, { element, meter, isFollowing: true, partialText: document.createElement("span") });
+    this.partialText.className = "partial";
+    element.replaceChildren(this.partialText);
+    element.onscroll = () => (this.isFollowing = element.scrollHeight - element.scrollTop - element.clientHeight < 30);
+  }
+
+  segment(segment) {
+    this.element.querySelector(".final")?.remove();
+    this.partialText.replaceChildren();
+    this.partialText.before(`${segment.text} `);
+    this.follow();
+  }
+
+  partial(words) {
+    const final = document.createElement("span");
+    final.className = "final";
+    final.textContent = words.filter((word) => word.is_final).map((word) => `${word.word} `).join("");
+    this.partialText.replaceChildren(words.filter((word) => !word.is_final).map((word) => word.word).join(" "));
+    this.element.querySelector(".final")?.remove();
+    this.partialText.before(final);
+    this.follow();
+  }
+
+  level(share) {
+    this.meter.value = share;
+  }
+
+  follow() {
+    if (this.isFollowing) this.element.scrollTop = this.element.scrollHeight;
+  }
+}
+
+/** The transcript of a session whose connection was lost. */
+export function incomplete(segments) {
+  const warnings = ["The connection was lost: the end is missing."];
+  return { text: textOf(segments), language: "unknown", duration: segments.at(-1).end, segments, warnings };
 }

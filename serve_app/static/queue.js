@@ -1,26 +1,30 @@
-// The queue of files: transcribes two at a time, in the order in which they were added, and shows the state of each.
+// The queue of files: two at a time are transcribed or sent as jobs, in the order in which they were added. Shows the state of each.
 
-import { Cancelled, curl, transcribe } from "./server.js";
+import { Cancelled, createJob, curl, transcribe } from "./server.js";
 import { note, showCurl } from "./debug.js";
-import { button } from "./elements.js";
+import { fileRow } from "./elements.js";
 import { clock, speed } from "./format.js";
 
 const MAX_PARALLEL = 2;
 
 export class Queue {
-  /** `view` has partial(job), shown(job), retried(job, again), finished(job) and failed(job, error). */
+  /** `view` has partial(job), shown(job), retried(job, again), finished(job), sent(job, made) and failed(job, error). */
   constructor(list, view) {
     this.list = list;
     this.view = view;
     this.waiting = [];
     this.running = 0;
+    this.sending = 0; // Files that become jobs once they are sent.
   }
 
+  /** `options.isBackground()` resolves with whether the file is to be sent as a job, which the server goes on with by itself. */
   add(file, options) {
-    const job = { file, options, abort: new AbortController(), text: "", segments: [], row: row(file.name) };
+    const job = { name: file.name, file, options, abort: new AbortController(), text: "", segments: [], row: fileRow(file.name) };
+    job.row.state.setAttribute("role", "status");
     job.row.action.onclick = () => this.act(job);
     job.row.name.onclick = () => this.view.shown(job);
     this.list.append(job.row.item);
+    this.list.closest("section").hidden = false;
     this.waiting.push(job);
     this.setState(job, "waiting");
     this.next();
@@ -47,7 +51,7 @@ export class Queue {
     job.row.state.textContent = text;
     job.row.progress.hidden = state !== "running";
     job.row.action.textContent = { running: "Cancel", waiting: "Cancel", done: "Remove" }[state] ?? "Try again";
-    job.row.action.setAttribute("aria-label", `${job.row.action.textContent}: ${job.file.name}`);
+    job.row.action.setAttribute("aria-label", `${job.row.action.textContent}: ${job.name}`);
   }
 
   end(job, state, text) {
@@ -66,17 +70,43 @@ export class Queue {
   }
 
   async run(job) {
+    this.setState(job, "running", "sending");
+    job.isBackground = await job.options.isBackground();
+    if (job.abort.signal.aborted) return this.end(job, "cancelled");
+    showCurl(curl(job.file, job.options, job.isBackground));
+    try {
+      await (job.isBackground ? this.send(job) : this.transcribe(job));
+    } catch (error) {
+      if (error instanceof Cancelled) return this.end(job, "cancelled");
+      note(`${job.name} failed: ${error.message}`);
+      this.end(job, "failed", [error.message, error.advice].filter(Boolean).join(" "));
+      this.view.failed(job, error);
+    }
+  }
+
+  async send(job) {
+    const sent = (share) => {
+      job.row.progress.value = share;
+      job.row.state.textContent = share < 1 ? sending(share) : "sent, the server looks at it";
+    };
+    this.sending += 1;
+    const made = await createJob(job.file, job.options, sent, job.abort.signal).finally(() => (this.sending -= 1));
+    job.state = "sent";
+    this.view.sent(job, made);
+    job.row.item.remove();
+    this.list.closest("section").hidden = !this.list.children.length;
+  }
+
+  async transcribe(job) {
     const began = performance.now();
     const times = (job.times = {}); // Seconds since the start.
     const elapsed = () => (performance.now() - began) / 1000;
-    this.setState(job, "running", "sending");
-    showCurl(curl(job.file, job.options));
     const watch = {
       sent: (share) => {
         if (share >= 1) times.upload ??= elapsed();
         if (times.answered) return;
         job.row.progress.value = share / 2;
-        job.row.state.textContent = share < 1 ? `sending, ${Math.floor(100 * share)} %` : "sent, waiting for the server";
+        job.row.state.textContent = share < 1 ? sending(share) : "sent, waiting for the server";
       },
       progress: ({ audio_s: audio, total_s: total, windows_done: done, windows_planned: planned }) => {
         times.answered ??= elapsed();
@@ -97,30 +127,14 @@ export class Queue {
         this.view.partial(job);
       },
     };
-    try {
-      job.transcript = await transcribe(job.file, job.options, watch, job.abort.signal);
-      times.total = elapsed();
-      this.setState(job, "done", `${clock(job.transcript.duration)} in ${times.total.toFixed(1)} s, ${speed(job.transcript.duration, times.total)}`);
-      note(`timings of ${job.file.name} (s)`, Object.fromEntries(Object.entries(times).map(([name, value]) => [name, +value.toFixed(3)])));
-      this.view.finished(job);
-    } catch (error) {
-      if (error instanceof Cancelled) return this.end(job, "cancelled");
-      note(`${job.file.name} failed: ${error.message}`);
-      this.end(job, "failed", [error.message, error.advice].filter(Boolean).join(" "));
-      this.view.failed(job, error);
-    }
+    job.transcript = await transcribe(job.file, job.options, watch, job.abort.signal);
+    times.total = elapsed();
+    this.setState(job, "done", `${clock(job.transcript.duration)} in ${times.total.toFixed(1)} s, ${speed(job.transcript.duration, times.total)}`);
+    note(`timings of ${job.name} (s)`, Object.fromEntries(Object.entries(times).map(([name, value]) => [name, +value.toFixed(3)])));
+    this.view.finished(job);
   }
 }
 
-function row(name) {
-  const item = document.createElement("li");
-  const parts = {
-    name: button("name quiet", name), action: button("quiet", ""),
-    state: document.createElement("span"), progress: document.createElement("progress"),
-  };
-  parts.state.className = "state";
-  parts.state.setAttribute("role", "status");
-  parts.progress.setAttribute("aria-label", `Progress of ${name}`);
-  item.append(parts.name, parts.action, parts.progress, parts.state);
-  return { item, ...parts };
+function sending(share) {
+  return `sending, ${Math.floor(100 * share)} %`;
 }

@@ -1,6 +1,7 @@
 // Requests to the server: models, transcriptions over HTTP and WebSocket, and exports in other formats.
 
 import { note } from "./debug.js";
+import { eventReader } from "./events.js";
 import { textOf } from "./format.js";
 
 const MAX_BUFFERED_BYTES = 1 << 20; // No more of a file is read while a WebSocket has so many unsent bytes.
@@ -18,9 +19,11 @@ const ADVICE = {
 };
 
 export class ServerError extends Error {
-  constructor(message, code) {
+  /** `status` is that of the answer; 0: there was none. */
+  constructor(message, code, status = 0) {
     super(message);
     this.code = code;
+    this.status = status;
     this.advice = ADVICE[code] ?? "";
   }
 }
@@ -35,6 +38,10 @@ export function useKey(value, isKept) {
   else localStorage.removeItem("key");
 }
 
+export function hasKey() {
+  return key !== "";
+}
+
 function headers() {
   return key ? { Authorization: `Bearer ${key}` } : {};
 }
@@ -42,17 +49,19 @@ function headers() {
 function failure(text, status) {
   try {
     const { message, code } = JSON.parse(text).error;
-    return new ServerError(message, code);
+    return new ServerError(message, code, status);
   } catch {
-    return new ServerError(`The server answered ${status}.`, "unknown");
+    return new ServerError(`The server answered ${status}.`, "unknown", status);
   }
 }
 
-async function ask(path, options = {}) {
+/** Resolves with the Response; rejects with a ServerError for one that is not ok. */
+export async function ask(path, options = {}) {
   let answer;
   try {
     answer = await fetch(path, { ...options, headers: { ...headers(), ...options.headers } });
   } catch {
+    if (options.signal?.aborted) throw new Cancelled();
     throw new ServerError("The server cannot be reached.", "unreachable");
   }
   note(`${options.method ?? "GET"} ${path}: ${answer.status}`);
@@ -80,8 +89,7 @@ export async function exported(transcript, format, cues = {}) {
 }
 
 function fields(options) {
-  const list = [["stream", "true"], ["include[]", "progress"], ["response_format", "verbose_json"]];
-  list.push(["timestamp_granularities[]", "word"]);
+  const list = [["response_format", "verbose_json"], ["timestamp_granularities[]", "word"]];
   if (options.model) list.push(["model", options.model]);
   if (options.language) list.push(["language", options.language]);
   if (options.track !== null) list.push(["track", options.track]);
@@ -89,11 +97,13 @@ function fields(options) {
   return list;
 }
 
-export function curl(file, options) {
+const STREAM_FIELDS = [["stream", "true"], ["include[]", "progress"]];
+
+export function curl(file, options, isBackground) {
   const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
-  const form = fields(options).map(([name, value]) => `-F ${quoted(`${name}=${value}`)}`);
+  const form = [...(isBackground ? [] : STREAM_FIELDS), ...fields(options)].map(([name, value]) => `-F ${quoted(`${name}=${value}`)}`);
   const bearer = key ? ["-H 'Authorization: Bearer KEY'"] : [];
-  const url = new URL("v1/audio/transcriptions", document.baseURI);
+  const url = new URL(isBackground ? "v1/jobs" : "v1/audio/transcriptions", document.baseURI);
   return ["curl -N", ...bearer, `-F ${quoted(`file=@${file.name}`)}`, ...form, quoted(url.href)].join(" ");
 }
 
@@ -102,43 +112,58 @@ export function transcribe(file, options, watch, signal) {
   return (options.transport === "websocket" ? overWebSocket : overHttp)(file, options, watch, signal);
 }
 
-// XMLHttpRequest, because fetch does not report the progress of an upload.
 function overHttp(file, options, watch, signal) {
   return new Promise((resolve, reject) => {
-    const request = new XMLHttpRequest();
-    const form = new FormData();
-    form.append("file", file);
-    for (const [name, value] of fields(options)) form.append(name, value);
-    let parsed = 0;
-    const parseEvents = () => {
-      const text = request.responseText;
-      for (let end; (end = text.indexOf("\n\n", parsed)) >= 0; parsed = end + 2) {
-        const lines = text.slice(parsed, end).split("\n");
-        const data = lines.filter((line) => line.startsWith("data:")).map((line) => line.slice(5)).join("\n");
-        if (data) handle(JSON.parse(data));
-      }
-    };
-    const handle = (message) => {
+    const received = eventReader(({ data: message }) => {
       if (message.error) return reject(new ServerError(message.error.message, message.error.code));
       note("event", message);
       if (message.type === "transcript.progress") watch.progress(message);
       else if (message.type === "transcript.text.delta") watch.text(message.delta);
       else if (message.type === "transcript.text.done") resolve(message.content);
+    });
+    upload("v1/audio/transcriptions", file, [...STREAM_FIELDS, ...fields(options)], { sent: watch.sent, received }, signal).then(
+      () => reject(new ServerError("The response ended before the transcript.", "unreachable")), reject);
+  });
+}
+
+/** Have a file transcribed as a job, whatever becomes of this page. `sent(share)` tells of the upload. Resolves with the job, the same one if the
+ * request is repeated with the same `options.requestId`. */
+export async function createJob(file, options, sent, signal) {
+  let text = "";
+  const received = (piece) => (text += piece);
+  await upload("v1/jobs", file, fields(options), { sent, received, headers: { "Idempotency-Key": options.requestId } }, signal);
+  return JSON.parse(text);
+}
+
+/** Send a form. `watch` has sent(share), received(piece of the answer's text), and maybe headers of the request. By XMLHttpRequest, because fetch
+ * does not report the progress of an upload. */
+function upload(path, file, formFields, watch, signal) {
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest();
+    const form = new FormData();
+    form.append("file", file);
+    for (const [name, value] of formFields) form.append(name, value);
+    let taken = 0;
+    const take = () => {
+      const text = request.responseText;
+      watch.received(text.slice(taken));
+      taken = text.length;
     };
+    const isOk = () => request.status >= 200 && request.status < 300;
     request.upload.onprogress = (e) => watch.sent(e.lengthComputable ? e.loaded / e.total : 0);
     request.upload.onload = () => watch.sent(1);
-    request.onprogress = () => request.status === 200 && parseEvents();
+    request.onprogress = () => isOk() && take();
     request.onload = () => {
-      if (request.status !== 200) return reject(failure(request.responseText, request.status));
-      parseEvents();
-      reject(new ServerError("The response ended before the transcript.", "unreachable"));
+      if (!isOk()) return reject(failure(request.responseText, request.status));
+      take();
+      resolve();
     };
     request.onerror = () => reject(new ServerError("The server cannot be reached, or the connection was lost.", "unreachable"));
     request.onabort = () => reject(new Cancelled());
     signal.addEventListener("abort", () => request.abort());
-    request.open("POST", "v1/audio/transcriptions");
-    for (const [name, value] of Object.entries(headers())) request.setRequestHeader(name, value);
-    note("POST v1/audio/transcriptions", { file: file.name, bytes: file.size });
+    request.open("POST", path);
+    for (const [name, value] of Object.entries({ ...headers(), ...watch.headers })) request.setRequestHeader(name, value);
+    note(`POST ${path}`, { file: file.name, bytes: file.size });
     request.send(form);
   });
 }

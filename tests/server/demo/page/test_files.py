@@ -88,6 +88,7 @@ def test_cancel_ends_the_work_on_the_server(visit: Callable[..., Visit], server:
         return int(server.model("digits")["replicas"][0]["windows"])
 
     here, before = visit(), windows()
+    here.page.locator("#background").select_option("none")
     here.choose(long)
     expect(here.page.locator("#queue .state")).to_contain_text("real time", timeout=DONE_MS)
     here.page.get_by_role("button", name="Cancel: long.wav").click()

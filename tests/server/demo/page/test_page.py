@@ -55,6 +55,7 @@ def test_a_wanted_key(visit: Callable[..., Visit], engine: ParakeetEngine, recor
         assert here.said() == text
         assert here.page.evaluate("localStorage.getItem('key')") is None
     here.forgive("401 (Unauthorized)")
+    here.forgive("404 (Not Found)")
 
 
 def test_what_the_chosen_model_can_do_and_whether_it_is_loaded(visit: Callable[..., Visit]) -> None:
@@ -72,6 +73,7 @@ def test_what_the_chosen_model_can_do_and_whether_it_is_loaded(visit: Callable[.
         expect(about).to_have_text("second: German")
         expect(state).to_have_text("Ready; second is loaded with the first file")
     here.forgive("503 (Service Unavailable)")
+    here.forgive("404 (Not Found)")
 
 
 def test_the_demo_model_is_described(visit: Callable[..., Visit]) -> None:
