@@ -13,19 +13,22 @@ import click
 
 from serve_app import __version__
 from serve_app.command_line.client import Client, Failure
+from serve_app.command_line.job_client import JobClient
+from serve_app.command_line.job_commands import INTERRUPTED, jobs, submit
 from serve_app.command_line.job_runner import run_jobs
 from serve_app.command_line.jobs import EXTENSIONS, Job, plan
 from serve_app.command_line.options import server_options
 from serve_app.command_line.progress import ProgressDisplay
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, by the convention of shells: 128 + SIGINT."""
 
 
 @click.group()
 @click.version_option(__version__)
 def main() -> None:
     """Transcribe speech with a Parakeet server."""
+
+
+main.add_command(submit)
+main.add_command(jobs)
 
 
 @main.command()
@@ -49,6 +52,11 @@ def main() -> None:
 @click.option(
     "--jobs", "max_parallel", type=click.IntRange(min=1), default=2, show_default=True, help="Files to transcribe in parallel."
 )
+@click.option(
+    "--as-jobs",
+    is_flag=True,
+    help="By jobs of the server, which go on if this command is interrupted: the same command fetches their transcripts later.",
+)
 @click.option("--overwrite", is_flag=True, help="Transcribe every file, and overwrite transcripts in --output-dir.")
 def transcribe(
     files: tuple[str, ...],
@@ -62,6 +70,7 @@ def transcribe(
     keywords: tuple[str, ...],
     output_dir: Path | None,
     max_parallel: int,
+    as_jobs: bool,
     overwrite: bool,
 ) -> None:
     """Transcribe FILES: paths, patterns such as 'talks/**/*.mp3', or - for standard input.
@@ -72,7 +81,7 @@ def transcribe(
     """
     if words and response_format != "verbose_json":
         raise click.UsageError("--words needs --format verbose_json.")
-    jobs = plan(files, output_dir, response_format)
+    recordings = plan(files, output_dir, response_format)
     if output_dir is not None:
         try:
             output_dir.mkdir(parents=True, exist_ok=True)
@@ -90,14 +99,18 @@ def transcribe(
         try:
             display = stack.enter_context(ProgressDisplay())
             todo: list[Job] = []
-            for job in jobs:
+            for job in recordings:
                 if job.is_finished and not overwrite:
                     display.say(f"{job.name}: skipped, {job.output} is there")
                 else:
                     todo.append(stack.enter_context(_spooled(job)) if job.is_standard_input else job)
-            client = stack.enter_context(Client(url, api_key, {name: value for name, value in fields.items() if value}))
+            given = {name: value for name, value in fields.items() if value}
+            client: JobClient | Client = JobClient(url, api_key, given) if as_jobs else Client(url, api_key, given)
+            stack.enter_context(client)
             failures = run_jobs(todo, client, display, max_parallel)
         except KeyboardInterrupt:
+            if as_jobs:
+                click.echo("What was sent stays on the server; the same command goes on with it.", err=True)
             raise SystemExit(INTERRUPTED) from None
     raise SystemExit(1 if failures else 0)
 

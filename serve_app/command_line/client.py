@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import httpx2
 
@@ -33,6 +33,9 @@ NOT_STARTED = b"/-/routes"
 """Part of the plain text with which Serve answers 404 until the application has started."""
 
 
+Result = TypeVar("Result")
+
+
 class Failure(Exception):
     """The recording has no transcript. The message is the reason, in one line."""
 
@@ -55,13 +58,20 @@ class Watcher(Protocol):
     def refused(self, message: str, wait_s: int) -> None: ...
 
 
-class Client:
-    """Thread-safe. `fields` are the form fields of every request besides the file."""
+class Transcriber(Protocol):
+    """Thread-safe."""
 
-    def __init__(self, url: str, api_key: str | None, fields: Mapping[str, str | list[str]]) -> None:
-        self._url = url
-        self._fields = {**fields, "stream": "true", "include[]": "progress"}
-        self._http = httpx2.Client(
+    def transcribe(self, source: Source, watcher: Watcher) -> str:
+        """The transcript of a recording. Raises Failure."""
+        ...
+
+
+class ServerClient:
+    """Thread-safe."""
+
+    def __init__(self, url: str, api_key: str | None) -> None:
+        self.url = url
+        self.http = httpx2.Client(
             headers={b"Authorization": f"Bearer {api_key}".encode()} if api_key else {},
             timeout=httpx2.Timeout(SILENCE_S, connect=CONNECT_S, pool=None),
             # No keep-alive: the server would close an idle connection at about the time of the next attempt.
@@ -72,39 +82,56 @@ class Client:
         return self
 
     def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
-        self._http.close()
+        self.http.close()
 
-    def transcribe(self, source: Source, watcher: Watcher) -> str:
-        """The transcript in the `response_format` of the fields, sent again while the server is busy. Raises Failure."""
+    def persistently(self, request: Callable[[], Result], watcher: Watcher) -> Result:
+        """What `request` returns, which is called again while the server is busy. Raises Failure."""
         attempts = 1
         while True:
             try:
-                return self._request(source, watcher)
+                return self.call(request)
             except Busy as busy:
                 if attempts == MAX_ATTEMPTS:
                     raise Failure(f"{busy} (asked {MAX_ATTEMPTS} times)") from None
                 attempts += 1
                 watcher.refused(str(busy), busy.wait_s)
                 time.sleep(busy.wait_s)
-            except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-                raise Failure(f"{httpx2.URL(self._url).copy_with(userinfo=b'')} cannot be reached: {_reason(error)}") from error
-            except httpx2.TimeoutException as error:
-                raise Failure(f"the server sent nothing for {SILENCE_S:.0f} s") from error
-            except httpx2.HTTPError as error:
-                raise Failure(f"the request failed: {_reason(error)}") from error
-            except OSError as error:
-                raise Failure(f"cannot be read: {_reason(error)}") from error
-            except (ValueError, LookupError, TypeError) as error:
-                raise Failure(f"the response is not valid: {error!r}") from error
+
+    def call(self, request: Callable[[], Result]) -> Result:
+        """What `request` returns. Raises Failure for every error that it may meet."""
+        try:
+            return request()
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            raise Failure(f"{httpx2.URL(self.url).copy_with(userinfo=b'')} cannot be reached: {_reason(error)}") from error
+        except httpx2.TimeoutException as error:
+            raise Failure(f"the server sent nothing for {SILENCE_S:.0f} s") from error
+        except httpx2.HTTPError as error:
+            raise Failure(f"the request failed: {_reason(error)}") from error
+        except OSError as error:
+            raise Failure(f"cannot be read: {_reason(error)}") from error
+        except (ValueError, LookupError, TypeError) as error:
+            raise Failure(f"the response is not valid: {error!r}") from error
+
+
+class Client(ServerClient):
+    """Thread-safe. `fields` are the form fields of every request besides the file."""
+
+    def __init__(self, url: str, api_key: str | None, fields: Mapping[str, str | list[str]]) -> None:
+        super().__init__(url, api_key)
+        self._fields = {**fields, "stream": "true", "include[]": "progress"}
+
+    def transcribe(self, source: Source, watcher: Watcher) -> str:
+        """The transcript in the `response_format` of the fields, sent again while the server is busy. Raises Failure."""
+        return self.persistently(lambda: self._request(source, watcher), watcher)
 
     def _request(self, source: Source, watcher: Watcher) -> str:
-        url = f"{self._url}/v1/audio/transcriptions"
-        with _Upload(source, watcher.sent) as file:
-            form: dict[str, Any] = {"data": self._fields, "files": {"file": (_file_name(source), file)}}
+        url = f"{self.url}/v1/audio/transcriptions"
+        with Upload(source, watcher.sent) as file:
+            form: dict[str, Any] = {"data": self._fields, "files": {"file": (file_name(source), file)}}
             # A transcript of many hours is a large event.
-            with self._http.sse(url, method="POST", max_event_size=None, **form) as events:
+            with self.http.sse(url, method="POST", max_event_size=None, **form) as events:
                 if events.response.status_code != HTTPStatus.OK:
-                    raise _refusal(events.response)
+                    raise refusal(events.response)
                 for event in events:
                     message: Any = event.json()
                     if event.event == "error":
@@ -113,11 +140,11 @@ class Client:
                         case "transcript.progress":
                             watcher.transcribed(message["audio_s"], message.get("total_s"))
                         case "transcript.text.done":
-                            return _as_text(message["content"])
+                            return as_text(message["content"])
         raise Failure("the response ended before the transcript")
 
 
-class _Upload(io.FileIO):
+class Upload(io.FileIO):
     """A file that calls `on_read(read_bytes, total_bytes)` at every read."""
 
     def __init__(self, source: Source, on_read: Callable[[int, int], None]) -> None:
@@ -131,12 +158,12 @@ class _Upload(io.FileIO):
         return data
 
 
-def _file_name(source: Source) -> str:
+def file_name(source: Source) -> str:
     # A name that is not UTF-8 cannot be sent unchanged.
     return "stdin" if isinstance(source, int) else os.fsencode(source.name).decode(errors="replace")
 
 
-def _refusal(response: httpx2.Response) -> Failure:
+def refusal(response: httpx2.Response) -> Failure:
     """The failure for a response with an error status."""
     status, wait = response.status_code, response.headers.get("Retry-After")
     body = response.read()
@@ -165,6 +192,6 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def _as_text(content: Any) -> str:
+def as_text(content: Any) -> str:
     text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, indent=2)
     return text if text.endswith("\n") else f"{text}\n"

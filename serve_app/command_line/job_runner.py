@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from queue import Empty, SimpleQueue
 
-from serve_app.command_line.client import Client, Failure
+from serve_app.command_line.client import Failure, Transcriber
 from serve_app.command_line.jobs import Job, write_atomically
 from serve_app.command_line.progress import ProgressDisplay
 
@@ -12,7 +12,7 @@ Outcome = bytes | Exception
 """The transcript of a job in UTF-8, or the error that prevented it."""
 
 
-def run_jobs(jobs: Sequence[Job], client: Client, display: ProgressDisplay, max_parallel: int) -> int:
+def run_jobs(jobs: Sequence[Job], client: Transcriber, display: ProgressDisplay, max_parallel: int) -> int:
     """Run the jobs and write their transcripts; returns the number of failures.
 
     Standard output gets the transcripts in the order of the jobs; files are written as soon as they are ready.
@@ -30,7 +30,9 @@ def run_jobs(jobs: Sequence[Job], client: Client, display: ProgressDisplay, max_
     return failures
 
 
-def _outcomes(jobs: Sequence[Job], client: Client, display: ProgressDisplay, max_parallel: int) -> Iterator[tuple[int, Outcome]]:
+def _outcomes(
+    jobs: Sequence[Job], client: Transcriber, display: ProgressDisplay, max_parallel: int
+) -> Iterator[tuple[int, Outcome]]:
     """The index of each job and its outcome, in the order in which the jobs end."""
     waiting: SimpleQueue[tuple[int, Job]] = SimpleQueue()
     ended: SimpleQueue[tuple[int, Outcome]] = SimpleQueue()

@@ -1,4 +1,4 @@
-"""Command-line options that both commands share: the server's address and key, and fields of the request."""
+"""Command-line options that several commands share: the server's address and key, and fields of the request."""
 
 from collections.abc import Callable
 from typing import Any
@@ -47,6 +47,13 @@ OPTIONS = (
     click.option("--keyword", "keywords", multiple=True, help="A word or phrase that is likely to occur. Can be repeated."),
 )
 """In the order of the help text."""
+
+
+def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: adds `url` and `api_key` to a command."""
+    for option in reversed(OPTIONS[:2]):
+        command = option(command)
+    return command
 
 
 def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
