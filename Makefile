@@ -88,6 +88,7 @@ bench: $(DEV) ## Run a short form of every benchmark; docs/performance.md has th
 	$(BIN)/python -m benchmarks.long_file --minutes 20 --replicas 1 8 --rounds 1
 	$(BIN)/python -m benchmarks.live --simulated --minutes 0.4 --streams 1 16
 	$(BIN)/python -m benchmarks.scale --ingresses 1 2 --clients 32 --seconds 4 --rounds 1
+	$(BIN)/python -m benchmarks.autoscaling --bursts clips
 	$(BIN)/python -m benchmarks.latency --requests 12 --rounds 1 --minutes 3
 	$(BIN)/python -m benchmarks.front_end --minutes 5 --formats mp3 wav --rounds 1
 	$(BIN)/python -m benchmarks.decoding --minutes 1 --rounds 1

@@ -10,11 +10,8 @@ weights: a bias makes them recognise nothing, so that their decoding takes what 
 
 import argparse
 import logging
-import tarfile
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -24,21 +21,18 @@ import numpy as np
 
 from benchmarks import matrix_limit
 from benchmarks.report import add_json_option, finish, machine, table
+from benchmarks.shapes import SHAPES, model_file
 from benchmarks.speech import spoken_digits
 from serve_app.engine.parakeet import ParakeetEngine
-from serve_app.settings import FastPath, WantedFastPaths, bundled_model_path
+from serve_app.settings import FastPath, WantedFastPaths
 from serve_app.window import SAMPLE_RATE, Samples
 from testing.digit_strings import load_bank
 from testing.paths import DIGITS
-from tools import fastconformer_tdt as architecture
 
-SHAPES = {"bundled": None, "110m": architecture.PARAKEET_110M, "0.6b": architecture.PARAKEET_0_6B}
 STAGES = ("features", "encoder", "decode")
 NEMO = "NeMo transcribe()"
 WARM_UP_ROUNDS = 1
 LONGEST_STRING_S = 15.0
-NEVER = 1e4
-"""Bias of blank with which a model with random weights emits nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,40 +97,23 @@ def now_s() -> float:
     return time.perf_counter()
 
 
-@contextmanager
-def model_file(shape: str) -> Iterator[Path]:
-    """The `.nemo` file of a shape."""
-    sizes = SHAPES[shape]
-    if sizes is None:
-        yield bundled_model_path()
-        return
-    from nemo.collections.asr.models import EncDecRNNTBPEModel
-    from omegaconf import OmegaConf
-
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        with tarfile.open(bundled_model_path()) as archive:
-            for member in archive.getmembers():
-                if member.name.endswith(("tokenizer.model", "vocab.txt")):
-                    member.name = member.name.rpartition("_")[2]
-                    archive.extract(member, folder, filter="data")
-        model = EncDecRNNTBPEModel(cfg=OmegaConf.create(architecture.config(sizes, folder)))
-        model.joint.joint_net[-1].bias.data[model.tokenizer.vocab_size] = NEVER
-        model.save_to(str(folder / "model.nemo"))
-        yield folder / "model.nemo"
-
-
 def nemo(path: Path, engine: ParakeetEngine) -> Callable[[Sequence[Samples]], Any]:
     """NeMo's own `transcribe()`, without timestamps, in the precision and on the device of an engine."""
     import torch
     from nemo.collections.asr.models import ASRModel
+    from nemo.core.classes.common import typecheck
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[engine.info.precision]
     model = ASRModel.restore_from(str(path), map_location=engine.info.device).eval().to(dtype)
 
     def transcribe(windows: Sequence[Samples]) -> Any:
         audio = [window.astype(np.float32) / 32768 for window in windows]
-        return model.transcribe(audio, batch_size=len(audio), verbose=False)
+        # The engine has switched them off.
+        typecheck.set_typecheck_enabled(True)
+        try:
+            return model.transcribe(audio, batch_size=len(audio), verbose=False)
+        finally:
+            typecheck.set_typecheck_enabled(False)
 
     return transcribe
 

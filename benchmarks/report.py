@@ -43,11 +43,11 @@ def simulated_model(step_s: float = 0.0, seconds_per_audio_s: float = 0.0, *, re
 
 
 @contextmanager
-def simulated_server(model: Mapping[str, Any], **args: Any) -> Iterator[Server]:
+def simulated_server(model: Mapping[str, Any], config: Path = CONFIG, **args: Any) -> Iterator[Server]:
     """A server of that simulated model, all of its replicas ready. `args` are further ones of the application."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        serve_run(CONFIG, Path(folder), args={"models": [model], **args}, env=PLAIN_NICENESS) as server,
+        serve_run(config, Path(folder), args={"models": [model], **args}, env=PLAIN_NICENESS) as server,
     ):
         until = time.monotonic() + START_S
         while sum(replica["state"] == "ready" for replica in server.model(model["name"])["replicas"]) < model["min_replicas"]:

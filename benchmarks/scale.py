@@ -84,11 +84,11 @@ class Row:
         return median(sum(usage.cpu_s.values()) / usage.wall_s for usage in self.usages)
 
 
-def clips() -> Iterator[Request]:
+def clips(seconds: float = CLIP_S) -> Iterator[Request]:
     """Requests whose clips are one window each, and leave no gap that would be decoded again."""
     engine = SimulatedEngine(SimulationSettings(step_s=0, seconds_per_audio_s=0))
     for seed in count():
-        samples = to_int16(np.concatenate(list(parts(CLIP_S, seed)), axis=1)[0])
+        samples = to_int16(np.concatenate(list(parts(seconds, seed)), axis=1)[0])
         windows = cut(samples, WindowSettings())
         tokens = engine.transcribe(windows)[0]
         if len(windows) == 1 and not suspicious_gaps(Window(0, 0, windows[0]), tokens):

@@ -1,12 +1,13 @@
 """What is left of the bare engine's speed when it is served: the bundled model, in files of exactly one window.
 
-    python -m benchmarks.served [--seconds 8] [--rounds 3] [--clients 1 4 16] [--json PATH]
+    python -m benchmarks.served [--seconds 8] [--rounds 3] [--clients 1 4 16] [--shape bundled] [--json PATH]
 
 Starts its own server with configs/demo.yaml. Every round measures, for so many seconds each: the bare engine in a process of its
 own, on the windows that the server would cut, with every batch size; then the server in closed loops of so many clients; then in
 open loops with Poisson arrivals at fractions of the round's best closed loop, whose latencies count from the scheduled arrival.
 Ratios are of one round, and every figure but the percentiles of latency is the median of the rounds. All texts must be those of
-the bare engine.
+the bare engine. With `--shape` another model, with random weights, takes the bundled one's place; its texts are not compared, as
+rounding may change them from batch to batch.
 """
 
 import argparse
@@ -40,10 +41,11 @@ from benchmarks.report import (
     spread_cell,
     table,
 )
+from benchmarks.shapes import SHAPES, model_file
 from benchmarks.speech import cut, spoken_digits, text_of
 from serve_app.engine.batch_policy import max_batch_windows
 from serve_app.engine.parakeet import ParakeetEngine
-from serve_app.settings import ModelSettings, Settings, bundled_model_path
+from serve_app.settings import ModelSettings, Settings
 from serve_app.window import Samples
 from testing import media
 from testing.digit_strings import load_bank
@@ -63,6 +65,9 @@ OPEN_LOADS = (0.5, 0.8)
 """Rates of the open loops, as fractions of the best closed loop."""
 
 WARM_UP_S = 2.0
+
+QUIETER = 64
+"""By what the audio for models with random weights is divided."""
 
 
 @dataclass(slots=True)
@@ -104,10 +109,8 @@ class BareEngine:
 
     loaded: "BareEngine"
 
-    def __init__(self, model: ModelSettings, windows: Sequence[Samples]) -> None:
-        self._engine = ParakeetEngine.load(
-            bundled_model_path(), device="cpu", precision=model.precision, cpu_threads=model.cpu_threads
-        )
+    def __init__(self, path: Path, model: ModelSettings, windows: Sequence[Samples]) -> None:
+        self._engine = ParakeetEngine.load(path, device="cpu", precision=model.precision, cpu_threads=model.cpu_threads)
         self._windows = windows
 
     def texts(self) -> list[str]:
@@ -122,8 +125,8 @@ class BareEngine:
         return done, time.perf_counter() - started_s, time.process_time() - cpu_s
 
 
-def load_bare(model: ModelSettings, windows: Sequence[Samples]) -> None:
-    BareEngine.loaded = BareEngine(model, windows)
+def load_bare(path: Path, model: ModelSettings, windows: Sequence[Samples]) -> None:
+    BareEngine.loaded = BareEngine(path, model, windows)
 
 
 def bare_texts() -> list[str]:
@@ -235,12 +238,24 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16], help="numbers of clients of the closed loops")
+    parser.add_argument("--shape", choices=SHAPES, default="bundled", help="the model; all others have random weights")
     add_json_option(parser)
     options = parser.parse_args()
+    with model_file(options.shape, speaks=True) as path:
+        measure(options, path)
+
+
+def measure(options: argparse.Namespace, path: Path) -> None:
+    """Measure everything and print it."""
     settings = Settings(**yaml.safe_load(CONFIG.read_text())["applications"][0]["args"])
-    model = settings.models[0]
+    (model,) = settings.models
+    if options.shape != "bundled":
+        model = model.model_copy(update={"source": str(path)})
     bank = load_bank(DIGITS)
     files = [spoken_digits(bank, FILE_S, seed) for seed in range(FILES)]
+    if options.shape != "bundled":
+        # Its tokens leave gaps. In quiet audio they are not decoded again.
+        files = [samples // QUIETER for samples in files]
     cuts = [cut(samples, settings.windows_for(model)) for samples in files]
     if any(len(windows) != 1 for windows in cuts):
         raise RuntimeError(f"a file of {FILE_S} s is not one window")
@@ -249,15 +264,15 @@ def main() -> None:
     served = [Served(f"{count} clients" if count > 1 else "1 client", count, 0.0) for count in options.clients]
     served += [Served(f"arrivals at {load:.1f} of the best", 0, load) for load in OPEN_LOADS]
     with (
-        ProcessPoolExecutor(1, get_context("spawn"), load_bare, (model, windows)) as engine,
+        ProcessPoolExecutor(1, get_context("spawn"), load_bare, (path, model, windows)) as engine,
         tempfile.TemporaryDirectory() as folder,
-        serve_run(CONFIG, Path(folder), env=PLAIN_NICENESS) as server,
+        serve_run(CONFIG, Path(folder), args={"models": [model.model_dump()]}, env=PLAIN_NICENESS) as server,
         LoadProcess(server.url) as clients,
     ):
         server.wait_for_state(model.name, "ready")
         max_audio_s = server.model(model.name)["replicas"][0]["max_batch_audio_s"]
         at_most = max_batch_windows(settings.batching, FILE_S, max_audio_s)
-        texts = engine.submit(bare_texts).result()
+        texts = engine.submit(bare_texts).result() if options.shape == "bundled" else [None] * FILES
         requests = [transcription(media.wav(samples), text) for samples, text in zip(files, texts, strict=True)]
         clients.closed_loop(requests, max(options.clients), WARM_UP_S)
         for number in range(options.rounds):
@@ -267,9 +282,10 @@ def main() -> None:
         finish(
             options.json,
             machine(),
-            f"files of {FILE_S:.0f} s; {options.seconds:g} s per measurement, {options.rounds} rounds; "
+            f"{options.shape} model, files of {FILE_S:.0f} s; {options.seconds:g} s per measurement, {options.rounds} rounds; "
             f"at most {at_most} windows in a batch of the server",
             [bare_table(bare), served_table(served, bare), cpu_table(served)],
+            shape=options.shape,
             file_s=FILE_S,
             seconds=options.seconds,
             bare=[asdict(row) for row in bare],

@@ -6,16 +6,18 @@ this module it would silently pass a raw dict instead.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from dotenv import load_dotenv
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import RequestRouterConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
+from ray.serve.schema import LoggingConfig
 
 from serve_app.api.errors import proxy_responses
 from serve_app.cluster import proxies
+from serve_app.cluster.autoscaling import AudioPolicy
 from serve_app.cluster.status import StatusRegistry
 from serve_app.deployments import ModelReplica
 from serve_app.engine.batch_policy import expected_batch_audio_s, max_batch_windows
@@ -36,7 +38,10 @@ UPSCALE_DELAY_S = 5.0
 """Load must last this long before a replica is added, seconds."""
 
 LOOK_BACK_S = 15.0
-"""Serve averages the load over this time, seconds."""
+"""The calls in flight count by their mean over this time, seconds, until replicas have published a demand."""
+
+PUBLISH_S = 1.0
+"""How often replicas publish the demand, seconds. The audio of a burst is known at once; by default Serve asks every 10 s."""
 
 NEVER_S = 1e9
 """A delay after which nothing happens any more, seconds."""
@@ -54,8 +59,17 @@ HEALTH_CHECK_TIMEOUT_S = 15.0
 """A check that takes longer has failed, seconds."""
 
 
+ScaledBy = Literal["audio", "calls"]
+"""`calls`: Serve's own policy, by the calls in flight, which benchmarks/autoscaling.py compares with."""
+
+
 def build_app(args: Settings) -> Application:
-    """The application: an ingress, a status registry, and one deployment per model, so that each model scales by itself.
+    """The application: an ingress, a status registry, and one deployment per model, so that each model scales by itself."""
+    return build_application(args)
+
+
+def build_application(args: Settings, *, scaled_by: ScaledBy = "audio", publish_s: float = PUBLISH_S) -> Application:
+    """See `build_app`, `ScaledBy` and PUBLISH_S.
 
     Serve's proxies are patched on the way: they run already, and answer for an ingress that is not there yet.
     """
@@ -67,7 +81,10 @@ def build_app(args: Settings) -> Application:
     hosts = [cpus for cpus in node_cpus if cpus >= args.ingress.cpus_per_replica] or [0.0]
     per_node = ingress_replicas_per_node(args, hosts)
     gpus = gpus_per_replica(args, cluster_gpus)
-    models = {model.name: _model_deployment(model, args, gpus[model.name], status_registry) for model in args.models}
+    models = {}
+    for model in args.models:
+        scaling = autoscaling(model, args, gpus[model.name], scaled_by, publish_s)
+        models[model.name] = _model_deployment(model, args, gpus[model.name], scaling, status_registry)
     ingress = _deploy(
         Ingress,
         "ingress",
@@ -111,9 +128,29 @@ def wants_gpu(model: ModelSettings) -> bool:
     return model.device != "cpu" and model.source not in ("bundled", "simulated")
 
 
-def _model_deployment(model: ModelSettings, settings: Settings, gpus: float, status_registry: Application) -> Application:
-    batching = settings.batching
-    window_s = settings.windows_for(model).window_s
+def autoscaling(
+    model: ModelSettings, settings: Settings, gpus: float, scaled_by: ScaledBy = "audio", publish_s: float = PUBLISH_S
+) -> AutoscalingConfig:
+    """How Serve scales a model whose replicas have so many GPUs."""
+    batching, window_s = settings.batching, settings.windows_for(model).window_s
+    by_audio = AutoscalingPolicy(policy_function=AudioPolicy, policy_kwargs={"target_wait_s": model.target_wait_s})  # type: ignore[no-untyped-call]
+    return AutoscalingConfig(
+        min_replicas=model.min_replicas,
+        max_replicas=model.max_replicas,
+        policy=by_audio if scaled_by == "audio" else AutoscalingPolicy(),  # type: ignore[no-untyped-call]
+        # What counts until replicas publish the demand: more calls in flight than fill a batch.
+        target_ongoing_requests=max_batch_windows(batching, window_s, expected_batch_audio_s(batching, on_gpu=gpus > 0)),
+        upscale_delay_s=UPSCALE_DELAY_S,
+        downscale_delay_s=model.idle_unload_s or NEVER_S,
+        look_back_period_s=LOOK_BACK_S,
+        # Deprecated in favour of environment variables that Ray 2.60 does not read yet.
+        metrics_interval_s=publish_s,
+    )
+
+
+def _model_deployment(
+    model: ModelSettings, settings: Settings, gpus: float, scaling: AutoscalingConfig, status_registry: Application
+) -> Application:
     return _deploy(
         ModelReplica,
         f"model {model.name}",
@@ -127,18 +164,11 @@ def _model_deployment(model: ModelSettings, settings: Settings, gpus: float, sta
             request_router_class="serve_app.cluster.routing.LeastOutstandingRouter",  # type: ignore[arg-type]  # wrong in Ray 2.60
             request_router_kwargs={"drain_s": MODEL_DRAIN_S},
         ),
-        autoscaling_config={
-            "min_replicas": model.min_replicas,
-            "max_replicas": model.max_replicas,
-            "target_ongoing_requests": max_batch_windows(batching, window_s, expected_batch_audio_s(batching, on_gpu=gpus > 0)),
-            "upscale_delay_s": UPSCALE_DELAY_S,
-            "downscale_delay_s": model.idle_unload_s or NEVER_S,
-            "look_back_period_s": LOOK_BACK_S,
-        },
-    ).bind(model, batching, settings.max_window_s(model), status_registry)
+        autoscaling_config=scaling,
+    ).bind(model, settings.batching, settings.max_window_s(model), status_registry)
 
 
 def _deploy(what: type, name: str, settings: Settings, **options: Any) -> serve.Deployment:
     # An access log line per call is for client requests; calls between deployments are many per request.
-    logging = {"log_level": settings.log_level, "enable_access_log": what is Ingress}
+    logging = LoggingConfig(encoding=settings.log_format.upper(), log_level=settings.log_level, enable_access_log=what is Ingress)
     return serve.deployment(name=name, logging_config=logging, **options)(what)

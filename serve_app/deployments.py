@@ -13,11 +13,14 @@ from typing import Any, TypeAlias, TypeVar
 import ray
 from ray import serve
 
+from serve_app.cluster.autoscaling import published
+from serve_app.cluster.demand import Demand
 from serve_app.cluster.live_calls import LiveWindow
 from serve_app.cluster.model_client import LOAD_FAILED, DeploymentHandle
 from serve_app.cluster.status import HEARTBEAT_S, ModelState, ReplicaStatus
 from serve_app.engine.batch_policy import batch_limits, max_batch_audio_s
 from serve_app.engine.batch_queue import MAX_FAILED_BATCHES, Batcher, BatchLimits, BatchReport
+from serve_app.engine.decode_rate import DecodeRate
 from serve_app.engine.model_files import DownloadProgress, find_model_file
 from serve_app.engine.parakeet import ParakeetEngine
 from serve_app.engine.protocol import Engine
@@ -55,6 +58,9 @@ class ModelReplica:
     """One copy of one model. The engine is loaded and used on a single thread, which owns it; on a GPU, a second one prepares."""
 
     _recorder: Recorder = NO_RECORDER
+    _decode_rate: DecodeRate | None = None
+    _demand: Demand | None = None
+    """What the status registry answered; None while it does not."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits constructors
         self, model: ModelSettings, batching: BatchingSettings, max_window_s: float, status_registry: DeploymentHandle
@@ -121,7 +127,7 @@ class ModelReplica:
         self._set_state("starting")
         try:
             engine = await self._loop.run_in_executor(self._engine_thread, self._load_engine)
-            max_audio_s, limits = await self._loop.run_in_executor(self._engine_thread, self._size_batches, engine)
+            max_audio_s, limits, rate = await self._loop.run_in_executor(self._engine_thread, self._size_batches, engine)
         except Exception as error:
             if isinstance(error, EngineBroken):
                 self._exit(error)
@@ -130,7 +136,7 @@ class ModelReplica:
             log.error("model %s could not be loaded: %s", self._model.name, reason, exc_info=not isinstance(error, SpeechError))
             self._set_state("failed", reason)
             return
-        self._engine, info = engine, engine.info
+        self._engine, self._decode_rate, info = engine, rate, engine.info
         self._batcher = Batcher(
             self._process,
             limits,
@@ -176,8 +182,8 @@ class ModelReplica:
             engine.warm_up(self._max_window_samples, max_items=self._batching.max_batch_items)
         return engine
 
-    def _size_batches(self, engine: Engine) -> tuple[float, BatchLimits]:
-        """Maximum padded audio of a batch, seconds, and all limits of the queue. Runs on the engine thread.
+    def _size_batches(self, engine: Engine) -> tuple[float, BatchLimits, DecodeRate]:
+        """Maximum padded audio of a batch, seconds, all limits of the queue, and the rate. Runs on the engine thread.
 
         An engine that cannot even do this raises, and counts as not loaded.
         """
@@ -190,7 +196,15 @@ class ModelReplica:
             1000 * cost.per_audio_s,
             max_audio_s,
         )
-        return max_audio_s, batch_limits(self._batching, max_audio_s, cost)
+        limits = batch_limits(self._batching, max_audio_s, cost)
+        # While there are live streams, no batch is larger.
+        full_audio_s = min(limits.max_live_samples, limits.max_items * self._max_window_samples) / SAMPLE_RATE
+        return max_audio_s, limits, DecodeRate(cost, full_audio_s)
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve hands to the policy, see cluster/autoscaling.py."""
+        demand, rate = self._demand, self._decode_rate
+        return published(demand.remaining_s, demand.live_load, rate.value) if demand and rate else {}
 
     async def _prepare(self, batch: list[BatchItem]) -> Any:
         assert self._engine is not None
@@ -201,7 +215,11 @@ class ModelReplica:
 
     async def _process(self, batch: Any) -> list[TokenColumns]:
         assert self._engine is not None
-        return await self._in_thread("recognise", self._engine_thread, self._engine.recognise, batch)
+        try:
+            return await self._in_thread("recognise", self._engine_thread, self._engine.recognise, batch)
+        finally:
+            if self._decode_rate is not None:
+                self._decode_rate.end()
 
     async def _in_thread(self, name: str, thread: ThreadPoolExecutor, stage: Callable[..., Result], *arguments: Any) -> Result:
         """The result of a stage of a batch. If the engine hangs or is broken, this process exits."""
@@ -210,10 +228,7 @@ class ModelReplica:
         began_s = time.monotonic()
         running = self._loop.run_in_executor(thread, stage, *arguments)
         try:
-            result = await asyncio.wait_for(running, self._batching.batch_timeout_s)
-            for metric in (catalogue.STEP_SECONDS, catalogue.BUSY_SECONDS):
-                self._recorder.record(metric, time.monotonic() - began_s, self._model.name, name)
-            return result
+            return await asyncio.wait_for(running, self._batching.batch_timeout_s)
         except TimeoutError:
             hung = EngineBroken(f"A batch did not end within {self._batching.batch_timeout_s:.0f} s.")
             self._exit(hung)
@@ -221,9 +236,14 @@ class ModelReplica:
         except EngineBroken as error:
             self._exit(error)
             raise
+        finally:
+            for metric in (catalogue.STEP_SECONDS, catalogue.BUSY_SECONDS):
+                self._recorder.record(metric, time.monotonic() - began_s, self._model.name, name)
 
     def _record_batch(self, batch: BatchReport) -> None:
         record, model = self._recorder.record, self._model.name
+        if self._decode_rate is not None:
+            self._decode_rate.begin(batch.samples / SAMPLE_RATE)
         record(catalogue.BATCH_ITEMS, len(batch.waits), model)
         record(catalogue.BATCH_AUDIO_SECONDS, batch.samples / SAMPLE_RATE, model)
         record(catalogue.BATCH_PADDING_RATIO, 1 - batch.samples / max(1, batch.padded_samples), model)
@@ -268,9 +288,12 @@ class ModelReplica:
                     queued=self._batcher.queued,
                 )
                 self._recorder.record(catalogue.QUEUED_WINDOWS, status.queued, self._model.name)
+                if self._decode_rate is not None:
+                    self._recorder.record(catalogue.DECODE_RATE, self._decode_rate.value, self._model.name)
             try:
-                await self._status_registry.report_model.remote(self._model.name, status)
+                self._demand = await self._status_registry.report_model.remote(self._model.name, status)
             except Exception as error:
+                self._demand = None
                 log.warning("the status registry is unreachable: %s", error)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._status_changed.wait(), HEARTBEAT_S)

@@ -4,6 +4,9 @@ SpeechError
 ├── RequestError                 400  the request is invalid
 │   ├── AudioError               400  the audio is empty, cannot be decoded, or has invalid parameters
 │   ├── ModelNotFound            404  no configured model has this name
+│   ├── JobNotFound              404  this key has no job with this id
+│   ├── JobStateConflict         409  the job is in a state in which this is not possible
+│   ├── IdempotencyConflict      409  another request had the same `Idempotency-Key`
 │   ├── InvalidKey               401  the API key is missing or unknown
 │   ├── UploadTooSlow            408  the upload paused too long, was too slow, or exceeded the maximum duration of a request
 │   ├── StreamIdle               408  a live stream received no message for too long
@@ -13,6 +16,7 @@ SpeechError
 ├── ModelUnavailable             503  the model is configured but unavailable (hub, file, no replica, still loading)
 ├── RateLimited                  429  the API key has reached its limit of requests per minute or in progress
 ├── StorageFull                  503  the disk has no room for the upload
+├── StoreUnavailable             503  the store of jobs is locked, gone or broken
 ├── MetricsUnavailable           503  Ray exports no metrics on this node, or not now
 ├── ShuttingDown                 503  the server is shutting down
 ├── IngressLost                  503  the ingress that had the request ended; sent by Serve's proxy
@@ -102,6 +106,26 @@ class ModelNotFound(RequestError):
     code = "model_not_found"
 
 
+class JobNotFound(RequestError):
+    status = 404
+    code = "job_not_found"
+
+    @classmethod
+    def by_id(cls, job_id: str) -> "JobNotFound":
+        """The error for an unknown job, and for one of another key."""
+        return cls(f"There is no job `{job_id}`.")
+
+
+class JobStateConflict(RequestError):
+    status = 409
+    code = "job_state_conflict"
+
+
+class IdempotencyConflict(RequestError):
+    status = 409
+    code = "idempotency_conflict"
+
+
 class ModelUnavailable(SpeechError):
     status = 503
     code = "model_unavailable"
@@ -125,6 +149,15 @@ class StorageFull(SpeechError):
     def __init__(
         self, message: str = "The server cannot store the upload; try again later.", *, param: str | None = None
     ) -> None:
+        super().__init__(message, param=param)
+
+
+class StoreUnavailable(SpeechError):
+    status = 503
+    code = "store_unavailable"
+    retry_after_s = 5
+
+    def __init__(self, message: str = "The store of jobs is unavailable; try again later.", *, param: str | None = None) -> None:
         super().__init__(message, param=param)
 
 

@@ -1,4 +1,4 @@
-"""Settings of what clients may do: limits of requests, API keys, and the ingress."""
+"""Settings of what clients may do: limits of requests, API keys; of the ingress, and of its decoder processes."""
 
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,17 @@ class LimitSettings(SettingsGroup):
     )
     model_wait_s: float = Field(
         60.0, gt=0, description="Maximum time that a request waits for a model to load, seconds; after it, 503 with the progress."
+    )
+
+
+class DecodingSettings(SettingsGroup):
+    """How files are decoded."""
+
+    processes: int = Field(
+        0,
+        ge=0,
+        description="Decoder processes of an ingress replica, about 60 MB each; 0: the cores of the node, shared by its ingress "
+        "replicas, at most 32.",
     )
 
 

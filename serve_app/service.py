@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from typing import Protocol
 
 from serve_app.cluster.admission import Admission, Places
+from serve_app.cluster.demand import DemandMeter
 from serve_app.cluster.status import ModelStatus, ReplicaStatus
 from serve_app.decoders.pool import DecoderPool
 from serve_app.decoders.recording import Recording
@@ -85,6 +86,7 @@ class SpeechService:
             streams=Places(live.max_streams, live.max_streams_per_address, "streams"),
             waiting=Places(live.max_waiting, live.max_waiting_per_address),
         )
+        self.demand = DemandMeter(limits.max_audio_s)
         self._new_detector = new_detector
         self._recognisers = recognisers
         self._statuses = statuses
@@ -127,12 +129,13 @@ class SpeechService:
         async def recognise(window: Window) -> list[Token]:
             lane = Lane.INTERACTIVE if window.index == 0 or window.is_retry else Lane.BULK
             meter.received(window.end_sample / SAMPLE_RATE, lane)
+            demand.planned(window.end_sample / SAMPLE_RATE, recording.expected_s)
             return await _recognise(recogniser, window, lane, job, meter)
 
         def max_in_flight() -> int:
             return min(recogniser.target_windows_in_flight(cut.window_s), self.admission.windows_per_job)
 
-        with self.admission.job():
+        with self.admission.job(), self.demand.file(model.name) as demand:
             flow = transcribe(
                 _limited(recording.windows(cut.window_s, cut.overlap_s), self.settings.limits.max_audio_s),
                 recognise,
@@ -142,6 +145,7 @@ class SpeechService:
             async with aclosing(flow):
                 async for event in flow:
                     meter.take(event)
+                    demand.take(event)
                     yield event
 
     async def transcribe_file(self, recording: Recording, model: ModelSettings, options: JobOptions | None = None) -> Transcript:
@@ -169,15 +173,18 @@ class SpeechService:
         """
         recogniser, job, live = self._recognisers[model.name], Job(uuid.uuid4().hex, options.keywords), self.settings.live
         endpointing = endpointing or Endpointing(live.endpoint_s)
-        session = LiveSession(live.windows.scaled(right_context_scale), pauses_end=math.isfinite(endpointing.silence_s))
+        windows = live.windows.scaled(right_context_scale)
+        session = LiveSession(windows, pauses_end=math.isfinite(endpointing.silence_s))
         meter = StreamMeter(self.recorder, model.name, options.entry_point)
+        demand = self.demand.stream(model.name, windows)
 
         async def recognise(window: Window) -> list[Token]:
-            meter.received(session.position / SAMPLE_RATE, Lane.LIVE)
+            meter.count_received()
+            demand.decodes(window, is_active=session.is_active)
             return await _recognise(recogniser, window, Lane.LIVE, job, meter)
 
         flow = transcribe_live(
-            audio,
+            _metered(audio, meter),
             recognise,
             self._new_detector(endpointing),
             session,
@@ -185,7 +192,7 @@ class SpeechService:
         )
         async with aclosing(flow):
             async for event in flow:
-                meter.take(event, session.position / SAMPLE_RATE)
+                meter.take(event)
                 yield event
 
 
@@ -199,6 +206,15 @@ async def _recognise(recogniser: Recogniser, window: Window, lane: Lane, job: Jo
     tokens = await recogniser.recognise(window, lane, job)
     meter.decoded(window, lane)
     return tokens
+
+
+async def _metered(audio: AsyncGenerator[Samples | Commit, None], meter: StreamMeter) -> AsyncGenerator[Samples | Commit, None]:
+    """The same audio; its arrival is noted."""
+    async with aclosing(audio):
+        async for item in audio:
+            if not isinstance(item, Commit):
+                meter.arrived(len(item) / SAMPLE_RATE)
+            yield item
 
 
 async def _limited(windows: AsyncGenerator[Window, None], max_audio_s: float) -> AsyncGenerator[Window, None]:

@@ -15,6 +15,7 @@ from serve_app.live.windows import MIN_NEW_AUDIO, LiveWindows
 from serve_app.model_source import problem_of
 from serve_app.output.cues import CueRules
 from serve_app.request_settings import AuthSettings as AuthSettings
+from serve_app.request_settings import DecodingSettings as DecodingSettings
 from serve_app.request_settings import IngressSettings as IngressSettings
 from serve_app.request_settings import LimitSettings as LimitSettings
 from serve_app.request_settings import SettingsGroup as _Group
@@ -24,7 +25,7 @@ from serve_app.window import MAX_WINDOW_S, SAMPLE_RATE
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
 DecoderChoice = Literal["auto", "transducer", "ctc"]
-FastPath = Literal["attention", "convolution", "subsampling", "packed_linear", "int8"]
+FastPath = Literal["features", "attention", "convolution", "subsampling", "packed_linear", "prediction", "int8"]
 WantedFastPaths = Literal["auto", "off"] | tuple[FastPath, ...]
 CUES = CueRules()
 """Defaults of SubtitleSettings."""
@@ -78,6 +79,12 @@ class ModelSettings(_Group):
         ge=0,
         description="Replicas above `min_replicas` stop once the load has not needed them for this long, seconds; 0: never.",
     )
+    target_wait_s: float = Field(
+        30.0,
+        gt=0,
+        description="Replicas are added, up to `max_replicas`, where the audio of files that is there would take longer than "
+        "this, seconds. Not less than loading the model takes: what is done by then needs no replica more.",
+    )
     cpus_per_replica: float = Field(0.5, ge=0, description="CPUs that Ray's scheduler reserves for a replica; not a limit.")
     gpus_per_replica: float | None = Field(
         None,
@@ -95,8 +102,8 @@ class ModelSettings(_Group):
     )
     fast_paths: WantedFastPaths = Field(
         "auto",
-        description="Changes to the encoder that save time: `auto`, `off`, or a list of `attention`, `convolution`, "
-        "`subsampling`, `packed_linear` and `int8`.",
+        description="Changes to the model that save time: `auto`, `off`, or a list of `features`, `attention`, "
+        "`convolution`, `subsampling`, `packed_linear`, `prediction` and `int8`.",
     )
     cpu_threads: int = Field(0, ge=0, description="Threads of a CPU replica; 0: one for a small model, else all usable cores.")
     load_timeout_s: float = Field(
@@ -146,17 +153,6 @@ class BatchingSettings(_Group):
     )
     ageing_s: float = Field(
         5.0, gt=0, description="At most one batch in four starts with the oldest window, once that has waited this long, seconds."
-    )
-
-
-class DecodingSettings(_Group):
-    """How files are decoded."""
-
-    processes: int = Field(
-        0,
-        ge=0,
-        description="Decoder processes of an ingress replica, about 60 MB each; 0: the cores of the node, shared by its ingress "
-        "replicas, at most 32.",
     )
 
 
@@ -249,6 +245,7 @@ class Settings(BaseSettings):
     auth: AuthSettings = Field(AuthSettings(), description="API keys and their limits.")
     ingress: IngressSettings = Field(IngressSettings(), description="The deployment that serves HTTP and WebSockets.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Level of the server's own log.")
+    log_format: Literal["text", "json"] = Field("text", description="Format of its lines.")
 
     @field_validator("models")
     @classmethod

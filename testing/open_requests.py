@@ -1,12 +1,17 @@
-"""Requests to an ASGI application whose bodies tests send piece by piece, and the CPU time that they cost the event loop."""
+"""Requests to an ASGI application whose bodies tests send piece by piece, what they leave behind, and the CPU time that they cost
+the event loop."""
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
+import psutil
 from httpx2 import Response
+
+from testing.fake_service import FakeService
+from testing.server import open_files
 
 FORM = {"content-type": "multipart/form-data; boundary=x"}
 """Headers of a form, for `FORM_HEAD`."""
@@ -61,6 +66,29 @@ async def until(holds: Callable[[], bool]) -> None:
             if holds():
                 return
             await asyncio.sleep(0.01)
+
+
+def jobs(server: FakeService) -> int:
+    """How many files are being transcribed: a few at most."""
+    admission = server.service.admission
+    with admission.job():
+        return server.service.settings.limits.max_windows_in_flight // admission.windows_per_job - 1
+
+
+@asynccontextmanager
+async def cleaned_up(server: FakeService) -> AsyncIterator[None]:
+    """Asserts that nothing is left of what the block began."""
+    process = psutil.Process()
+    files, tasks_before = open_files(process), asyncio.all_tasks()
+    yield
+    async with asyncio.timeout(WAIT_S):
+        while tasks := asyncio.all_tasks() - tasks_before:
+            await asyncio.wait(tasks)
+    admission = server.service.admission
+    assert open_files(process) <= files
+    assert admission.requests == admission.spooled_bytes == 0
+    assert admission.windows_per_job == server.service.settings.limits.max_windows_in_flight
+    assert jobs(server) == 0
 
 
 class LoopTime:

@@ -1,4 +1,4 @@
-"""Small models of every family with random weights: what they recognise is nonsense, but the same nonsense by every way."""
+"""Models of every family with random weights, small unless told: what they recognise is nonsense, but the same by every way."""
 
 import copy
 import tarfile
@@ -71,7 +71,13 @@ FAMILIES: dict[str, tuple[str, Callable[[Sizes, Path], dict[str, Any]]]] = {
 
 
 def save_random_model(
-    family: str, path: Path, *, kind: str = "", change: Callable[[dict[str, Any]], None] = lambda _: None
+    family: str,
+    path: Path,
+    *,
+    sizes: Sizes = SIZES,
+    blank_score: float = BLANK_SCORE,
+    kind: str = "",
+    change: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> None:
     """Make a model, after `change` to its configuration, and save it as a `.nemo` file. `kind`: another class of NeMo."""
     import torch
@@ -79,16 +85,16 @@ def save_random_model(
     from omegaconf import OmegaConf
 
     usual_kind, make_config = FAMILIES[family]
-    configuration = make_config(SIZES, tokenizer_folder(path.parent / "tokenizer"))
+    configuration = make_config(sizes, tokenizer_folder(path.parent / "tokenizer"))
     change(configuration)
     torch.manual_seed(0)
     model = getattr(models, kind or usual_kind)(cfg=OmegaConf.create(configuration)).eval()
     with torch.no_grad():
-        _vary_tokens(model)
+        _vary_tokens(model, blank_score)
     model.save_to(str(path))
 
 
-def _vary_tokens(model: Any) -> None:
+def _vary_tokens(model: Any, blank_score: float) -> None:
     """Have each head choose other tokens at other frames, and blank at many. Untrained, it chooses one token for all."""
     import torch
 
@@ -104,10 +110,10 @@ def _vary_tokens(model: Any) -> None:
             _spread(head.pred, predicted, 0.5)
             sums = head.project_encoder(encoded.mT)[:, :, None] + head.project_prednet(predicted)[:, None]
             _spread(head.joint_net[-1], head.joint_net[:-1](sums), SCORE_SPREAD)
-            head.joint_net[-1].bias[-1 - head.num_extra_outputs] += BLANK_SCORE
+            head.joint_net[-1].bias[-1 - head.num_extra_outputs] += blank_score
         elif hasattr(head, "decoder_layers"):
             _spread(head.decoder_layers[0], encoded.mT, SCORE_SPREAD)
-            head.decoder_layers[0].bias[-1] += BLANK_SCORE
+            head.decoder_layers[0].bias[-1] += blank_score
 
 
 def _spread(layer: Any, inputs: Any, deviation: float) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import engine
+from benchmarks.autoscaling import Round
 from benchmarks.live import Speech, simulated_errors
 from benchmarks.live_streams import Outcome
 from benchmarks.load import poisson_arrivals, transcription
@@ -52,6 +53,12 @@ def test_the_busiest_process_of_a_kind_is_one_process() -> None:
     }
     cores = busiest_cores(before, after, wall_s=4.0)
     assert (cores["ingress"], cores["decoder"], cores["proxy"]) == (0.75, 0.125, 0.0)
+
+
+def test_replica_seconds_are_those_beyond_the_one_that_is_always_there() -> None:
+    burst = Round([3.0], [(0.5, 1), (1.0, 1), (2.0, 3), (2.5, 3), (4.0, 1), (9.0, 1)])
+    assert burst.added_replica_s == 2 * 2.0
+    assert burst.changes == [(0.5, 1), (2.0, 3), (4.0, 1)]
 
 
 def test_a_request_states_the_length_of_its_body() -> None:

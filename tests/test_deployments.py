@@ -3,20 +3,27 @@
 import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from serve_app.cluster.autoscaling import LIVE, RATE, REMAINING
+from serve_app.cluster.demand import Demand
 from serve_app.cluster.status import ReplicaStatus
 from serve_app.deployments import BatchItem, ModelReplica, without_traceback
-from serve_app.engine.batch_queue import MAX_FAILED_BATCHES, Batcher, BatchLimits
+from serve_app.engine.batch_cost import BatchCost
+from serve_app.engine.batch_queue import MAX_FAILED_BATCHES, Batcher, BatchLimits, BatchReport
+from serve_app.engine.decode_rate import DecodeRate
 from serve_app.engine.protocol import Engine, EngineInfo
 from serve_app.engine.simulated import SimulatedEngine
 from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable, RequestError
+from serve_app.observe import catalogue
 from serve_app.settings import BatchingSettings, ModelSettings, SimulationSettings
 from serve_app.transcript import Token, TokenColumns
 from serve_app.window import SAMPLE_RATE, Job, Lane, Samples
+from testing.metrics import MemoryRecorder
 
 
 @pytest.mark.parametrize(("error", "has_traceback"), [(ModelUnavailable("it is not there"), False), (KeyError("x"), True)])
@@ -55,6 +62,17 @@ async def test_a_loaded_replica_reports_whether_it_takes_keywords(engine: Engine
     with ThreadPoolExecutor(1) as replica._engine_thread:
         await replica._load()
     assert (replica._status.state, replica._status.takes_keywords) == ("ready", takes_keywords)
+
+
+async def test_a_replica_publishes_the_demand_that_the_registry_answered_and_its_own_rate() -> None:
+    replica = object.__new__(ModelReplica)
+    assert replica.record_autoscaling_stats() == {}, "before anything is known"
+    replica._demand = Demand(remaining_s=90.0, live_load=7.0)
+    assert replica.record_autoscaling_stats() == {}, "before it is loaded"
+    replica._decode_rate = DecodeRate(BatchCost(0.0, 0.5), full_audio_s=10.0)
+    assert replica.record_autoscaling_stats() == {REMAINING: 90.0, LIVE: 7.0, RATE: 2.0}
+    replica._demand = None
+    assert replica.record_autoscaling_stats() == {}, "while the registry does not answer"
 
 
 async def test_keywords_that_a_model_cannot_take_are_refused() -> None:
@@ -124,3 +142,42 @@ async def test_a_replica_that_fails_every_batch_exits(monkeypatch: pytest.Monkey
         await replica.transcribe(Lane.BULK, Job("next"), False, window)
     await asyncio.sleep(0.01)
     assert exits == [1]
+
+
+def test_metrics_of_a_batch() -> None:
+    replica = object.__new__(ModelReplica)
+    replica._model = ModelSettings(name="m", source="bundled")
+    replica._recorder = recorder = MemoryRecorder()
+    waits = ((Lane.LIVE, 0.25), (Lane.BULK, 3.0), (Lane.BULK, 2.0))
+    replica._record_batch(BatchReport(waits, samples=9 * SAMPLE_RATE, padded_samples=12 * SAMPLE_RATE))
+    values = recorder.values
+    assert values(catalogue.BATCH_ITEMS, "m") == [3]
+    assert values(catalogue.BATCH_AUDIO_SECONDS, "m") == [9]
+    assert values(catalogue.BATCH_PADDING_RATIO, "m") == [0.25]
+    assert values(catalogue.QUEUE_SECONDS, "m", "live") == [0.25]
+    assert values(catalogue.QUEUE_SECONDS, "m", "bulk") == [3, 2]
+
+
+async def test_metrics_of_a_stage_that_ends_and_of_one_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock_s = 100.0
+    monkeypatch.setattr("serve_app.deployments.time", SimpleNamespace(monotonic=lambda: clock_s))
+
+    def stage(lasts_s: float) -> str:
+        nonlocal clock_s
+        clock_s += lasts_s
+        if lasts_s > 1:
+            raise EngineError("out of luck")
+        return "done"
+
+    replica = object.__new__(ModelReplica)
+    replica._model = ModelSettings(name="m", source="bundled")
+    replica._recorder = recorder = MemoryRecorder()
+    replica._batching, replica._loop, replica._broken = BatchingSettings(), asyncio.get_running_loop(), None
+    with ThreadPoolExecutor(1) as thread:
+        assert await replica._in_thread("recognise", thread, stage, 0.5) == "done"
+        with pytest.raises(EngineError):
+            await replica._in_thread("recognise", thread, stage, 4.0)
+        await replica._in_thread("prepare", thread, stage, 0.125)
+    for metric in (catalogue.STEP_SECONDS, catalogue.BUSY_SECONDS):
+        assert recorder.values(metric, "m", "recognise") == [0.5, 4.0]
+        assert recorder.values(metric, "m", "prepare") == [0.125]

@@ -1,6 +1,7 @@
 """The rules that keep the file list the architecture: who may import what, no circles, short files."""
 
 import ast
+import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -29,13 +30,17 @@ MAY_IMPORT = {
     "fastapi": ["api", "ingress"],
     "starlette": ["api", "cluster.backpressure", "cluster.proxies", "cluster.proxy_patch"],
     "av": ["audio"],
+    "sqlite3": ["jobs.sqlite"],
+    "psycopg": ["jobs.postgres"],
     "httpx2": ["command_line", "engine.model_files", "observe.node_exporter"],
 }
 """By package: the folders and modules of serve_app that may import it, anywhere in them."""
 
 PURE = [
     *("audio", "decoders", "merging", "output", "live.session", "live.windows", "live.endpointing", "live.detection"),
-    *("engine.protocol", "engine.batch_queue", "engine.batch_policy", "engine.batch_cost", "cluster.status", "cluster.admission"),
+    *("engine.protocol", "engine.batch_queue", "engine.batch_policy", "engine.batch_cost", "engine.decode_rate"),
+    *("cluster.status", "cluster.admission", "cluster.demand", "cluster.autoscaling"),
+    "jobs",
     *("observe.catalogue", "observe.recorder", "observe.job_meter", "observe.ingress_state"),
     *(
         "chunking",
@@ -67,6 +72,7 @@ LAYERS = [
     ["settings"],
     ["audio", "merging", "output", "observe", "live.windows", "seed_variables", "request_settings"],
     ["events"],
+    ["jobs"],
     ["transcript", "window", "errors", "key_entries", "model_source", "cores", "tasks"],
 ]
 """A module imports from layers below its own, and from its own folder."""
@@ -105,6 +111,12 @@ def test_pure_modules_import_only_pure_modules(module: str) -> None:
     assert all(is_in(name, PURE) for name in OURS[module])
 
 
+def test_what_ray_pickles_into_the_controller_needs_the_standard_library_alone() -> None:
+    policy = "serve_app.cluster.autoscaling"
+    assert OURS[policy] == set()
+    assert OTHERS[policy] <= sys.stdlib_module_names
+
+
 def layer_of(module: str) -> int:
     """Of the longest place that holds the module."""
     name = module.removeprefix("serve_app.")
@@ -137,6 +149,14 @@ def test_the_command_line_needs_only_what_decodes_a_file() -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_files_are_short(module: str) -> None:
     assert len(MODULES[module].read_text().splitlines()) <= MAX_LINES
+
+
+def test_only_the_stores_of_jobs_know_sql() -> None:
+    sql = ["jobs.database", "jobs.schema", "jobs.sqlite", "jobs.postgres"]
+    sql += [name.removeprefix("serve_app.") for name in MODULES if name.startswith("serve_app.jobs.sql_")]
+    for module in MODULES:
+        if not is_in(module, [*sql, "jobs.stores"]):
+            assert not [name for name in OURS[module] if is_in(name, sql)], module
 
 
 def test_no_module_is_called_utils() -> None:

@@ -1,13 +1,22 @@
-"""Which model a request gets, and what is known about it."""
+"""Which model a request gets, and what is known about it; what its jobs still need."""
 
-from collections.abc import Mapping
+import asyncio
+import io
+from collections.abc import AsyncGenerator, Mapping
 
+import numpy as np
 import pytest
 
+from serve_app.cluster.demand import Demand
 from serve_app.cluster.status import ReplicaStatus
-from serve_app.errors import ModelNotFound
+from serve_app.errors import EngineError, ModelNotFound
+from serve_app.pipeline import Commit
+from serve_app.service import JobOptions
 from serve_app.settings import ModelSettings
+from serve_app.window import SAMPLE_RATE, Samples
+from testing import media
 from testing.fake_service import FakeService
+from testing.open_requests import until
 
 OPENAI_NAMES = (
     *("whisper-1", "gpt-transcribe", "gpt-4o-transcribe", "gpt-4o-mini-transcribe", "gpt-4o-mini-transcribe-2025-12-15"),
@@ -58,3 +67,48 @@ def test_which_models_are_known_to_take_no_keywords() -> None:
     assert server.service.refuses_keywords(ctc), "before it is loaded"
     server.replicas["second"] = (ReplicaStatus("a", "ready", takes_keywords=False),)
     assert server.service.refuses_keywords(model)
+
+
+FILE_S = 200
+
+
+def noise(seconds: float) -> Samples:
+    return np.random.default_rng(0).integers(-9000, 9000, round(seconds * SAMPLE_RATE), dtype=np.int16)
+
+
+async def test_a_file_in_progress_needs_all_of_its_audio_from_the_first_window_on() -> None:
+    server = FakeService()
+    service, model = server.service, server.service.find_model(None)
+    server.hold.clear()
+    recording = service.decoders.open(io.BytesIO(media.wav(noise(FILE_S))))
+    job = asyncio.create_task(service.transcribe_file(recording, model))
+    await until(lambda: len(server.windows) >= 2)
+    assert service.demand.of("first").remaining_s == pytest.approx(FILE_S)
+    assert service.demand.of("second") == Demand()
+    server.hold.set()
+    await job
+    assert service.demand.of("first") == Demand()
+
+
+async def test_a_file_that_fails_needs_nothing() -> None:
+    server = FakeService()
+    server.failure = EngineError("it is broken")
+    service = server.service
+    with pytest.raises(EngineError):
+        await service.transcribe_file(service.decoders.open(io.BytesIO(media.wav(noise(5)))), service.find_model(None))
+    assert service.demand.of("first") == Demand()
+
+
+async def test_a_stream_needs_its_windows_decoded() -> None:
+    server = FakeService()
+    service = server.service
+
+    async def audio() -> AsyncGenerator[Samples | Commit, None]:
+        yield noise(6)
+
+    events = service.transcribe_stream(audio(), service.find_model(None), JobOptions())
+    async for _ in events:
+        pass
+    assert server.windows
+    assert service.demand.of("first").live_load > 0
+    assert service.demand.of("first").remaining_s == 0

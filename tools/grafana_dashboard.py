@@ -47,8 +47,12 @@ def _loads() -> tuple[tuple[str, str], ...]:
     return ((f"histogram_quantile(0.5, {buckets})", "{{model}} p50"),)
 
 
-def _sum(metric: Metric, by: str = "") -> str:
-    return f"sum{f' by ({by})' if by else ''} ({metric.exported_name})"
+def _sum(metric: Metric) -> str:
+    return f"sum ({metric.exported_name})"
+
+
+def _in_replica_time(metric: Metric) -> str:
+    return f"sum by (model) ({metric.exported_name}{MODEL}) / sum by (model) ({catalogue.DECODE_RATE.exported_name}{MODEL})"
 
 
 def _per_batch(metric: str) -> str:
@@ -80,7 +84,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             (
                 (_sum(catalogue.REQUESTS_IN_PROGRESS), "requests"),
                 (_sum(catalogue.LIVE_STREAMS), "streams"),
-                (_sum(catalogue.QUEUED_WINDOWS, "model"), "{{model}} queued windows"),
+                (f"sum by (model) ({catalogue.QUEUED_WINDOWS.exported_name}{MODEL})", "{{model}} queued windows"),
             ),
         ),
         Panel(
@@ -101,7 +105,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel("First text", "s", _quantiles(catalogue.FIRST_TEXT_LATENCY_SECONDS, "model, entry_point")),
         Panel("Final text of live streams: lag", "s", _quantiles(catalogue.LIVE_FINAL_LAG_SECONDS, "model, entry_point")),
         Panel("Windows in the queue of a replica", "s", _quantiles(catalogue.QUEUE_SECONDS, "model, lane", shares=(0.95,))),
-        Panel("Loading a model", "s", _loads(), "Of the replicas that run."),
+        Panel("Loading a model", "s", _loads(), "Of all replicas since Ray was started."),
     ),
     "Replicas": (
         Panel(
@@ -131,8 +135,26 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             ),
             "Metrics of Ray Serve.",
         ),
+        Panel(
+            "Audio that is left, in time of the replicas",
+            "s",
+            ((_in_replica_time(catalogue.REMAINING_AUDIO_SECONDS), "{{model}}"),),
+            "How long the replicas need for the files that are there. Replicas are added above `target_wait_s`.",
+        ),
+        Panel(
+            "Live streams, share of the replicas",
+            "percentunit",
+            ((_in_replica_time(catalogue.LIVE_LOAD), "{{model}}"),),
+            "Replicas are added above 1.",
+        ),
     ),
     "Failures": (
+        Panel(
+            "Failures",
+            "reqps",
+            ((_rate(catalogue.FAILURES, "route, error", ""), "{{route}} {{error}}"),),
+            "Of answers, event streams and sessions; the code that clients get.",
+        ),
         Panel(
             "Windows sent again, per minute",
             "short",

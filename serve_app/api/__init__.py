@@ -24,7 +24,7 @@ from serve_app.service import SpeechService
 
 DESCRIPTION = "Speech to text with NVIDIA Parakeet models. The routes under `/v1` are compatible with OpenAI's audio API."
 
-VIEWER_PATH = "/static/docs"
+VIEWER_PATH = f"{web_page.PATH}/docs"
 """Where the files of the viewers at `/docs` and `/redoc` are. FastAPI's own pages load them from a public content network."""
 
 

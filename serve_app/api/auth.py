@@ -12,8 +12,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api.addresses import route_path
-from serve_app.api.errors import error_response
+from serve_app.api.errors import send_error
 from serve_app.api.keys_file import KeysFile
+from serve_app.api.metrics import PATH as METRICS_PATH
+from serve_app.api.web_page import PATH as PUBLIC_FOLDER
 from serve_app.errors import InvalidKey, RateLimited, SpeechError
 from serve_app.key_entries import Key, digest_of, parse
 from serve_app.settings import AuthSettings
@@ -21,13 +23,8 @@ from serve_app.settings import AuthSettings
 log = logging.getLogger("ray.serve")
 
 PUBLIC_PATHS = frozenset({"/", "/health", "/ready", "/docs", "/openapi.json"})
-"""Paths that need no key: their content is the same for every client, but for the details of `/ready`."""
-
-METRICS_PATH = "/metrics"
-"""The path that may have a key of its own."""
-
-PUBLIC_FOLDER = "/static/"
-"""Prefix of more such paths."""
+"""Paths that need no key, beside those of the web page: their content is the same for every client, but for the details of
+`/ready`."""
 
 MINUTE_S = 60.0
 """Period of the rate limit, seconds."""
@@ -66,7 +63,7 @@ class Keys:
         """Whether a request for that path needs a key."""
         if path == METRICS_PATH and self._metrics:
             return True
-        return self.are_required and path not in PUBLIC_PATHS and not path.startswith(PUBLIC_FOLDER)
+        return self.are_required and path not in PUBLIC_PATHS and not path.startswith(f"{PUBLIC_FOLDER}/")
 
     def find(self, authorization: str | None, path: str = "") -> str:
         """The name of the key in an `Authorization` header of a request for `path`; raises InvalidKey."""
@@ -163,7 +160,7 @@ class RequireKey:
             with self._keys.request(name) as headers:
                 await self._app(scope, receive, _adding_headers(headers, send))
         except SpeechError as error:
-            await error_response(error)(scope, receive, send)
+            await send_error(error, scope, receive, send)
 
 
 def _adding_headers(headers: dict[str, str], send: Send) -> Send:

@@ -7,12 +7,16 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from serve_app.api.addresses import intended_path
 from serve_app.api.schemas import ErrorBody, ErrorObject
 from serve_app.errors import UNFORESEEN, IngressLost, RequestError, SpeechError, StorageFull, Unserved
 
 log = logging.getLogger("ray.serve")
+
+FAILURE_COUNTER = "parakeet.count_failure"
+"""Key in the ASGI scope of a function that counts a failure by its code."""
 
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": description}
@@ -38,7 +42,7 @@ def install(api: FastAPI) -> None:
     async def speech_error(request: Request, error: SpeechError) -> JSONResponse:
         if error.status >= 500:
             log.warning("%s %s: %s", request.method, request.url.path, error.message)
-        return error_response(error)
+        return _counted(request, error_response(error), error.code)
 
     @api.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -48,22 +52,26 @@ def install(api: FastAPI) -> None:
         param = field if isinstance(field, str) else None
         subject = f"The field `{param}`" if param else "The body"
         if first["type"] == "missing":
-            return _response(400, f"{subject} is required.", "missing_required_parameter", param)
-        return _response(400, f"{subject} is wrong: {first['msg']}.", "invalid_value", param)
+            message, code = f"{subject} is required.", "missing_required_parameter"
+        else:
+            message, code = f"{subject} is wrong: {first['msg']}.", "invalid_value"
+        return _counted(request, _response(400, message, code, param), code)
 
     @api.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        if isinstance(error.__cause__, SpeechError):
-            return error_response(error.__cause__)
-        if isinstance(error.__cause__, OSError):
-            log.error("an upload could not be stored: %s", error.__cause__)
-            return error_response(StorageFull())
+        cause = error.__cause__
+        if isinstance(cause, OSError):
+            log.error("an upload could not be stored: %s", cause)
+            cause = StorageFull()
+        if isinstance(cause, SpeechError):
+            return _counted(request, error_response(cause), cause.code)
         message = _unknown_route(request) if error.status_code == 404 else str(error.detail)
         code = RequestError.code if error.status_code < 500 else SpeechError.code
         response = _response(error.status_code, message, code)
         response.headers.update(error.headers or {})
-        return response
+        return _counted(request, response, code)
 
+    # Counted where the exception has passed through.
     @api.exception_handler(Exception)
     async def unforeseen(request: Request, error: Exception) -> JSONResponse:
         return _response(500, UNFORESEEN, SpeechError.code)
@@ -77,6 +85,23 @@ def _unknown_route(request: Request) -> str:
     prefix = scope.get("app_root_path", scope.get("root_path", ""))
     base = f" The base address of OpenAI's clients ends with {prefix}/v1." if intended.startswith("/v1/") else ""
     return f"Unknown route: {path}. Did you mean {prefix}{intended}?{base}"
+
+
+def count_failure(scope: Scope, code: str) -> None:
+    """Count a failure that becomes an answer to the request, or on the connection, of this scope."""
+    if (count := scope.get(FAILURE_COUNTER)) is not None:
+        count(code)
+
+
+def _counted(request: Request, response: JSONResponse, code: str) -> JSONResponse:
+    count_failure(request.scope, code)
+    return response
+
+
+async def send_error(error: SpeechError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request with a failure."""
+    count_failure(scope, error.code)
+    await error_response(error)(scope, receive, send)
 
 
 def error_response(error: SpeechError) -> JSONResponse:

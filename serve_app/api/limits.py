@@ -1,13 +1,14 @@
 """Limits of a request, from its headers to its response: body size, upload rate, duration, number of requests in progress.
 
 A request is first an upload, which is cheap, and at work once its body is complete. Both are counted apart, so that slow uploads
-keep nobody else from working.
+keep nobody else from working. A few uploads are transcribed while they arrive. They have places of their own, so that slow ones
+take no more than these, and begin only if a request could.
 """
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from python_multipart.multipart import parse_options_header
@@ -16,9 +17,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api.client_address import Network, client_address
-from serve_app.api.errors import error_response
+from serve_app.api.errors import send_error
 from serve_app.cluster.admission import Admission, Places
-from serve_app.errors import DeadlineExceeded, RequestError, SpeechError, UploadTooLarge, UploadTooSlow
+from serve_app.errors import DeadlineExceeded, Overloaded, RequestError, SpeechError, UploadTooLarge, UploadTooSlow
 from serve_app.settings import LimitSettings
 
 MAX_BODY_BYTES = 8 << 20
@@ -34,6 +35,9 @@ MIN_BYTES_PER_S = 500
 MAX_START_S = 10.0
 """The minimum rate holds after this time, seconds. A silent upload ends then."""
 
+MAX_EARLY, MAX_EARLY_PER_ADDRESS = 16, 8
+"""Maximum uploads that are transcribed before they are complete, in all and for one client address."""
+
 
 class RequestLimits:
     """ASGI middleware for POST requests."""
@@ -43,6 +47,7 @@ class RequestLimits:
         self._limits = limits
         self._admission = admission
         self._uploads = Places(limits.max_uploads, limits.max_uploads_per_address, "uploads")
+        self._early = Places(MAX_EARLY, MAX_EARLY_PER_ADDRESS)
         self._trusted_proxies = trusted_proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,18 +59,32 @@ class RequestLimits:
             body_limit = _BodyLimit.of(headers, self._limits.max_upload_bytes)
             body_limit.check(_announced_bytes(headers))
             _check_charset(headers)
-            with self._admission.request() as begin_work, self._admission.spool() as spool, ExitStack() as upload:
-                upload.enter_context(self._uploads.take(client_address(scope, self._trusted_proxies)))
+            with (
+                self._admission.request() as begin_work,
+                self._admission.spool() as spool,
+                ExitStack() as upload,
+                ExitStack() as early,
+            ):
+                address = client_address(scope, self._trusted_proxies)
+                upload.enter_context(self._uploads.take(address))
 
                 async def on_complete() -> None:
                     upload.close()
                     await begin_work()
+                    early.close()
+
+                def may_begin_early() -> bool:
+                    with suppress(Overloaded):
+                        if not self._admission.is_full:
+                            early.enter_context(self._early.take(address))
+                            return True
+                    return False
 
                 request = _Request(receive, send, self._limits, body_limit, spool, on_complete)
-                scope.setdefault("state", {})["began_s"] = request.began_s
+                scope.setdefault("state", {}).update(began_s=request.began_s, may_begin_early=may_begin_early)
                 await self._run(scope, request)
         except SpeechError as error:
-            await error_response(error)(scope, receive, send)
+            await send_error(error, scope, receive, send)
 
     async def _run(self, scope: Scope, request: "_Request") -> None:
         try:

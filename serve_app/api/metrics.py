@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 
 from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
@@ -10,8 +11,8 @@ from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api.addresses import route_path
-from serve_app.api.errors import ERROR_RESPONSES
-from serve_app.errors import MetricsUnavailable
+from serve_app.api.errors import ERROR_RESPONSES, FAILURE_COUNTER
+from serve_app.errors import MetricsUnavailable, SpeechError
 from serve_app.observe import catalogue
 from serve_app.observe.recorder import Recorder
 
@@ -72,7 +73,7 @@ class Routes:
 
 
 class RequestMetrics:
-    """ASGI middleware: counts every request and every WebSocket connection when it has ended."""
+    """ASGI middleware: counts every request and every WebSocket connection when it has ended, and the failures that are sent."""
 
     def __init__(self, app: ASGIApp, recorder: Recorder, routes: Routes) -> None:
         self._app = app
@@ -86,6 +87,8 @@ class RequestMetrics:
         # At once, since a mounted application changes the paths in the scope.
         route = self._routes.name(route_path(scope))
         began_s, code, is_complete = time.monotonic(), GONE, False
+        count_failure = partial(self._recorder.record, catalogue.FAILURES, 1, route)
+        scope[FAILURE_COUNTER] = count_failure
 
         async def send_noting(message: Message) -> None:
             nonlocal code, is_complete
@@ -108,8 +111,9 @@ class RequestMetrics:
             raise
         except Exception:
             code = code if is_complete else "500"
+            count_failure(SpeechError.code)
             raise
         finally:
             self._recorder.record(catalogue.REQUESTS, 1, route, code)
-            if scope["type"] == "http":
+            if scope["type"] == "http" and is_complete and int(code) < 400:
                 self._recorder.record(catalogue.REQUEST_LATENCY_SECONDS, time.monotonic() - began_s, route)

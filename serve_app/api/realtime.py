@@ -159,6 +159,7 @@ class _Session:
                     await self._send("input_audio_buffer.cleared")
                     return
         await self._commit()
+        self._connection.count_failure(error)
         await self._send_of_item("failed", error=error_body(error).error.model_dump())
 
     @property
@@ -213,6 +214,7 @@ class _Session:
             except REFUSED:
                 raise
             except SpeechError as error:
+                self._connection.count_failure(error)
                 await self._connection.send(events.error(error, event.get("event_id")))
 
     def _flush_decoder(self) -> Samples:

@@ -12,7 +12,7 @@ from serve_app.api import keywords, language, response_formats, streaming
 from serve_app.api.auth import Keys
 from serve_app.api.chunking_strategy import ChunkingStrategy, chunking_strategy
 from serve_app.api.errors import ERROR_RESPONSES
-from serve_app.api.forms import FormRoute
+from serve_app.api.forms import FormRequest, FormRoute
 from serve_app.api.keywords import Phrases
 from serve_app.api.openapi import STREAM_ITEM
 from serve_app.api.response_formats import Rendering, Timing
@@ -28,6 +28,7 @@ from serve_app.api.schemas import (
     TranscriptionVerboseJson,
 )
 from serve_app.api.streaming import Extras
+from serve_app.audio.growing_file import GrowingFile
 from serve_app.cluster.status import ModelStatus
 from serve_app.errors import RequestError
 from serve_app.events import Done
@@ -93,6 +94,8 @@ def create_router(service: SpeechService, keys: Keys) -> APIRouter:
         temperature: Temperature = None,
     ) -> Response:
         """Transcribe a file."""
+        if isinstance(request, FormRequest) and request.early_response is not None:
+            return await request.early_response
         timing = Timing(request.state.began_s, time.monotonic())
         chosen = service.find_model(model)
         options = JobOptions(
@@ -111,7 +114,11 @@ def create_router(service: SpeechService, keys: Keys) -> APIRouter:
                 (lambda: recording.announced_s) if rendering.with_progress else None,
                 content if rendering.response_format else None,
             )
-            return await streaming.stream(service.transcribe_events(recording, chosen, options), extras)
+            events = service.transcribe_events(recording, chosen, options)
+            if isinstance(file.file, GrowingFile):
+                # A client reads no answer before it has sent everything, and what follows the file may change the request.
+                events = streaming.held(events, file.file.completed)
+            return await streaming.stream(events, extras)
         transcript = await service.transcribe_file(recording, chosen, options)
         return await rendering.response(transcript, service.settings.subtitles, timing)
 

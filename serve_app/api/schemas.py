@@ -172,7 +172,7 @@ class ReplicaReadiness(BaseModel):
     device: str
     precision: str
     decoder: str
-    fast_paths: list[str] = Field(description="Changes to the encoder that save time, as far as they passed their check.")
+    fast_paths: list[str] = Field(description="Changes to the model that save time, as far as they passed their check.")
     fast_paths_left_out: list[str] = Field(description="The others that were wanted, `name: reason`.")
     detail: str
     batches: int = Field(description="Batches run since the replica started.")

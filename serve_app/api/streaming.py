@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +12,12 @@ from fastapi.responses import Response
 from fastapi.sse import EventSourceResponse, format_sse_event
 from starlette.types import Receive, Scope, Send
 
-from serve_app.api.errors import error_body
+from serve_app.api.errors import count_failure, error_body
 from serve_app.api.schemas import ErrorBody, LogProbability, TokenUsage, TranscriptDelta, TranscriptDone, TranscriptProgress
 from serve_app.errors import UNFORESEEN, EngineError, SpeechError
 from serve_app.events import Done, Event, Progress, SegmentFinal
 from serve_app.output.export import to_logprobs
+from serve_app.tasks import stop
 from serve_app.transcript import Token
 from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE
 
@@ -50,14 +51,46 @@ async def stream(events: AsyncGenerator[Event, None], extras: Extras = Extras())
     except BaseException:
         await messages.aclose()
         raise
-    return _EventStream(_encoded(first, messages), headers=HEADERS)
+    failures: list[str] = []
+    response = _EventStream(_encoded(first, messages, failures), headers=HEADERS)
+    response.failures = failures
+    return response
+
+
+async def held(events: AsyncGenerator[Event, None], begin: asyncio.Event) -> AsyncGenerator[Event, None]:
+    """The same events, none before `begin`. They are taken as they occur, whether or not they are asked for."""
+    arrived: asyncio.Queue[Event | None] = asyncio.Queue()
+
+    async def take() -> None:
+        try:
+            async with aclosing(events):
+                async for event in events:
+                    arrived.put_nowait(event)
+        finally:
+            arrived.put_nowait(None)
+
+    taking = asyncio.ensure_future(take())
+    try:
+        await begin.wait()
+        while (event := await arrived.get()) is not None:
+            yield event
+        await taking
+    finally:
+        await stop(taking)
 
 
 class _EventStream(EventSourceResponse):
     """Leaves disconnects to `StopWhenGone`: Starlette's own check interrupts the clean-up of the generator at every await."""
 
+    failures: Sequence[str] = ()
+    """Codes of the failures that were sent."""
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.stream_response(send)
+        try:
+            await self.stream_response(send)
+        finally:
+            for code in self.failures:
+                count_failure(scope, code)
 
 
 async def _messages(events: AsyncGenerator[Event, None], extras: Extras) -> AsyncGenerator[Message, None]:
@@ -99,7 +132,7 @@ def _usage(done: Done, tokens: int) -> TokenUsage:
     return TokenUsage(input_tokens=frames, output_tokens=tokens, total_tokens=frames + tokens, seconds=math.ceil(done.duration_s))
 
 
-async def _encoded(first: Message, messages: AsyncGenerator[Message, None]) -> AsyncGenerator[bytes, None]:
+async def _encoded(first: Message, messages: AsyncGenerator[Message, None], failures: list[str]) -> AsyncGenerator[bytes, None]:
     pending: asyncio.Task[Message | None] | None = None
     try:
         yield await _rendered(first)
@@ -110,6 +143,8 @@ async def _encoded(first: Message, messages: AsyncGenerator[Message, None]) -> A
             message = pending.result()
             if message is None:
                 return
+            if isinstance(message, ErrorBody):
+                failures.append(message.error.code or SpeechError.code)
             yield await _rendered(message)
     finally:
         if pending is not None and not pending.done():

@@ -12,6 +12,7 @@ from fastapi import WebSocket
 from starlette.websockets import WebSocketDisconnect
 
 from serve_app.api.client_address import client_address
+from serve_app.api.errors import count_failure
 from serve_app.cluster.admission import Admission
 from serve_app.errors import (
     UNFORESEEN,
@@ -191,7 +192,12 @@ class Connection:
             if self._receiving is not None:
                 self._receiving.cancel()
 
+    def count_failure(self, error: SpeechError) -> None:
+        """Count a failure that is sent to the client."""
+        count_failure(self._websocket.scope, error.code)
+
     async def _fail(self, error: SpeechError, describe: Callable[[SpeechError], dict[str, Any]]) -> None:
+        self.count_failure(error)
         with suppress(WebSocketDisconnect):
             await self.send(describe(error))
             await self._close(close_code(error), error.message.encode()[:MAX_REASON_BYTES].decode(errors="ignore"))

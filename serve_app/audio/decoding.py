@@ -44,6 +44,13 @@ OPEN_OPTIONS = {"protocol_whitelist": "none", "max_pixels": "1"}
 must not decode a picture to probe a video, because a file of a few kilobytes can require hundreds of megabytes for it.
 """
 
+WAV_OPTIONS = {"max_size": "32768", "probesize": "32768"}
+"""Options for WAV files: the size of a packet, which has 4 kB otherwise, and how much is read before the first one, bytes.
+
+FFmpeg checks packet by packet whether PCM hides another codec, which takes longer than decoding a short file. This is enough for
+ten frames of DTS, the codec that does occur.
+"""
+
 AMR_FIRST_SILENT_TYPES = {"amrnb": 8, "amrwb": 9}
 """Smallest frame type that means silence (discontinuous transmission), by the decoder's name.
 
@@ -105,9 +112,12 @@ class AudioFile:
 
         Raises MemoryError if the process has no memory left.
         """
-        self._size_bytes = _size_bytes(self._source) if self._source.seekable() else None
-        if self._size_bytes == 0:
-            raise AudioError("The file is empty.")
+        if self._source.seekable():
+            self._size_bytes = _size_bytes(self._source)
+            if self._size_bytes == 0:
+                raise AudioError("The file is empty.")
+            if _is_wav(self._source):
+                self._options |= WAV_OPTIONS
         held: list[Samples] = []
         for piece in self._pieces():
             held.append(piece)
@@ -242,6 +252,13 @@ def _check_memory(error: Exception) -> None:
     """Raises MemoryError if the process has no memory left. Usually FFmpeg's error means that a forged file asks for too much."""
     if isinstance(error, MemoryError):
         np.empty(SPARE_BYTES, np.uint8)
+
+
+def _is_wav(source: BinaryIO) -> bool:
+    position = source.tell()
+    head = source.read(12)
+    source.seek(position)
+    return head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE"
 
 
 def _size_bytes(source: BinaryIO) -> int:

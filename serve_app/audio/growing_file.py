@@ -1,7 +1,8 @@
-"""A file that grows while it is decoded: the event loop writes an upload to it, and a decoder process reads it."""
+"""A file that grows while it is decoded: an upload is written to it, and a decoder process reads it."""
 
 import asyncio
 import contextlib
+import os
 import tempfile
 from collections.abc import Callable
 from types import TracebackType
@@ -13,8 +14,11 @@ from serve_app.errors import StorageFull
 class GrowingFile:
     """A temporary file without a name, which is deleted when it is closed. A writer never waits for the reader."""
 
-    def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115  # closed by __exit__
+    def __init__(self, file: BinaryIO | None = None, final_bytes: int | None = None) -> None:
+        """`file`: one that somebody else writes; None: a new one, for `write`. `final_bytes`: how large it will be, if known."""
+        self._file = file or cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115  # closed by `close`
+        self.final_bytes = final_bytes
+        """With it, the file is read as if it were complete: also its end, when that has arrived. None: from start to end."""
         self.size_bytes = 0
         """Bytes that can be read."""
         self.completed = asyncio.Event()
@@ -27,6 +31,9 @@ class GrowingFile:
 
     def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
         self.finish()
+        self.close()
+
+    def close(self) -> None:
         # Closing writes the bytes of a failed write again; StorageFull has been raised for them.
         with contextlib.suppress(OSError):
             self._file.close()
@@ -44,6 +51,11 @@ class GrowingFile:
         self._file.write(data)
         self._file.flush()
 
+    def notice_growth(self) -> None:
+        """Somebody else may have written to the file. Bytes in the writer's buffer count later."""
+        self.size_bytes = os.fstat(self.fileno()).st_size
+        self.on_growth()
+
     def finish(self) -> None:
         """Mark the end of the file."""
         self.completed.set()
@@ -55,4 +67,4 @@ class GrowingFile:
     @property
     def whole(self) -> BinaryIO:
         """The complete file."""
-        return cast(BinaryIO, self._file)
+        return self._file

@@ -68,7 +68,7 @@ class Admission:
         Yields a function to call once the upload is complete: the request is at work from then on. It waits while the maximum is.
         """
         self.check_open()
-        if self._requests_at_work.locked():
+        if self.is_full:
             raise Overloaded("The server has as many requests in progress as it accepts; try again in a few seconds.")
         is_at_work = False
 
@@ -84,6 +84,11 @@ class Admission:
             self.requests -= 1
             if is_at_work:
                 self._requests_at_work.release()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the maximum of requests is at work."""
+        return self._requests_at_work.locked()
 
     @contextmanager
     def stream(self, address: str) -> Iterator[None]:

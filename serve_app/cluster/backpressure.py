@@ -12,9 +12,9 @@ docs/design.md; tests/server/demo/test_uploads.py measures the effect.
 import asyncio
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from typing import Any, ClassVar
-from weakref import WeakSet
+from typing import Any
 
 from ray.exceptions import RayActorError
 from ray.serve._private import replica
@@ -29,17 +29,25 @@ MIN_FETCH_INTERVAL_S = 0.05
 brings all messages that have arrived; many clients send a message every 20 ms."""
 
 MAX_FETCHES_PER_S = 250
-"""Fetches of all WebSockets of this process, per second, about a third of a core's time. With more of them, each waits longer."""
+"""Fetches of all live streams of this process, per second, about a third of a core's time. With more, each waits longer."""
+
+IDLE_S = 1.0
+"""A live stream on which nothing has come for this time beyond two intervals counts no longer, seconds."""
 
 SETUP_FETCHES = 2
 """Fetches at the start of a WebSocket that the next one follows at once: they bring the connection and its configuration."""
 
-MAX_LIVE_FETCH_BYTES = 32 << 10
-"""A fetch of a WebSocket that brings more than this is no live audio, but a file: the next one follows at once."""
+MAX_LIVE_BYTES_PER_S = 640 << 10
+"""A WebSocket that has sent more than this since its last fetch sends no live audio, but a file: the next one follows at once.
+Stereo at 48 kHz as floats in base64 has 512 kB a second."""
 
 MAX_HELD_BYTES = 512 << 10
 """Limit of each queue, bytes per request. Data in transit between the two processes uses Ray's object store as well: during a
 large upload it held 10 MB with this limit, 300 MB with a limit of 4 MB."""
+
+
+_last_fetches_s: OrderedDict[object, float] = OrderedDict()
+"""When the last fetch of each live stream of this process ended, the oldest first; seconds of the monotonic clock."""
 
 
 def bound_this_replica() -> None:
@@ -92,22 +100,20 @@ class _CountingQueue(_BoundedQueue):
 class _Receive(ASGIReceiveProxy):
     """Fetches messages from Serve's own proxy only while the queue has room. A client whose proxy is lost is gone."""
 
-    open_sockets: ClassVar["WeakSet[_Receive]"] = WeakSet()
-
     def __init__(self, scope: Scope, request_metadata: Any, receive_asgi_messages: Callable[[Any], Awaitable[bytes]]) -> None:
-        is_socket, next_fetch_s, fetches = scope["type"] == "websocket", 0.0, 0
+        is_socket, next_fetch_s, fetched_s, fetches, key = scope["type"] == "websocket", 0.0, 0.0, 0, object()
 
         async def fetch(metadata: Any) -> bytes:
-            nonlocal next_fetch_s, fetches
+            nonlocal next_fetch_s, fetched_s, fetches
             await queue.room()
-            if is_socket and (pause_s := next_fetch_s - time.monotonic()) > 0:
+            if (pause_s := next_fetch_s - time.monotonic()) > 0:
                 await asyncio.sleep(pause_s)
             try:
                 messages = await receive_asgi_messages(metadata)
-                fetches += 1
-                is_live = fetches > SETUP_FETCHES and len(messages) <= MAX_LIVE_FETCH_BYTES
-                interval_s = max(MIN_FETCH_INTERVAL_S, len(_Receive.open_sockets) / MAX_FETCHES_PER_S)
-                next_fetch_s = time.monotonic() + interval_s if is_live else 0.0
+                now_s = time.monotonic()
+                since_s, fetched_s, fetches = now_s - fetched_s, now_s, fetches + 1
+                if is_socket and fetches > SETUP_FETCHES and _is_live(len(messages), since_s):
+                    next_fetch_s = now_s + _live_interval_s(key, now_s)
                 return messages
             except RayActorError as error:
                 # By which Serve's own code knows that a client is gone.
@@ -115,8 +121,6 @@ class _Receive(ASGIReceiveProxy):
 
         super().__init__(scope, request_metadata, fetch)
         self._queue = queue = _CountingQueue()
-        if is_socket:
-            self.open_sockets.add(self)
 
 
 class _DirectReceive(ASGIDIReceiveProxy):
@@ -132,6 +136,24 @@ class _DirectReceive(ASGIDIReceiveProxy):
 
         super().__init__(scope, fetch, user_event_loop)
         self._queue = queue = _BoundedQueue()
+
+
+def _is_live(received_bytes: int, since_s: float) -> bool:
+    """Whether live audio has so many bytes in that time. What fills half of the proxy's queue may have been held back there, by a
+    pause that was too long for its sender: that counts as a file, however slow it is."""
+    return received_bytes <= min(MAX_LIVE_BYTES_PER_S * max(since_s, MIN_FETCH_INTERVAL_S), MAX_HELD_BYTES // 2)
+
+
+def _live_interval_s(key: object, now_s: float) -> float:
+    """Time until the next fetch of the live stream `key`, one of which has just ended, seconds.
+
+    Streams share MAX_FETCHES_PER_S. A WebSocket on which nothing comes has no share: its fetch waits for a message.
+    """
+    _last_fetches_s.pop(key, None)
+    _last_fetches_s[key] = now_s
+    while next(iter(_last_fetches_s.values())) < now_s - IDLE_S - 2 * len(_last_fetches_s) / MAX_FETCHES_PER_S:
+        _last_fetches_s.popitem(last=False)
+    return max(MIN_FETCH_INTERVAL_S, len(_last_fetches_s) / MAX_FETCHES_PER_S)
 
 
 def _size(message: Any) -> int:

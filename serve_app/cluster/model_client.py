@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -90,6 +91,7 @@ class ModelClient:
         self.statuses = statuses
         self.is_deployed = is_deployed
         self.recorder = recorder
+        self._refuses_keywords = False
         for metric in (catalogue.WINDOWS_RETRIED, catalogue.GAPS_REDECODED):
             recorder.record(metric, 0, model.name)
         batching = settings.batching
@@ -98,13 +100,17 @@ class ModelClient:
 
     def target_windows_in_flight(self, window_s: float) -> int:
         """Windows of `window_s` seconds that keep the loaded replicas busy."""
-        loaded = [replica for replica in self.statuses() if replica.state == "ready"]
+        loaded = self._loaded()
         per_batch = (max_batch_windows(self.settings.batching, window_s, replica.max_batch_audio_s) for replica in loaded)
         return max(MIN_WINDOWS_IN_FLIGHT, BATCHES_PER_REPLICA * sum(per_batch))
 
+    def _loaded(self) -> list[ReplicaStatus]:
+        return [replica for replica in self.statuses() if replica.state == "ready"]
+
     def refuses_keywords(self) -> bool:
-        """Whether a replica has reported that the model takes no keywords."""
-        return any(not replica.takes_keywords for replica in self.statuses())
+        """Whether a replica has reported that the model takes no keywords. That holds when the replica is gone, too."""
+        self._refuses_keywords |= any(not replica.takes_keywords for replica in self.statuses())
+        return self._refuses_keywords
 
     async def recognise(self, window: Window, lane: Lane, job: Job) -> list[Token]:
         """Tokens of a window, retried when its replica is lost, and once when its recognition fails. Raises SpeechError."""
@@ -136,6 +142,7 @@ class ModelClient:
         # the request may take, since a replica may have to be loaded again.
         is_first = window.index == 0 and not is_isolated
         loaded_by_s = now_s() + self.settings.limits.model_wait_s if is_first else math.inf
+        loaded = len(self._loaded())
         try:
             while not (await asyncio.wait([answer], timeout=max(0.0, min(CHECK_S, loaded_by_s - now_s()))))[0]:
                 if now_s() >= loaded_by_s:
@@ -144,6 +151,11 @@ class ModelClient:
                 # If the deployment is deleted, Serve's router keeps waiting for a replica of it, without a timeout.
                 if not await self.is_deployed():
                     raise ModelUnavailable(f"The model `{self.model.name}` was removed from the server.", param="model")
+                before, loaded = loaded, len(self._loaded())
+                if 0 < before < loaded and random.random() < 1 - before / loaded and lane != Lane.LIVE and not is_isolated:
+                    # A call stays with the replica that got it. The added replicas get their share of those that wait.
+                    answer.cancel()
+                    answer = asyncio.ensure_future(self._call(window, lane, job, is_isolated))
             return answer.result()
         finally:
             answer.cancel()

@@ -1,7 +1,6 @@
 """Patches every HTTP proxy of Serve in the cluster, see proxy_patch.py."""
 
 import asyncio
-import contextlib
 import logging
 
 import ray
@@ -31,30 +30,30 @@ async def patch_proxies(lost: Response, unserved: Response) -> None:
     # Actor ids, since a restarted proxy has the name of its predecessor.
     patched: set[str] = set()
     while True:
-        try:
-            for actor in await asyncio.to_thread(ray.util.list_named_actors, all_namespaces=True):
-                if actor["namespace"] == SERVE_NAMESPACE and actor["name"].startswith(SERVE_PROXY_NAME):
-                    await _patch(actor["name"], patched, lost, unserved)
-        except Exception as error:
-            log.warning("new proxies are not patched: listing the proxies failed: %s", error)
+        await asyncio.to_thread(_patch_present, patched, lost, unserved)
         await asyncio.sleep(PROXY_SCAN_S)
 
 
 def patch_present_proxies(lost: Response, unserved: Response) -> None:
     """The same for those that run now, once; one that cannot be patched yet is left to `patch_proxies`."""
-    for actor in ray.util.list_named_actors(all_namespaces=True):
-        if actor["namespace"] == SERVE_NAMESPACE and actor["name"].startswith(SERVE_PROXY_NAME):
-            with contextlib.suppress(Exception):
-                proxy = ray.get_actor(actor["name"], namespace=SERVE_NAMESPACE)
-                ray.get(proxy.__ray_call__.remote(proxy_patch.patch, MAX_HELD_BYTES, lost, unserved), timeout=PROXY_TIMEOUT_S)
+    _patch_present(set(), lost, unserved)
 
 
-async def _patch(name: str, patched: set[str], *responses: Response) -> None:
+def _patch_present(patched: set[str], lost: Response, unserved: Response) -> None:
     try:
-        proxy = await asyncio.to_thread(ray.get_actor, name, namespace=SERVE_NAMESPACE)
+        for actor in ray.util.list_named_actors(all_namespaces=True):
+            if actor["namespace"] == SERVE_NAMESPACE and actor["name"].startswith(SERVE_PROXY_NAME):
+                _patch(actor["name"], patched, lost, unserved)
+    except Exception as error:
+        log.warning("new proxies are not patched: listing the proxies failed: %s", error)
+
+
+def _patch(name: str, patched: set[str], lost: Response, unserved: Response) -> None:
+    try:
+        proxy = ray.get_actor(name, namespace=SERVE_NAMESPACE)
         actor_id = proxy._actor_id.hex()
         if actor_id not in patched:
-            await asyncio.wait_for(proxy.__ray_call__.remote(proxy_patch.patch, MAX_HELD_BYTES, *responses), PROXY_TIMEOUT_S)
+            ray.get(proxy.__ray_call__.remote(proxy_patch.patch, MAX_HELD_BYTES, lost, unserved), timeout=PROXY_TIMEOUT_S)
             patched.add(actor_id)
     except Exception as error:
         log.warning("patching the proxy %s failed, will be tried again: %r", name, error)

@@ -54,16 +54,25 @@ class LeastOutstandingRouter(FIFOMixin, RequestRouter):
         return self._last_choice.get(replica_id, -random.random())
 
     def _count(self, call: PendingRequest, replica_id: ReplicaID) -> None:
-        call_id, samples = call.metadata.internal_request_id, CALL_SAMPLES + _samples(call.args)
-        self._calls[call_id] = replica_id, samples
+        samples = CALL_SAMPLES + _samples(call.args)
+        self._calls[call.metadata.internal_request_id] = replica_id, samples
         self._outstanding[replica_id] += samples
-        # Cancelled before it was sent. After that Serve reports the end of every call.
-        call.future.add_done_callback(lambda future: self._forget(call_id) if future.cancelled() else None)
 
     def _forget(self, call_id: str) -> None:
         if (call := self._calls.pop(call_id, None)) is not None:
             replica_id, samples = call
             self._outstanding[replica_id] -= samples
+            if not self._outstanding[replica_id]:
+                # Otherwise replicas that are gone would stay.
+                del self._outstanding[replica_id]
+
+    async def _choose_replica_for_request(self, pending_request: PendingRequest, *, is_retry: bool = False) -> RunningReplica:
+        """The replica that a call is sent to. Once it is known, Serve reports the end of the call; until then nothing does."""
+        try:
+            return await super()._choose_replica_for_request(pending_request, is_retry=is_retry)
+        except BaseException:
+            self._forget(pending_request.metadata.internal_request_id)
+            raise
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
         """A call was answered, failed or was cancelled."""

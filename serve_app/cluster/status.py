@@ -1,10 +1,11 @@
 """The status registry: the last status that every replica reported, by heartbeat. Asking it would load an unloaded model."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from serve_app.cluster.demand import Demand
 from serve_app.settings import ModelSettings
 
 HEARTBEAT_S = 1.0
@@ -79,6 +80,8 @@ class ClusterStatus:
 class _Ingress:
     reported_at_s: float
     is_drained: bool
+    demands: Mapping[str, Demand]
+    """By model name."""
 
 
 class StatusRegistry:
@@ -90,21 +93,26 @@ class StatusRegistry:
         self._ingresses: dict[str, _Ingress] = {}
         self._is_draining = False
 
-    async def report_model(self, model: str, status: ReplicaStatus) -> None:
-        """Take the status of a model replica."""
+    async def report_model(self, model: str, status: ReplicaStatus) -> Demand:
+        """Take the status of a model replica; return the demand of all ingress replicas for its model."""
         self._models.setdefault(model, {})[status.replica_id] = (self._now_s(), status)
+        return Demand.total(ingress.demands[model] for ingress in self._recent_ingresses() if model in ingress.demands)
 
-    async def report_ingress(self, replica_id: str, *, is_drained: bool) -> ClusterStatus:
-        """Take the status of an ingress replica; `is_drained`: it refuses requests and has none in progress."""
-        self._ingresses[replica_id] = _Ingress(self._now_s(), is_drained)
+    async def report_ingress(self, replica_id: str, *, is_drained: bool, demands: Mapping[str, Demand] = {}) -> ClusterStatus:
+        """Take the status of an ingress replica; `is_drained`: it refuses requests and has none in progress; `demands`: of its
+        jobs, by model name."""
+        self._ingresses[replica_id] = _Ingress(self._now_s(), is_drained, demands)
         return ClusterStatus(self._recent_models(), self._is_draining)
 
     async def drain(self) -> bool:
         """Have every ingress replica refuse new requests from its next report on; return whether all of them are drained."""
         self._is_draining = True
-        expired_s = self._now_s() - EXPIRE_S
-        ingresses = [ingress for ingress in self._ingresses.values() if ingress.reported_at_s >= expired_s]
+        ingresses = self._recent_ingresses()
         return bool(ingresses) and all(ingress.is_drained for ingress in ingresses)
+
+    def _recent_ingresses(self) -> list[_Ingress]:
+        expired_s = self._now_s() - EXPIRE_S
+        return [ingress for ingress in self._ingresses.values() if ingress.reported_at_s >= expired_s]
 
     def _recent_models(self) -> dict[str, tuple[ReplicaStatus, ...]]:
         expired_s = self._now_s() - EXPIRE_S

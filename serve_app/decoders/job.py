@@ -25,12 +25,19 @@ class _Closed(Exception):
     """Nobody waits for the file any more."""
 
 
-class WholeSource:
-    """Reads a complete file. Its position is its own: the descriptor shares one with the ingress."""
+class SizedSource:
+    """Reads a file whose size is known. Its position is its own: the descriptor shares one with the ingress.
 
-    def __init__(self, descriptor: int, size_bytes: int) -> None:
+    While the file is still being sent, every `seek` and `read` has the result that it would have with the complete file: `read`
+    waits for its bytes, outside of the job's time slice.
+    """
+
+    def __init__(self, descriptor: int, size_bytes: int, arrived_bytes: int, wait_beyond: Callable[[int], int]) -> None:
+        """`wait_beyond`: see GrowingSource."""
         self._descriptor = descriptor
         self._size_bytes = size_bytes
+        self._arrived_bytes = arrived_bytes
+        self._wait_beyond = wait_beyond
         self._position = 0
         self.read_bytes = 0
         """How far it was read, bytes."""
@@ -51,6 +58,9 @@ class WholeSource:
 
     def read(self, size: int) -> bytes:
         """The next bytes, at most `size`; an empty result is the end."""
+        end = min(self._position + size, self._size_bytes)
+        if self._position < end and self._arrived_bytes < end:
+            self._arrived_bytes = self._wait_beyond(end - 1)
         data = os.pread(self._descriptor, size, self._position)
         self._position += len(data)
         self.read_bytes = max(self.read_bytes, self._position)
@@ -58,7 +68,8 @@ class WholeSource:
 
 
 class GrowingSource:
-    """Reads a file that is still being sent. It is not seekable, and `read` waits for bytes outside of the job's time slice."""
+    """Reads a file that is still being sent, of unknown size. It is not seekable, and `read` waits for bytes outside of the job's
+    time slice."""
 
     def __init__(self, descriptor: int, wait_beyond: Callable[[int], int]) -> None:
         """`wait_beyond` returns the size of the file, bytes, once it exceeds this position or is final."""
@@ -105,10 +116,11 @@ class Job:
         self._requests = threading.Semaphore(0)
         self._grown = threading.Condition()
         self._sent_bytes, self._is_sent, self._is_closed = 0, False, False
-        self._source: WholeSource | GrowingSource = (
+        size_bytes = opening.size_bytes
+        self._source: SizedSource | GrowingSource = (
             GrowingSource(descriptor, self._wait_beyond)
-            if opening.size_bytes is None
-            else WholeSource(descriptor, opening.size_bytes)
+            if size_bytes is None
+            else SizedSource(descriptor, size_bytes, size_bytes if opening.is_complete else 0, self._wait_beyond)
         )
         self._audio = AudioFile(cast(BinaryIO, self._source), track=opening.track, formats=opening.formats)
 
@@ -147,6 +159,8 @@ class Job:
         except Exception as error:
             traceback.print_exc()
             outcome = Failed(number, repr(error), None, is_expected=False)
+        # FFmpeg's objects, which may have threads, must not wait for the garbage collector: the source refers to this job.
+        del self._audio
         on_end()
         self._end_slice()
         if outcome is not None and not self._is_closed:

@@ -15,7 +15,9 @@ class Open:
     formats: list[str]
     """Containers that are allowed, by FFmpeg's names; empty: all."""
     size_bytes: int | None
-    """None: the file grows."""
+    """Of the complete file; None: unknown."""
+    is_complete: bool
+    """False: the file grows."""
     first_window: int
     """Windows with a smaller index are not sent: they were received already."""
 

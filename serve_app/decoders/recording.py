@@ -15,6 +15,9 @@ from serve_app.decoders.process import DecoderProcess
 from serve_app.errors import UNFORESEEN, AudioError, EngineError, SpeechError, StorageFull
 from serve_app.window import Window
 
+MIN_BIT_RATE = 4_000
+"""Speech codecs hardly use less, bits per second."""
+
 Schedule = Callable[["Recording"], contextlib.AbstractContextManager[None]]
 """While the block runs, the recording has a process, or waits for one."""
 
@@ -41,6 +44,7 @@ class Recording:
         self._track = track
         self._formats = list(formats)
         self._cut = (0.0, 0.0)
+        self._size_bytes = 0
         self._next_window = 0
         self._starved_at: int | None = None
         self._descriptor = -1
@@ -63,11 +67,22 @@ class Recording:
                 self._send(Request(self.number))
                 yield item
 
+    @property
+    def expected_s(self) -> float | None:
+        """`announced_s`, as far as the file can hold it: a few forged bytes may announce a day. None while it is being sent and
+        its size is unknown."""
+        file, size_bytes = self._file, self._size_bytes
+        if isinstance(file, GrowingFile):
+            size_bytes = file.size_bytes if file.completed.is_set() else file.final_bytes or 0
+        return min(self.announced_s, 8 * size_bytes / MIN_BIT_RATE) if self.announced_s and size_bytes else None
+
     def begin(self, process: DecoderProcess) -> None:
         """Decode the windows that are missing in this process."""
         self.process, self._starved_at = process, None
-        size_bytes = None if isinstance(self._file, GrowingFile) else os.fstat(self._descriptor).st_size
-        opening = Open(self.number, *self._cut, self._track, self._formats, size_bytes, self._next_window)
+        file, is_complete = self._file, not isinstance(self._file, GrowingFile)
+        self._size_bytes = os.fstat(self._descriptor).st_size
+        size_bytes = file.final_bytes if isinstance(file, GrowingFile) else self._size_bytes
+        opening = Open(self.number, *self._cut, self._track, self._formats, size_bytes, is_complete, self._next_window)
         process.send(opening, self._descriptor)
         process.send(Request(self.number))
 

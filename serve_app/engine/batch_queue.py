@@ -106,7 +106,7 @@ class Batcher(Generic[Item, Result]):
 
     `process` gets what `prepare` returns for the items of the batch, by default the items. With `prepares_ahead`, that may be
     called while another batch is processed. `on_failing` is called after MAX_FAILED_BATCHES in a row without a result, `on_batch`
-    at the start of each batch.
+    at the start of each batch. A batch that fails and is repeated item by item counts once, there and in `stats`.
     """
 
     def __init__(
@@ -170,6 +170,7 @@ class Batcher(Generic[Item, Result]):
             while self._queue or self._ahead is not None:
                 batch = self._next_batch()
                 self._prepare_ahead()
+                self._count(batch.items)
                 await self._run(batch.items, batch.preparing)
                 self._count_failure(batch.items)
         finally:
@@ -246,7 +247,6 @@ class Batcher(Generic[Item, Result]):
     async def _run(self, batch: list[_Waiting[Item, Result]], preparing: "asyncio.Future[Any] | None" = None) -> None:
         """Prepare a batch unless that was started, and process it. If it fails, do so with its items one by one, so that only the
         bad ones fail. EngineBroken fails all."""
-        self._count(batch)
         try:
             results = await self._process(await (preparing or self._prepare([w.item for w in batch])))
         except EngineBroken as error:

@@ -1,39 +1,39 @@
-"""Changes to a model's encoder that save time. Each is checked when it is switched on, with a clip of speech, on the device that
-it will run on: a path that is wrong there, or fails, is undone and left out, and the engine runs without it.
+"""Changes to a model that save time. Each is checked when it is switched on, with a clip of speech, on the device that it will
+run on: a path that is wrong there, or fails, is undone and left out, and the engine runs without it.
 
-`lean_modules.py` has the modules that the paths use.
+`fast_path_checks.py` has what is compared; `lean_features.py`, `lean_modules.py` and `lean_lstm.py` have what the paths put in.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from nemo.collections.asr.modules import ConformerEncoder
-from torch import Tensor, nn
+from nemo.collections.asr.modules import ConformerEncoder, RNNTDecoder
+from torch import nn
 
 from serve_app.engine import lean_modules
 from serve_app.engine.device_errors import is_device_failure
+from serve_app.engine.fast_path_checks import PARTS, Outputs, Part, relative_error
+from serve_app.engine.lean_features import LeanFeatures
+from serve_app.engine.lean_lstm import LeanLSTM
 from serve_app.engine.lean_modules import Unsuitable
 from serve_app.engine.protocol import FastPaths
-from serve_app.engine.speech_clip import speech_clip
 from serve_app.errors import ModelUnavailable
 from serve_app.settings import FastPath, WantedFastPaths
-from serve_app.window import SAMPLE_RATE
 
 log = logging.getLogger("ray.serve")
 
-CHECK_LENGTHS_S = ((1.6, 0.9), (1.2,))
-"""Lengths of the windows of the batches that are compared, seconds: one batch with padding and one without."""
-
 MAX_ERRORS = {torch.float32: 1e-4, torch.bfloat16: 0.04, torch.float16: 0.01}
-"""Tolerance of paths that do the same arithmetic in another order, by the encoder's number format: error of the encoder's output
-relative to that of NeMo's encoder, as root mean squares. Three times what rounding gives or more (1e-6, 0.013 and 0.001)."""
+"""Tolerance of paths that do the same arithmetic in another order, by the number format: error of the part's output relative to
+that of NeMo's, as root mean squares. Three times what rounding gives or more (1e-6, 0.013 and 0.001)."""
 
 MAX_TF32_ERROR = 0.01
 """The same for fp32 on a GPU, where PyTorch rounds the inputs of convolutions to TF32 but not those of linear layers."""
+
+MAX_FEATURES_ERROR = 1e-5
+"""Tolerance of `features`, which are fp32 with every model. Rounding gives 1e-6."""
 
 MAX_INT8_ERROR = 0.1
 """Tolerance of `int8`, which rounds weights and inputs to 8 bits."""
@@ -45,7 +45,7 @@ billion parameters takes 2 kB per frame and layer for that in bf16."""
 
 @dataclass(frozen=True, slots=True)
 class _Swap:
-    """A module of the encoder and what takes its place: attribute `name` of `owner`."""
+    """A module of the model and what takes its place: attribute `name` of `owner`."""
 
     owner: nn.Module
     name: str
@@ -55,32 +55,48 @@ class _Swap:
 @dataclass(frozen=True, slots=True)
 class _Path:
     swaps: Callable[[Any], Iterator[_Swap]]
-    """The changes that it makes to an encoder. Raises Unsuitable where the encoder is of another kind."""
+    """The changes that it makes to a model. Raises Unsuitable where its part of it is of another kind."""
     is_for_gpus: bool
+    part: Part = "encoder"
     is_automatic: bool = True
     max_error: float | None = None
     """Its own tolerance; unset: that of the number format."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Check:
+    outputs: Callable[[], Outputs]
+    """Those of a part of the model as it is."""
+    expected: Outputs
+    """Those with NeMo's modules."""
+
+    @classmethod
+    def of(cls, model: Any, part: Part) -> "_Check":
+        outputs = PARTS[part](model)
+        return cls(outputs, outputs())
+
+
 def apply_fast_paths(model: Any, wanted: WantedFastPaths) -> FastPaths:
     """Switch on the wanted fast paths of a NeMo model that is ready for inference on its device.
 
-    `auto`: all that make no other approximation than rounding. The encoder must not have been used under CUDA graphs yet. A path
-    that fails is left out, and the encoder is as it was before. Raises ModelUnavailable for one that makes the device fail.
+    `auto`: all that make no other approximation than rounding. The model must not have been used under CUDA graphs yet. A path
+    that fails is left out, and the model is as it was before. Raises ModelUnavailable for one that makes the device fail.
     """
     names = [name for name, path in PATHS.items() if path.is_automatic] if wanted == "auto" else list(wanted)
     if wanted == "off" or not names:
         return FastPaths()
-    encoder, used, left_out = model.encoder, [], {}
-    try:
-        with torch.inference_mode():
-            batches = list(_check_batches(model))
-            expected = [_encode(encoder, *batch) for batch in batches]
-    except Exception as error:
-        return FastPaths(left_out=tuple(f"{name}: the check could not run: {_reason(error)}" for name in names))
+    used, left_out = [], {}
+    checks: dict[Part, _Check | Exception] = {}
+    # All before the first path is on: the encoder's check has NeMo's features.
+    for part in {path.part for name, path in PATHS.items() if name in names}:
+        try:
+            with torch.inference_mode():
+                checks[part] = _Check.of(model, part)
+        except Exception as error:
+            checks[part] = error
     for name in (name for name in PATHS if name in names):
         try:
-            _switch_on(encoder, PATHS[name], batches, expected)
+            _switch_on(model, PATHS[name], checks[PATHS[name].part])
             used.append(name)
         except Exception as error:
             if is_device_failure(error):
@@ -93,58 +109,28 @@ def apply_fast_paths(model: Any, wanted: WantedFastPaths) -> FastPaths:
     return FastPaths(tuple(used), tuple(f"{name}: {reason}" for name, reason in left_out.items()))
 
 
-def _switch_on(encoder: Any, path: _Path, batches: Sequence[tuple[Tensor, Tensor]], expected: Sequence[list[Tensor]]) -> None:
-    """Switch a path on, or raise the reason not to with the encoder unchanged."""
-    parameter = next(encoder.parameters())
+def _switch_on(model: Any, path: _Path, check: _Check | Exception) -> None:
+    """Switch a path on, or raise the reason not to with the model unchanged."""
+    parameter = next(model.encoder.parameters())
     if parameter.is_cuda and not path.is_for_gpus:
         raise Unsuitable("for CPUs only")
-    if type(encoder) is not ConformerEncoder:
-        raise Unsuitable("the encoder is not a Conformer")
     with torch.no_grad():
-        swaps = list(path.swaps(encoder))
+        swaps = list(path.swaps(model))
+    if isinstance(check, Exception):
+        raise ValueError(f"the check could not run: {_reason(check)}") from check
     before = [(swap.owner, swap.name, getattr(swap.owner, swap.name)) for swap in swaps]
     try:
         for swap in swaps:
             setattr(swap.owner, swap.name, swap.replacement)
         with torch.inference_mode():
-            outputs = [_encode(encoder, *batch) for batch in batches]
-        error = max(_relative_error(*both) for both in zip(outputs, expected, strict=True))
-        max_error = path.max_error or (MAX_TF32_ERROR if parameter.is_cuda else 0.0)
-        max_error = max(max_error, MAX_ERRORS[parameter.dtype])
+            error = relative_error(check.outputs(), check.expected)
+        max_error = path.max_error or max(MAX_TF32_ERROR if parameter.is_cuda else 0.0, MAX_ERRORS[parameter.dtype])
         if not error <= max_error:
-            raise ValueError(f"the encoder's error is {error:.1g}; the tolerance is {max_error:.1g}")
+            raise ValueError(f"the {path.part}'s error is {error:.1g}; the tolerance is {max_error:.1g}")
     except Exception:
         for owner, name, module in before:
             setattr(owner, name, module)
         raise
-
-
-def _check_batches(model: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    """Features and their lengths, of windows of the clip."""
-    clip = speech_clip().astype(np.float32) / 32768
-    device = next(model.encoder.parameters()).device
-    for lengths_s in CHECK_LENGTHS_S:
-        lengths = [round(length_s * SAMPLE_RATE) for length_s in lengths_s]
-        audio = np.zeros((len(lengths), max(lengths)), np.float32)
-        for row, length in zip(audio, lengths, strict=True):
-            row[:length] = clip[:length]
-        features, frames = model.preprocessor(
-            input_signal=torch.from_numpy(audio).to(device), length=torch.tensor(lengths, device=device)
-        )
-        yield features.to(next(model.encoder.parameters()).dtype), frames
-
-
-def _encode(encoder: Any, features: Tensor, frames: Tensor) -> list[Tensor]:
-    """The encoder's output for each window, [features, frames], without padding."""
-    encoded, lengths = encoder(audio_signal=features, length=frames)
-    return [row[:, :length].float() for row, length in zip(encoded, lengths.tolist(), strict=True)]
-
-
-def _relative_error(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest of the windows. Raises ValueError where they have another number of frames."""
-    if [o.shape for o in outputs] != [e.shape for e in expected]:
-        raise ValueError("the encoder gives another number of frames")
-    return max(float((o - e).norm() / e.norm()) for o, e in zip(outputs, expected, strict=True))
 
 
 def _reason(error: Exception) -> str:
@@ -153,7 +139,26 @@ def _reason(error: Exception) -> str:
     return text if isinstance(error, Unsuitable | ValueError) else f"{type(error).__name__}: {text}"
 
 
-def _attention(encoder: Any) -> Iterator[_Swap]:
+def _features(model: Any) -> Iterator[_Swap]:
+    yield _Swap(model, "preprocessor", LeanFeatures(model.preprocessor))
+
+
+def _prediction(model: Any) -> Iterator[_Swap]:
+    # A model with CTC alone has its head under this name.
+    if type(model.decoder) is not RNNTDecoder:
+        raise Unsuitable("the model has no prediction network with an LSTM")
+    recurrent = model.decoder.prediction["dec_rnn"]
+    yield _Swap(recurrent, "lstm", LeanLSTM(recurrent.lstm))
+
+
+def _encoder(model: Any) -> Any:
+    if type(model.encoder) is not ConformerEncoder:
+        raise Unsuitable("the encoder is not a Conformer")
+    return model.encoder
+
+
+def _attention(model: Any) -> Iterator[_Swap]:
+    encoder = _encoder(model)
     _require_whole_windows(encoder)
     encodings = encoder.pos_enc.pe
     frames = min(POSITION_FRAMES, encodings.size(1) // 2 + 1)
@@ -163,23 +168,26 @@ def _attention(encoder: Any) -> Iterator[_Swap]:
         yield _Swap(layer, "self_attn", lean_modules.LeanAttention(layer.self_attn, positions))
 
 
-def _convolution(encoder: Any) -> Iterator[_Swap]:
+def _convolution(model: Any) -> Iterator[_Swap]:
+    encoder = _encoder(model)
     for layer in encoder.layers:
         yield _Swap(layer, "conv", lean_modules.LeanConvolution(layer.conv))
 
 
-def _subsampling(encoder: Any) -> Iterator[_Swap]:
+def _subsampling(model: Any) -> Iterator[_Swap]:
+    encoder = _encoder(model)
     yield _Swap(encoder, "pre_encode", lean_modules.LeanSubsampling(encoder.pre_encode))
 
 
-def _int8(encoder: Any) -> Iterator[_Swap]:
+def _int8(model: Any) -> Iterator[_Swap]:
+    encoder = _encoder(model)
     if next(encoder.parameters()).dtype != torch.float32:
         raise Unsuitable("for fp32 only")
     return _linear_layers(encoder, lean_modules.int8_linear)
 
 
-def _packed_linear(encoder: Any) -> Iterator[_Swap]:
-    return _linear_layers(encoder, lean_modules.PackedLinear)
+def _packed_linear(model: Any) -> Iterator[_Swap]:
+    return _linear_layers(_encoder(model), lean_modules.PackedLinear)
 
 
 def _linear_layers(encoder: Any, replacement: Callable[[nn.Linear], nn.Module]) -> Iterator[_Swap]:
@@ -201,10 +209,12 @@ def _require_whole_windows(encoder: Any) -> None:
 
 
 PATHS: dict[FastPath, _Path] = {
+    "features": _Path(_features, is_for_gpus=True, part="preprocessor", max_error=MAX_FEATURES_ERROR),
     "attention": _Path(_attention, is_for_gpus=True),
     "convolution": _Path(_convolution, is_for_gpus=True),
     "subsampling": _Path(_subsampling, is_for_gpus=False),
     "int8": _Path(_int8, is_for_gpus=False, is_automatic=False, max_error=MAX_INT8_ERROR),
     "packed_linear": _Path(_packed_linear, is_for_gpus=False),
+    "prediction": _Path(_prediction, is_for_gpus=False, part="prediction network"),
 }
 """In the order in which they are switched on. A path changes what the paths before it have left."""

@@ -37,7 +37,7 @@ class LeanAttention(nn.Module):
         """`positions`: NeMo's encodings of relative positions, [1, an odd number, features], position 0 in the middle. Windows
         for which they do not suffice have theirs projected with every batch."""
         super().__init__()
-        _require(type(stock) is RelPositionMultiHeadAttention, "the attention has no relative positions")
+        require(type(stock) is RelPositionMultiHeadAttention, "the attention has no relative positions")
         self._heads, self._width = int(stock.h), int(stock.d_k)
         projections = (stock.linear_q, stock.linear_k, stock.linear_v)
         self.linear_qkv = _joined(projections)
@@ -83,12 +83,12 @@ class LeanConvolution(nn.Module):
 
     def __init__(self, stock: Any) -> None:
         super().__init__()
-        _require(type(stock) is ConformerConvolution, "the convolution module is another one")
-        _require(type(stock.batch_norm) is nn.BatchNorm1d and stock.batch_norm.track_running_stats, "there is no batch norm")
-        _require(stock.pointwise_activation == "glu_", "the activation is not a gated linear unit")
+        require(type(stock) is ConformerConvolution, "the convolution module is another one")
+        require(type(stock.batch_norm) is nn.BatchNorm1d and stock.batch_norm.track_running_stats, "there is no batch norm")
+        require(stock.pointwise_activation == "glu_", "the activation is not a gated linear unit")
         depthwise = stock.depthwise_conv
         self._padding = int(depthwise._left_padding)
-        _require(depthwise._right_padding == self._padding, "the convolution is not symmetrical")
+        require(depthwise._right_padding == self._padding, "the convolution is not symmetrical")
         self.linear_in, self.linear_out = _as_linear(stock.pointwise_conv1), _as_linear(stock.pointwise_conv2)
         weight, bias = _with_norm_folded(depthwise, stock.batch_norm)
         self.weight, self.bias = _parameter(weight.unsqueeze(2)), _parameter(bias)
@@ -112,26 +112,26 @@ class LeanSubsampling(nn.Module):
 
     def __init__(self, stock: Any) -> None:
         super().__init__()
-        _require(type(stock) is ConvSubsampling and stock._subsampling == "dw_striding", "the subsampling is another one")
-        _require(not stock.is_causal, "the subsampling is causal")
+        require(type(stock) is ConvSubsampling and stock._subsampling == "dw_striding", "the subsampling is another one")
+        require(not stock.is_causal, "the subsampling is causal")
         first, *rest = (layer for layer in stock.conv if isinstance(layer, nn.Conv2d))
         strided = [first, *rest[0::2]]
-        _require(all(c.kernel_size == (3, 3) and c.stride == (2, 2) and c.padding == (1, 1) for c in strided), "not 3 x 3 by 2")
+        require(all(c.kernel_size == (3, 3) and c.stride == (2, 2) and c.padding == (1, 1) for c in strided), "not 3 x 3 by 2")
         activations = [layer for layer in stock.conv if not isinstance(layer, nn.Conv2d)]
-        _require(all(isinstance(layer, nn.ReLU) for layer in activations), "the activation is not ReLU")
+        require(all(isinstance(layer, nn.ReLU) for layer in activations), "the activation is not ReLU")
         self.first, *depthwise = (copy.deepcopy(c).to(memory_format=torch.channels_last) for c in strided)  # type: ignore[call-overload]
         self.depthwise = nn.ModuleList(depthwise)
         self.pointwise = nn.ModuleList(map(_as_linear, rest[1::2]))
         # NeMo flattens [channels, features]; with channels last it is [features, channels].
         by_channel = stock.out.weight.unflatten(1, (first.out_channels, -1))
-        self.out = _linear(by_channel.transpose(1, 2).flatten(1), stock.out.bias)
+        self.out = linear(by_channel.transpose(1, 2).flatten(1), stock.out.bias)
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """`x`: [windows, frames, features]; `lengths`: frames of each window. So is the result, with a frame for every eight."""
-        x = F.relu(self.first(_masked(x, lengths).unsqueeze(3).permute(0, 3, 1, 2)), inplace=True).permute(0, 2, 3, 1)
+        x = F.relu(self.first(zero_padding(x, lengths).unsqueeze(3).permute(0, 3, 1, 2)), inplace=True).permute(0, 2, 3, 1)
         lengths = _halved(lengths)
         for depthwise, pointwise in zip(self.depthwise, self.pointwise, strict=True):
-            x = depthwise(_masked(x, lengths).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            x = depthwise(zero_padding(x, lengths).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
             x, lengths = F.relu(pointwise(x), inplace=True), _halved(lengths)
         return self.out(x.flatten(2)), lengths
 
@@ -189,9 +189,9 @@ def _shifted(by_position: Tensor, windows: int, frames: int) -> Tensor:
     return by_position.as_strided((windows, heads, frames, frames), strides, frames - 1)
 
 
-def _masked(x: Tensor, lengths: Tensor) -> Tensor:
-    """`x`, [windows, frames, ...], with its padding set to zero, in place. For a CPU, where a look at `lengths` costs nothing."""
-    shortest, frames = int(lengths.min()), x.size(1)
+def zero_padding(x: Tensor, lengths: Tensor) -> Tensor:
+    """`x`, [windows, frames, ...], with its padding set to zero, in place. On a CPU, reading `lengths` costs nothing."""
+    shortest, frames = 0 if x.is_cuda else int(lengths.min()), x.size(1)
     if shortest < frames:
         is_padding = torch.arange(shortest, frames, device=x.device) >= lengths.unsqueeze(1)
         x[:, shortest:].masked_fill_(is_padding.view(*is_padding.shape, *[1] * (x.dim() - 2)), 0.0)
@@ -215,16 +215,16 @@ def _with_norm_folded(convolution: nn.Conv1d, norm: nn.BatchNorm1d) -> tuple[Ten
 
 
 def _as_linear(convolution: Any) -> nn.Linear:
-    return _linear(convolution.weight.flatten(1), convolution.bias)
+    return linear(convolution.weight.flatten(1), convolution.bias)
 
 
 def _joined(layers: Sequence[nn.Linear]) -> nn.Linear:
     biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
     weights: list[Tensor] = [layer.weight for layer in layers]
-    return _linear(torch.cat(weights), torch.cat(biases) if biases else None)
+    return linear(torch.cat(weights), torch.cat(biases) if biases else None)
 
 
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     layer = nn.Linear(weight.size(1), weight.size(0), bias=bias is not None, device="meta")
     layer.weight = _parameter(weight)
     if bias is not None:
@@ -236,6 +236,6 @@ def _parameter(values: Tensor) -> nn.Parameter:
     return nn.Parameter(values.detach(), requires_grad=False)
 
 
-def _require(is_met: bool, reason: str) -> None:
+def require(is_met: bool, reason: str) -> None:
     if not is_met:
         raise Unsuitable(reason)

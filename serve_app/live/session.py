@@ -80,6 +80,11 @@ class LiveSession:
         return self._audio.total - self._decoded_until
 
     @property
+    def is_active(self) -> bool:
+        """Steps are short: the VAD detects speech, or words are not final yet."""
+        return self._is_speech or self._has_partial
+
+    @property
     def is_ending(self) -> bool:
         """An utterance is ending: audio after it is decoded only once all its words are final."""
         return self._utterance_end is not None
@@ -123,10 +128,9 @@ class LiveSession:
         if self._is_done:
             return None
         end = self.position if self._utterance_end is None else self._utterance_end
-        if self._utterance_end is None:
-            is_active = self._is_speech or self._has_partial
-            if end - self._decoded_until < (self._windows.step if is_active else SILENT_STEP):
-                return None
+        new_audio = self._windows.step if self.is_active else SILENT_STEP
+        if self._utterance_end is None and end - self._decoded_until < new_audio:
+            return None
         start = max(0, self._origin, self._final_until - self._windows.left) // FRAME_SAMPLES * FRAME_SAMPLES
         stop = min(end, start + self._windows.max_window)
         return Window(self._next_index, start, self._audio.read(start, stop))

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from serve_app.live.endpointing import VAD_FRAME_SAMPLES, Endpointer, Endpointing, VadEvent
-from serve_app.window import Samples
+from serve_app.window import SAMPLE_RATE, Samples
 
 CONTEXT_SAMPLES = 64
 """Samples before a frame that are part of the model's input."""
@@ -24,9 +25,13 @@ MAX_STREAMS = 256
 MAX_ENCODED_FRAMES = 1024
 """Frames that the network's encoder takes at once; they need 20 MB."""
 
-MAX_LIVE_FRAMES = 8
-"""A stream that sends more frames at once is a recording, which is sent faster than it is spoken: the next batch follows at
-once."""
+FRAME_S = VAD_FRAME_SAMPLES / SAMPLE_RATE
+
+MAX_PACE = 2.0
+"""A stream that is sent faster than this, as a multiple of the pace of speech, is a recording: the next batch follows at once."""
+
+PACE_PERIOD_S = 1.0
+"""What a stream may send is counted over this time, seconds: after a pause, its audio comes at once, maybe in several pieces."""
 
 MIN_BATCH_INTERVAL_S = 0.05
 """Minimum time from the start of a batch to the start of the next one, seconds, so that streams share batches: a frame costs
@@ -34,16 +39,27 @@ MIN_BATCH_INTERVAL_S = 0.05
 
 MAX_BATCH_SHARE = 0.1
 """Maximum share of the time that batches run. Where they take longer, because of more streams or a busy machine, batches are less
-frequent and larger."""
+frequent and larger, up to MAX_BATCH_INTERVAL_S."""
+
+MAX_BATCH_INTERVAL_S = 0.25
+"""Maximum time from the start of a batch to the start of the next one, seconds, unless the batch itself takes longer: all streams
+wait for it, also after a single batch that was slow."""
 
 
 @dataclass(slots=True)
 class _Stream:
-    """The model's state for one stream, and the samples that do not fill a frame yet."""
+    """The model's state for one stream, the samples that do not fill a frame yet, and when all that it has sent was due at the
+    latest, at MAX_PACE; seconds of the event loop's clock."""
 
     state: Any = None
     context: Samples = field(default_factory=lambda: np.zeros(CONTEXT_SAMPLES, np.int16))
     rest: Samples = field(default_factory=lambda: np.zeros(0, np.int16))
+    due_s: float = -math.inf
+
+    def is_live(self, frames: int, now_s: float) -> bool:
+        """Count frames that are sent now. Returns whether live speech may come like this."""
+        self.due_s = min(max(self.due_s, now_s - PACE_PERIOD_S), now_s) + frames * FRAME_S / MAX_PACE
+        return self.due_s <= now_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +67,7 @@ class _Request:
     stream: _Stream
     frames: Samples
     """int16 [frames, VAD_FRAME_SAMPLES]"""
+    is_live: bool
     result: "asyncio.Future[list[float]]"
 
 
@@ -79,7 +96,8 @@ class SileroModel:
         if not whole:
             return []
         frames = samples[:whole].reshape(-1, VAD_FRAME_SAMPLES)
-        request = _Request(stream, frames, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        request = _Request(stream, frames, stream.is_live(len(frames), loop.time()), loop.create_future())
         self._waiting.append(request)
         if self._worker is None:
             self._worker = asyncio.create_task(self._work())
@@ -96,9 +114,9 @@ class SileroModel:
                 batch, self._waiting = waiting[:MAX_STREAMS], waiting[MAX_STREAMS:]
                 if batch:
                     await self._process(batch)
-                if all(len(request.frames) <= MAX_LIVE_FRAMES for request in batch):
+                if all(request.is_live for request in batch):
                     interval_s = max(MIN_BATCH_INTERVAL_S, (now_s() - began_s) / MAX_BATCH_SHARE)
-                    await asyncio.sleep(began_s + interval_s - now_s())
+                    await asyncio.sleep(began_s + min(interval_s, MAX_BATCH_INTERVAL_S) - now_s())
         finally:
             self._worker = None
 

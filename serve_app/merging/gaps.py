@@ -9,6 +9,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
@@ -142,7 +143,8 @@ class GapRepair:
         self._empty_before = [0]  # retries without words in all windows before each one, as far as those are done
         self._done: dict[int, int] = {}  # the same of single windows behind one that is not done, by index
         self._gaps: dict[int, int] = {}  # gaps of windows that are decoded and not done, by index
-        self._waiting: list[asyncio.Future[None]] = []
+        self._bounds: list[tuple[int, float]] | None = None  # see _empty_retry_bounds; None: something has changed
+        self._waiting: list[tuple[int, int, asyncio.Future[bool]]] = []  # arguments and result of _decision
 
     async def __call__(self, window: Window) -> list[Token]:
         """Tokens of one window, with times in samples from its start. The windows have the indexes 0, 1, 2, ..."""
@@ -164,25 +166,38 @@ class GapRepair:
     async def _may_retry(self, index: int, own_empty_retries: int) -> bool:
         """Whether window `index` may retry once more; waits until the windows before it have decided that."""
         limit = FREE_RETRIES + (index + 1) // WINDOWS_PER_RETRY - own_empty_retries
-        while True:
-            least, most = self._empty_retries_before(max(0, index - RETRY_LAG))
-            if least >= limit:
-                return False
-            if most < limit:
-                return True
-            change = asyncio.get_running_loop().create_future()
-            self._waiting.append(change)
-            await change
+        if (decision := self._decision(index, limit)) is not None:
+            return decision
+        decided: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting.append((index, limit, decided))
+        return await decided
+
+    def _decision(self, index: int, limit: int) -> bool | None:
+        """Whether less than `limit` retries that count for window `index` find no words; None while it is not known."""
+        minimum, maximum = self._empty_retries_before(max(0, index - RETRY_LAG))
+        return False if minimum >= limit else True if maximum < limit else None
 
     def _empty_retries_before(self, index: int) -> tuple[int, float]:
-        """How many retries of the windows before `index` find no words: at least and at most, as far as is known."""
-        done = min(index, len(self._empty_before) - 1)
-        least: int = self._empty_before[done]
-        most: float = least
-        for other in range(done, index):
-            least += self._done.get(other, 0)
-            most += self._done.get(other, self._gaps.get(other, math.inf))
-        return least, most
+        """Minimum and maximum number of retries without words in the windows before `index`, as far as is known."""
+        done = len(self._empty_before) - 1
+        if index <= done:
+            return self._empty_before[index], self._empty_before[index]
+        if self._bounds is None:
+            self._bounds = self._empty_retry_bounds()
+        if index - done < len(self._bounds):
+            return self._bounds[index - done]
+        # Windows after the last one that was decoded have at least no retry, and maybe any number.
+        return self._bounds[-1][0], math.inf
+
+    def _empty_retry_bounds(self) -> list[tuple[int, float]]:
+        """`_empty_retries_before` for the first window that is not done and those after it, up to the last decoded one. Prefix
+        sums, as many windows ask for them."""
+        done = len(self._empty_before) - 1
+        others = range(done, max([done - 1, *self._gaps, *self._done]) + 1)
+        minima = (self._done.get(other, 0) for other in others)
+        maxima = (self._done.get(other, self._gaps.get(other, math.inf)) for other in others)
+        first = self._empty_before[done]
+        return list(zip(accumulate(minima, initial=first), accumulate(maxima, initial=first), strict=True))
 
     def _note_done(self, index: int, empty_retries: int) -> None:
         del self._gaps[index]
@@ -192,7 +207,12 @@ class GapRepair:
         self._note_change()
 
     def _note_change(self) -> None:
+        self._bounds = None
         waiting, self._waiting = self._waiting, []
-        for change in waiting:
-            if not change.done():
-                change.set_result(None)
+        for index, limit, decided in waiting:
+            if decided.done():  # cancelled
+                continue
+            if (decision := self._decision(index, limit)) is None:
+                self._waiting.append((index, limit, decided))
+            else:
+                decided.set_result(decision)

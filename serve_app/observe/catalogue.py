@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 PREFIX = "parakeet_"
-"""Of the names, as Ray gets them."""
+"""Beginning of the names under which Ray gets the metrics. Its exporter puts `ray_` in front of all names."""
 
 Kind = Literal["counter", "gauge", "histogram"]
 
@@ -14,7 +14,7 @@ class Metric:
     """One metric. A counter grows by what is recorded, a gauge takes it as its value, a histogram observes it."""
 
     name: str
-    """With its unit, without PREFIX."""
+    """With its unit, and without PREFIX."""
     kind: Kind
     meaning: str
     labels: tuple[str, ...] = ()
@@ -62,8 +62,15 @@ REQUESTS = Metric(
     "requests",
     "counter",
     "Requests and WebSocket connections that have ended. `code`: HTTP status, close code of a WebSocket, or `gone` where the "
-    "client left first.",
+    "client left first. A failure after the status was sent, or in a session that goes on, is only in `failures`.",
     ("route", "code"),
+)
+FAILURES = Metric(
+    "failures",
+    "counter",
+    "Failures that clients were told of, by the code in the answer, event or message. A Realtime session has one for each "
+    "utterance that fails and each event that is refused.",
+    ("route", "error"),
 )
 REQUESTS_IN_PROGRESS = Metric(
     "requests_in_progress", "gauge", "POST requests in progress, those that are still being uploaded included."
@@ -71,23 +78,23 @@ REQUESTS_IN_PROGRESS = Metric(
 REQUEST_LATENCY_SECONDS = Metric(
     "request_latency_seconds",
     "histogram",
-    "HTTP requests: from their arrival, so with the upload, to the end of the response.",
+    "HTTP requests that succeeded (status below 400): from their arrival, so with the upload, to the end of the response.",
     ("route",),
     SLOW_S,
 )
 REQUEST_RTF = Metric(
     "request_rtf",
     "histogram",
-    "Files: time from the start of decoding, after an upload by REST, to the end of the transcript, by the length of the audio "
-    "(real-time factor; RTFx is its inverse).",
+    "Files: time from the start of decoding, over REST after the upload or once it is transcribed while it arrives, to the end "
+    "of the transcript, by the length of the audio (real-time factor; RTFx is its inverse).",
     ("model", "entry_point"),
     (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 5, 10, 50),
 )
 FIRST_TEXT_LATENCY_SECONDS = Metric(
     "first_text_latency_seconds",
     "histogram",
-    "Files: from the start of decoding to the first final segment. Streams, once per utterance: audio received from the start of "
-    "speech, which the VAD detected, to the first words.",
+    "Files: from the start of decoding to the first final segment. Streams, once per utterance: from when the ingress read the "
+    "start of speech, which the VAD detected, to the first words.",
     ("model", "entry_point"),
     SLOW_S,
 )
@@ -95,7 +102,7 @@ LIVE_STREAMS = Metric("live_streams", "gauge", "Open WebSocket connections that 
 LIVE_FINAL_LAG_SECONDS = Metric(
     "live_final_lag_seconds",
     "histogram",
-    "Streams: audio received after the end of a segment until its text was final.",
+    "Streams: from when the ingress read the end of a segment until its text was final.",
     ("model", "entry_point"),
     (0.2, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5, 3, 4, 5, 7.5, 10, 15, 20, 30, 60),
 )
@@ -105,6 +112,22 @@ UPLOAD_SPOOL_BYTES = Metric(
 DECODER_PROCESSES = Metric("decoder_processes", "gauge", "Decoder processes of an ingress replica.")
 DECODER_FAILURES = Metric(
     "decoder_failures", "counter", "Decoder processes that ended while they were needed, or could not be started."
+)
+REMAINING_AUDIO_SECONDS = Metric(
+    "remaining_audio_seconds",
+    "gauge",
+    "Files in progress of an ingress replica: audio that is not transcribed yet, as far as their length is known. Replicas are "
+    "scaled by it.",
+    ("model",),
+)
+LIVE_LOAD = Metric(
+    "live_load_ratio",
+    "gauge",
+    "Live streams of an ingress replica: seconds of audio that they need decoded per second. Replicas are scaled by it.",
+    ("model",),
+)
+DECODE_RATE = Metric(
+    "decode_rate_ratio", "gauge", "Seconds of audio that a replica decodes per second while its batches are full.", ("model",)
 )
 WINDOWS_RETRIED = Metric("windows_retried", "counter", "Windows that were sent again because their replica was lost.", ("model",))
 GAPS_REDECODED = Metric("gaps_redecoded", "counter", "Retry windows of gap repair: speech without tokens.", ("model",))
@@ -130,14 +153,15 @@ BATCH_PADDING_RATIO = Metric(
 STEP_SECONDS = Metric(
     "step_seconds",
     "histogram",
-    "Duration of a stage of a batch: `prepare` (buffer, copy, features) or `recognise` (encoder, decoder, tokens).",
+    "Duration of a stage of a batch, also where it failed: `prepare` (buffer, copy, features) or `recognise` (encoder, decoder, "
+    "tokens).",
     ("model", "stage"),
     FAST_S,
 )
 BUSY_SECONDS = Metric(
     "busy_seconds",
     "counter",
-    "Total of the same: its rate is the share of the time in which a replica is busy with that stage.",
+    "Time in the stages of batches, seconds: its rate is the share of the time in which a replica is busy with that stage.",
     ("model", "stage"),
 )
 MODEL_STATE = Metric(

@@ -28,5 +28,8 @@ class IngressState:
         record(catalogue.DECODER_FAILURES, failures - self._decoder_failures)
         self._decoder_failures = failures
         for status in models:
+            demand = self._service.demand.of(status.model.name)
+            record(catalogue.REMAINING_AUDIO_SECONDS, demand.remaining_s, status.model.name)
+            record(catalogue.LIVE_LOAD, demand.live_load, status.model.name)
             for state in STATES:
                 record(catalogue.MODEL_STATE, float(state == status.state), status.model.name, state)

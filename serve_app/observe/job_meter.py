@@ -1,6 +1,7 @@
 """Metrics of one job, read from what passes through its pipeline. Pure."""
 
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Literal
 
@@ -11,6 +12,12 @@ from serve_app.window import SAMPLE_RATE, Lane, Window
 
 EntryPoint = Literal["rest", "websocket", "realtime"]
 """How a job reached the server."""
+
+ARRIVAL_RESOLUTION_S = 0.1
+"""Audio that arrives within this time counts as having arrived with the first of it, seconds."""
+
+MAX_ARRIVALS = 1024
+"""Arrivals of a stream that are kept, at least 100 s. A delay that reaches further back counts from the oldest one."""
 
 LANE_NAMES = {lane: lane.name.lower() for lane in Lane}
 
@@ -72,23 +79,41 @@ class FileMeter(JobMeter):
 
 
 class StreamMeter(JobMeter):
-    """Of a live stream. Delays are seconds of audio received meanwhile: what they are on the clock while somebody speaks."""
+    """Of a live stream. Delays are on the clock, from when the audio was read. What it has waited before that is not seen
+    here: on the network, in the proxy, or because the stream had too much to do already."""
 
-    def __init__(self, recorder: Recorder, model: str, entry_point: EntryPoint) -> None:
-        super().__init__(recorder, model, entry_point, time.monotonic)
+    def __init__(
+        self, recorder: Recorder, model: str, entry_point: EntryPoint, now_s: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__(recorder, model, entry_point, now_s)
+        self._arrived_until_s = 0.0
+        self._arrivals = deque[tuple[float, float]](maxlen=MAX_ARRIVALS)
+        """Ends of audio that has arrived together, positions, and when; both ascending."""
         self._speech_start_s: float | None = None
 
-    def take(self, event: LiveEvent, received_s: float) -> None:
-        """An event of the pipeline, and how much audio was received before it."""
-        self.received(received_s, Lane.LIVE)
+    def arrived(self, seconds: float) -> None:
+        """The next audio of the stream was read."""
+        self._arrived_until_s += seconds
+        arrived_at_s = self._now_s()
+        if self._arrivals and arrived_at_s - self._arrivals[-1][1] < ARRIVAL_RESOLUTION_S:
+            arrived_at_s = self._arrivals.pop()[1]
+        self._arrivals.append((self._arrived_until_s, arrived_at_s))
+
+    def count_received(self) -> None:
+        """Count what was read since the last call."""
+        self.received(self._arrived_until_s, Lane.LIVE)
+
+    def take(self, event: LiveEvent) -> None:
+        """An event of the pipeline."""
+        self.count_received()
         match event:
             case SpeechStarted() if self._speech_start_s is None:
                 self._speech_start_s = event.at_s
             case Hypothesis() if event.final or event.partial:
-                self._note_text(received_s)
+                self._note_text()
             case SegmentFinal():
-                self._note_text(received_s)
-                self._observe(catalogue.LIVE_FINAL_LAG_SECONDS, max(0.0, received_s - event.segment.end_s))
+                self._note_text()
+                self._observe(catalogue.LIVE_FINAL_LAG_SECONDS, self._since_arrival_s(event.segment.end_s))
                 self._transcribed(event.segment.end_s, Lane.LIVE)
             case UtteranceFinal():
                 self._speech_start_s = None
@@ -96,7 +121,12 @@ class StreamMeter(JobMeter):
             case Done():
                 self._transcribed(event.duration_s, Lane.LIVE)
 
-    def _note_text(self, received_s: float) -> None:
+    def _note_text(self) -> None:
         if self._speech_start_s is not None:
-            self._observe(catalogue.FIRST_TEXT_LATENCY_SECONDS, max(0.0, received_s - self._speech_start_s))
+            self._observe(catalogue.FIRST_TEXT_LATENCY_SECONDS, self._since_arrival_s(self._speech_start_s))
             self._speech_start_s = None
+
+    def _since_arrival_s(self, position_s: float) -> float:
+        """Time since the audio at this position has arrived."""
+        arrived_at_s = next((at_s for until_s, at_s in self._arrivals if until_s >= position_s), None)
+        return 0.0 if arrived_at_s is None else self._now_s() - arrived_at_s

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx2
@@ -15,11 +15,18 @@ log = logging.getLogger("ray.serve")
 TIMEOUT_S = 5.0
 """Within this time the exporter must have answered, seconds. Prometheus waits for 10 s by default."""
 
-MAX_EXPORT_BYTES = 32 << 20
-"""Maximum answer of the exporter, bytes. A node with a few replicas has some hundred kilobytes."""
+SERVE_METRICS = ("ray_serve_deployment_replica_healthy", "ray_serve_autoscaling_target_replicas")
+"""Those of Ray Serve that the dashboard shows. The others are most of what the exporter has, and grow with every replica."""
 
-FAMILIES = ("ray_parakeet_", "ray_serve_")
-"""Prefixes of the metrics that are passed on. The exporter has those of Ray itself too, which are most of its answer."""
+FAMILIES = ("ray_parakeet_", *SERVE_METRICS)
+"""Prefixes of the metrics that are passed on."""
+
+STARTS = tuple(f"{comment}{family}".encode() for comment in ("", "# HELP ", "# TYPE ") for family in FAMILIES)
+"""Beginnings of their lines: of samples and of comments."""
+
+MAX_KEPT_BYTES = 32 << 20
+"""Maximum length of those lines, bytes. A replica has about 70 kB, and the exporter keeps counters and histograms of replicas
+that have ended until Ray is restarted."""
 
 
 def exporter_url() -> str | None:
@@ -57,36 +64,30 @@ class NodeExporter:
             async with asyncio.timeout(TIMEOUT_S):
                 if self._url is None:
                     self._url = await asyncio.to_thread(self._find_url)
-                if self._url is None:
-                    raise MetricsUnavailable("Ray exports no metrics on this node: its dashboard agent is not running.")
-                exported = await _get(self._url)
-        except TimeoutError:
-            raise MetricsUnavailable(f"Ray's exporter did not answer within {TIMEOUT_S:.0f} s.") from None
-        except httpx2.HTTPError as error:
+                if self._url is not None:
+                    return await _ours(self._url)
+        except Exception as error:
             # After a restart it may have another port.
             self._url = None
             log.warning("Ray's exporter cannot be read: %r", error)
+            if isinstance(error, TimeoutError):
+                raise MetricsUnavailable(f"Ray's exporter did not answer within {TIMEOUT_S:.0f} s.") from None
             raise MetricsUnavailable("Ray's exporter on this node cannot be read; the server's log says why.") from None
-        return await asyncio.to_thread(_ours, exported)
+        raise MetricsUnavailable("Ray exports no metrics on this node: its dashboard agent is not running.")
 
 
-async def _get(url: str) -> bytes:
+async def _ours(url: str) -> str:
+    """The lines of FAMILIES, picked while the answer arrives."""
+    kept, kept_bytes, rest = list[bytes](), 0, b""
     # Without the proxies of the environment: it is this machine.
     async with httpx2.AsyncClient(trust_env=False, timeout=None) as client, client.stream("GET", url) as response:
         response.raise_for_status()
-        body = bytearray()
         async for chunk in response.aiter_bytes():
-            body += chunk
-            if len(body) > MAX_EXPORT_BYTES:
-                raise MetricsUnavailable(f"Ray's exporter answered with more than {MAX_EXPORT_BYTES >> 20} MB.")
-        return bytes(body)
-
-
-def _ours(exported: bytes) -> str:
-    return "".join(_lines_of(FAMILIES, exported.decode(errors="replace")))
-
-
-def _lines_of(families: tuple[str, ...], text: str) -> Iterator[str]:
-    """Lines of the metrics with those prefixes: samples, and the comments that begin with `# HELP` or `# TYPE`."""
-    starts = (*families, *(f"# {comment} {family}" for comment in ("HELP", "TYPE") for family in families))
-    return (f"{line}\n" for line in text.split("\n") if line.startswith(starts))
+            *lines, rest = (rest + chunk).split(b"\n")
+            ours = [line + b"\n" for line in lines if line.startswith(STARTS)]
+            kept_bytes += sum(map(len, ours))
+            if kept_bytes > MAX_KEPT_BYTES:
+                log.warning("Ray's exporter has more than %d MB of this server: what follows is left out", MAX_KEPT_BYTES >> 20)
+                break
+            kept += ours
+    return b"".join(kept).decode(errors="replace")

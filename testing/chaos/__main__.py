@@ -50,12 +50,12 @@ class Row:
     file_pause_s: float = 0.0
     """The longest time in which a file made no progress, seconds."""
     stream_pause_s: float = 0.0
-    whole_s: float = 0.0
+    recovered_s: float = 0.0
     """From the fault until everything that was lost has been replaced, seconds."""
     rate_before: float = 0.0
     """Seconds of audio of files that were transcribed per second, before the fault."""
     rate_after: float = 0.0
-    """The same once the cluster is whole again; 0 where no file was left."""
+    """The same once the cluster has recovered; 0 where no file was left."""
 
 
 def try_fault(cluster: ChaosCluster, fault: Fault, files: int, file_s: float, streams: int) -> Row:
@@ -71,9 +71,9 @@ def try_fault(cluster: ChaosCluster, fault: Fault, files: int, file_s: float, st
         seen = fault.run(cluster)
         if fault.removes:
             return _removed(cluster, fault, load)
-        whole_s = _watch(cluster, load, fault_s)
-        heard_s = {id(client): client.position_s for client in load.streams}
-        load.wait_until(lambda: all(client.position_s > heard_s[id(client)] or client.is_done for client in load.streams))
+        recovered_s = _watch(cluster, load, fault_s)
+        positions_s = {id(client): client.position_s for client in load.streams}
+        load.wait_until(lambda: all(client.position_s > positions_s[id(client)] or client.is_done for client in load.streams))
     ends_s = [client.moments[-1][0] for client in load.files if client.moments]
     saw = Counter(f"{client.kind}: {what}" for client in load.clients for what in client.saw)
     return Row(
@@ -92,9 +92,9 @@ def try_fault(cluster: ChaosCluster, fault: Fault, files: int, file_s: float, st
         retried_windows=_lost_windows(cluster) - retried,
         file_pause_s=max((client.longest_pause_s(fault_s) for client in load.files), default=0.0),
         stream_pause_s=max((client.longest_pause_s(fault_s) for client in load.streams), default=0.0),
-        whole_s=whole_s - fault_s,
+        recovered_s=recovered_s - fault_s,
         rate_before=_rate(load.files, began_s, fault_s),
-        rate_after=_rate(load.files, whole_s, min(ends_s, default=0.0)),
+        rate_after=_rate(load.files, recovered_s, min(ends_s, default=0.0)),
     )
 
 
@@ -110,15 +110,15 @@ def _removed(cluster: ChaosCluster, fault: Fault, load: CheckedLoad) -> Row:
 
 
 def _watch(cluster: ChaosCluster, load: CheckedLoad, fault_s: float) -> float:
-    """When the cluster was whole again, of the monotonic clock. Waits for that, and for the files."""
-    whole_s = fault_s
+    """When the cluster had recovered, of the monotonic clock. Waits for that, and for the files."""
+    recovered_s = fault_s
     # What is lost is noticed after a while only.
     while time.monotonic() < fault_s + NOTICED_S or not all(client.is_done for client in load.files):
         if not cluster.is_whole():
             cluster.wait_until_whole()
-            whole_s = time.monotonic()
+            recovered_s = time.monotonic()
         time.sleep(0.2)
-    return whole_s
+    return recovered_s
 
 
 def _wrong_words(client: Client) -> list[str]:
@@ -150,8 +150,8 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
 
 
 HEAD = (
-    *("fault", "files done", "streams done", "words", "lost", "doubled", "clients saw", "windows sent again"),
-    *("longest pause of a file, s", "of a stream, s", "whole again after, s", "x real time before", "after"),
+    *("fault", "files done", "streams done", "words", "lost", "doubled", "clients saw", "windows retried"),
+    *("longest pause of a file, s", "of a stream, s", "recovered after, s", "x real time before", "after"),
 )
 
 
@@ -166,7 +166,7 @@ def cells(row: Row) -> list[str]:
         *(f"{number:,}" for number in (row.words, row.lost, row.doubled)),
         "; ".join(row.saw) or "nothing",
         str(row.retried_windows),
-        *(f"{seconds:.1f}" for seconds in (row.file_pause_s, row.stream_pause_s, row.whole_s)),
+        *(f"{seconds:.1f}" for seconds in (row.file_pause_s, row.stream_pause_s, row.recovered_s)),
         f"{row.rate_before:.0f}",
         f"{row.rate_after:.0f}" if row.rate_after else "-",
     ]

@@ -1,12 +1,9 @@
 """A client that is gone: whatever ran for it ends at once and cleans up, for every kind of answer."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import httpx2
 import numpy as np
-import psutil
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
@@ -16,8 +13,7 @@ from serve_app.settings import LimitSettings
 from serve_app.window import SAMPLE_RATE
 from testing import media
 from testing.fake_service import FakeService
-from testing.open_requests import OpenRequest, until
-from testing.server import open_files
+from testing.open_requests import OpenRequest, cleaned_up, until
 
 LONG = media.wav(np.random.default_rng(0).normal(0, 0.1, 90 * SAMPLE_RATE))
 """Larger than what is held in memory, and longer than a window."""
@@ -34,20 +30,6 @@ def sent(server: FakeService, **fields: str) -> OpenRequest:
 async def until_at_work(server: FakeService) -> None:
     async with asyncio.timeout(20):
         await until(lambda: bool(server.windows))
-
-
-@asynccontextmanager
-async def cleaned_up(server: FakeService) -> AsyncIterator[None]:
-    """Asserts that nothing is left of what the block began."""
-    process = psutil.Process()
-    files, tasks_before = open_files(process), asyncio.all_tasks()
-    yield
-    async with asyncio.timeout(20):
-        while tasks := asyncio.all_tasks() - tasks_before:
-            await asyncio.wait(tasks)
-    assert open_files(process) <= files
-    assert server.service.admission.requests == 0
-    assert server.service.admission.windows_per_job == server.service.settings.limits.max_windows_in_flight
 
 
 @pytest.fixture

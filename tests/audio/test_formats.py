@@ -15,6 +15,7 @@ from serve_app.audio.decoding import BLOCK_SAMPLES, MAX_GAP_S, AudioFile
 from serve_app.errors import AudioError
 from serve_app.window import SAMPLE_RATE, Samples
 from testing import media
+from testing.paths import DATA
 
 MAX_CODEC_DELAY_S = 0.05
 """Maximum delay of a codec, seconds. ADTS, MPEG, WMA and MP3 without a header do not state theirs, so it cannot be removed."""
@@ -66,6 +67,15 @@ def test_a_wav_file_with_a_wrong_length_in_its_header(claimed_bytes: int) -> Non
     """A program that writes a WAV file to a pipe does not know its length in advance."""
     samples = np.round(media.chirp(1.0) * 32767).astype("<i2")
     assert np.array_equal(decode(media.wav_header(SAMPLE_RATE, data_bytes=claimed_bytes) + samples.tobytes()), samples)
+
+
+@pytest.mark.parametrize("repeats", [1, 20])
+def test_dts_that_a_wav_file_calls_pcm_is_decoded(repeats: int) -> None:
+    """As on DTS CDs. The file is a tone of 440 Hz; of the longer one, FFmpeg sees a part when it opens it."""
+    dts = (DATA / "tone.dts").read_bytes() * repeats
+    samples = decode(media.wav_header(44_100, channels=2, data_bytes=len(dts)) + dts)
+    assert len(samples) / SAMPLE_RATE == pytest.approx(0.2 * repeats, abs=0.02 * repeats)
+    assert np.argmax(np.abs(np.fft.rfft(samples))) * SAMPLE_RATE / len(samples) == pytest.approx(440, abs=5)
 
 
 @pytest.mark.parametrize("channels", [3, 5, 6, 7, 8, 9, 11, 16, 64])

@@ -2,11 +2,12 @@
 server."""
 
 import asyncio
-import gc
+import math
 import pickle
 import threading
 import time
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -71,34 +72,69 @@ async def test_a_replica_stops_fetching_until_the_application_has_taken(message:
 
 @pytest.mark.usefixtures("bounded_replica")
 @pytest.mark.parametrize(
-    ("kind", "size_bytes", "open_sockets", "fetches"),
-    [("websocket", 640, 1, 12), ("websocket", 640, 50, 5), ("websocket", 40_000, 50, 100), ("http", 640, 50, 100)],
+    ("kind", "size_bytes", "senders", "idle", "fetches_per_s"),
+    [
+        pytest.param("websocket", 640, 1, 0, 18, id="one stream"),
+        pytest.param("websocket", 640, 4, 500, 4 * 18, id="few among idle ones"),
+        pytest.param("websocket", 640, 24, 0, 250, id="many"),
+        pytest.param("websocket", 640, 24, 500, 250, id="many among idle ones"),
+        pytest.param("websocket", 640, 200, 0, 250, id="so many that a fetch brings more than a second of audio"),
+        pytest.param("websocket", 80_000, 1, 100, 50, id="a file"),
+        pytest.param("http", 640, 1, 100, 50, id="http"),
+    ],
 )
-def test_messages_of_a_live_stream_are_fetched_together(kind: str, size_bytes: int, open_sockets: int, fetches: int) -> None:
-    """A message comes every 5 ms of virtual time, for half a second."""
-    gc.collect()  # the sockets of other tests
-    message = {"type": "websocket.receive", "bytes": bytes(size_bytes)}
-    fetched: list[int] = []
+def test_messages_of_live_streams_are_fetched_together(
+    kind: str, size_bytes: int, senders: int, idle: int, fetches_per_s: int
+) -> None:
+    """A message comes every 20 ms of virtual time; a fetch takes 5 ms, and waits for a message."""
+    fetches = 0
 
-    async def receive_asgi_messages(_: Any) -> bytes:
-        await asyncio.sleep(0.005)
-        arrived = round(time.monotonic() / 0.005) - sum(fetched)
-        fetched.append(arrived)
-        return pickle.dumps([message] * arrived)
+    async def nothing(_: Any) -> bytes:
+        await asyncio.sleep(math.inf)
+        raise AssertionError
 
-    async def stream() -> None:
-        others = [replica.ASGIReceiveProxy({"type": "websocket"}, None, receive_asgi_messages) for _ in range(open_sockets - 1)]
-        receive = replica.ASGIReceiveProxy({"type": kind}, None, receive_asgi_messages)
-        fetching = asyncio.create_task(receive.fetch_until_disconnect())
-        for _ in range(100):
-            assert await receive() == message
-        fetching.cancel()
-        del others
+    def sender(began_s: float) -> Callable[[Any], Awaitable[bytes]]:
+        sent = 0
+
+        async def receive_asgi_messages(_: Any) -> bytes:
+            nonlocal fetches, sent
+            fetches += 1
+            await asyncio.sleep(max(0.005, began_s + sent * 0.02 - time.monotonic()))
+            arrived = max(1, int((time.monotonic() - began_s) / 0.02) - sent)
+            sent += arrived
+            return pickle.dumps([{"type": "websocket.receive", "bytes": bytes([n % 256]) * size_bytes} for n in range(arrived)])
+
+        return receive_asgi_messages
+
+    async def take(receive: Any) -> None:
+        while True:
+            await receive()
+
+    async def count() -> int:
+        sources = [nothing] * idle + [sender(0.02 * n / senders) for n in range(senders)]
+        receivers = [replica.ASGIReceiveProxy({"type": kind}, None, source) for source in sources]
+        tasks = [asyncio.create_task(receiver.fetch_until_disconnect()) for receiver in receivers]
+        tasks += [asyncio.create_task(take(receiver)) for receiver in receivers]
+        await asyncio.sleep(2)
+        before = fetches
+        await asyncio.sleep(2)
+        for task in tasks:
+            task.cancel()
+        return fetches - before
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("time.monotonic", virtual_time.now_s)
-        virtual_time.run(stream())
-    assert len(fetched) == pytest.approx(fetches, abs=1)
+        patch.setattr(backpressure, "_last_fetches_s", OrderedDict())
+        assert virtual_time.run(count()) / 2 == pytest.approx(fetches_per_s, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("received_bytes", "since_s", "is_live"),
+    [(32_000, 0.01, True), (33_000, 0.01, False), (64_000, 1.0, True), (256 << 10, 60.0, True), (300 << 10, 60.0, False)],
+)
+def test_live_audio_is_told_from_files_by_bytes_and_time(received_bytes: int, since_s: float, is_live: bool) -> None:
+    """A file whose fetches have a pace would never lose it again if what the proxy holds counted as live."""
+    assert backpressure._is_live(received_bytes, since_s) == is_live
 
 
 @MESSAGES

@@ -113,6 +113,39 @@ class TestModelClient:
         assert isinstance(error, ModelUnavailable)
         assert len(replicas.calls) == 1
 
+    @pytest.mark.parametrize(
+        ("before", "after", "lane", "moved"),
+        [(1, 4, Lane.BULK, 150), (1, 4, Lane.LIVE, 0), (2, 4, Lane.INTERACTIVE, 100), (0, 2, Lane.BULK, 0), (2, 1, Lane.BULK, 0)],
+    )
+    def test_replicas_that_are_added_get_their_share_of_the_windows_that_wait(
+        self, before: int, after: int, lane: Lane, moved: int
+    ) -> None:
+        statuses = [ReplicaStatus(str(number), "ready") for number in range(before)]
+        cancelled = 0
+
+        async def answer(*arguments: Any) -> Any:
+            nonlocal cancelled
+            try:
+                await asyncio.sleep(10 * CHECK_S)
+            except asyncio.CancelledError:
+                cancelled += 1
+                raise
+            return COLUMNS if len(arguments) > 1 else [COLUMNS] * len(arguments[0])
+
+        replicas: Any = FakeHandle("transcribe", answer)
+        replicas.transcribe_live = replicas
+        client = ModelClient(MODEL, SETTINGS, replicas, lambda: statuses, deployed)
+
+        async def burst() -> list[list[Token]]:
+            waiting = [asyncio.create_task(client.recognise(WINDOW, lane, Job(str(number)))) for number in range(200)]
+            await asyncio.sleep(CHECK_S / 2)
+            statuses[:] = [ReplicaStatus(str(number), "ready") for number in range(after)]
+            return await asyncio.gather(*waiting)
+
+        assert virtual_time.run(burst()) == [TOKENS] * 200
+        # Each decides by itself, at random: five standard deviations.
+        assert cancelled == pytest.approx(moved, abs=5 * 7 if moved else 0)
+
     def test_a_window_that_is_too_long_for_a_message_is_sent_by_reference(self) -> None:
         client, handle = client_with(failing())
         long = Window(0, 0, np.zeros(MAX_BY_VALUE_BYTES // 2 + 1, np.int16))
@@ -266,6 +299,8 @@ class TestModelClient:
     )
     def test_keywords_are_refused_once_a_replica_says_so(self, statuses: tuple[ReplicaStatus, ...], refuses: bool) -> None:
         client, replicas = client_with(failing(), *statuses)
+        assert client.refuses_keywords() == refuses
+        client.statuses = lambda: ()  # unloaded
         assert client.refuses_keywords() == refuses
         assert replicas.calls == []
 

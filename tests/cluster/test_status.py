@@ -1,5 +1,6 @@
 """The status registry: which replicas it knows, and when every ingress is drained."""
 
+from serve_app.cluster.demand import Demand
 from serve_app.cluster.status import EXPIRE_S, ReplicaStatus, StatusRegistry
 
 
@@ -42,6 +43,21 @@ async def test_draining_does_not_wait_for_an_ingress_that_is_gone() -> None:
     clock.now_s = EXPIRE_S + 1
     await registry.report_ingress("here", is_drained=True)
     assert await registry.drain()
+
+
+async def test_a_replica_gets_the_demand_of_every_ingress_for_its_model() -> None:
+    clock = Clock()
+    registry = StatusRegistry(clock)
+    replica = ReplicaStatus("r", "ready")
+    assert await registry.report_model("m", replica) == Demand()
+    await registry.report_ingress("a", is_drained=False, demands={"m": Demand(7.0, 1.0), "other": Demand(1000.0)})
+    clock.now_s = EXPIRE_S - 1
+    await registry.report_ingress("b", is_drained=False, demands={"m": Demand(30.0, 0.5)})
+    assert await registry.report_model("m", replica) == Demand(37.0, 1.5)
+    await registry.report_ingress("b", is_drained=False, demands={"m": Demand(20.0, 0.0)})
+    assert await registry.report_model("m", replica) == Demand(27.0, 1.0), "the last report counts"
+    clock.now_s = EXPIRE_S + 1
+    assert await registry.report_model("m", replica) == Demand(20.0, 0.0), "a is gone"
 
 
 async def test_without_an_ingress_nothing_is_drained() -> None:

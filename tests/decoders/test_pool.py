@@ -10,7 +10,7 @@ import pytest
 
 from serve_app.audio.growing_file import GrowingFile
 from serve_app.decoders.pool import DecoderPool
-from serve_app.decoders.recording import Recording
+from serve_app.decoders.recording import MIN_BIT_RATE, Recording
 from serve_app.decoders.sandbox import MAX_JOBS
 from serve_app.errors import AudioError
 from serve_app.merging.gaps import frame_levels
@@ -34,6 +34,27 @@ async def test_the_windows_are_those_of_the_decoder(pool: DecoderPool, name: str
     assert_same_windows(windows, windows_of_file(data, *CUT))
     assert recording.warnings == ()
     assert recording.announced_s == pytest.approx(12.0, abs=0.3)
+
+
+async def test_a_file_is_expected_to_be_as_long_as_its_bytes_allow(pool: DecoderPool) -> None:
+    data = media.make("flac", media.chirp(3.0))
+    recording = pool.open(io.BytesIO(data))
+    assert recording.expected_s is None
+    await read(recording)
+    assert recording.expected_s == recording.announced_s == pytest.approx(3.0, abs=0.1)
+    recording.announced_s = 86_400.0
+    assert recording.expected_s == 8 * len(data) / MIN_BIT_RATE
+
+
+async def test_of_a_file_that_is_still_being_sent_nothing_is_expected(pool: DecoderPool) -> None:
+    with GrowingFile() as file:
+        await file.write(media.make("flac", media.chirp(3.0)))
+        recording = pool.open(file)
+        recording.announced_s = 3.0
+        assert recording.expected_s is None
+        file.finish()
+        await read(recording)
+        assert recording.expected_s == pytest.approx(3.0, abs=0.1)
 
 
 async def test_windows_have_levels_and_no_digital_silence(pool: DecoderPool) -> None:

@@ -150,7 +150,12 @@ print("done")
 
 @pytest.mark.parametrize(
     "message",
-    [Ready(), Open(1, 32.0, 2.0, None, ["wav"], None, 3), WindowDone(1, 0, 2, 3, 4, None), Failed(1, 'line\n"é"', "file", True)],
+    [
+        Ready(),
+        Open(1, 32.0, 2.0, None, ["wav"], None, False, 3),
+        WindowDone(1, 0, 2, 3, 4, None),
+        Failed(1, 'line\n"é"', "file", True),
+    ],
 )
 def test_messages_survive_the_way(message: Message) -> None:
     line = messages.encode(message)

@@ -20,6 +20,7 @@ def make_batcher(
     max_items: int = 32,
     ageing_s: float = 5.0,
     fail_on: str | None = None,
+    on_batch: Callable[[BatchReport], None] = lambda report: None,
 ) -> tuple[Batcher[str, str], list[list[str]]]:
     """A batcher whose engine takes STEP_S per batch and returns items in upper case, and the list of the batches that it ran."""
     batches: list[list[str]] = []
@@ -33,7 +34,7 @@ def make_batcher(
 
     live = max_samples if max_live_samples is None else max_live_samples
     limits = BatchLimits(max_samples=max_samples, max_live_samples=live, max_items=max_items, ageing_s=ageing_s)
-    return Batcher(process, limits, now_s=virtual_time.now_s), batches
+    return Batcher(process, limits, on_batch=on_batch, now_s=virtual_time.now_s), batches
 
 
 async def submit_at(
@@ -224,6 +225,16 @@ async def test_one_bad_item_fails_alone() -> None:
     assert [results[0], *results[2:]] == ["A", "C", "D"]
     assert isinstance(results[1], ValueError)
     assert batches[0] == names
+
+
+@scenario
+async def test_a_batch_that_is_repeated_item_by_item_counts_once() -> None:
+    reports: list[BatchReport] = []
+    batcher, batches = make_batcher(fail_on="bad", on_batch=reports.append)
+    await asyncio.gather(*(batcher.submit(name, 100, Lane.BULK, name) for name in ("a", "bad", "c")), return_exceptions=True)
+    assert [len(batch) for batch in batches] == [3, 1, 1, 1]
+    assert reports == [BatchReport(((Lane.BULK, 0.0),) * 3, samples=300, padded_samples=300)]
+    assert (batcher.stats.batches, batcher.stats.items, batcher.stats.samples) == (1, 3, 300)
 
 
 @scenario

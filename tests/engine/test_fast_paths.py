@@ -1,4 +1,4 @@
-"""Fast paths: each gives what NeMo's encoder gives, and one that does not is left out."""
+"""Fast paths: each gives what NeMo's modules give, and one that does not is left out."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from nemo.collections.asr.modules import AudioToMelSpectrogramPreprocessor, ConformerEncoder
+from nemo.collections.asr.modules import AudioToMelSpectrogramPreprocessor, ConformerEncoder, ConvASRDecoder, RNNTDecoder
 from torch import Tensor, nn
 
-from serve_app.engine import fast_paths, lean_modules
+from serve_app.engine import fast_paths, lean_features, lean_lstm, lean_modules
 from serve_app.engine.fast_paths import apply_fast_paths
 from serve_app.engine.parakeet import ParakeetEngine
 from serve_app.engine.protocol import FastPaths
@@ -19,7 +19,8 @@ from serve_app.window import Samples
 from testing.digit_strings import DigitString, to_int16
 
 MELS = 80
-EXACT: tuple[FastPath, ...] = ("attention", "convolution", "subsampling", "packed_linear")
+ENCODER: tuple[FastPath, ...] = ("attention", "convolution", "subsampling", "packed_linear")
+EXACT: tuple[FastPath, ...] = ("features", *ENCODER, "prediction")
 ERRORS = {torch.float32: 1e-5, torch.bfloat16: 0.03}
 
 
@@ -41,8 +42,10 @@ def make_model(dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
         if "pos_bias" in name:
             nn.init.normal_(parameter, std=0.3)
     encoder.freeze()
-    preprocessor = AudioToMelSpectrogramPreprocessor(features=MELS, dither=0.0, pad_to=0)
-    return SimpleNamespace(encoder=encoder.to(dtype), preprocessor=preprocessor)
+    preprocessor = AudioToMelSpectrogramPreprocessor(features=MELS, dither=0.0, pad_to=0).eval()
+    decoder = RNNTDecoder(prednet={"pred_hidden": 32, "pred_rnn_layers": 2}, vocab_size=12).eval()
+    decoder.freeze()
+    return SimpleNamespace(encoder=encoder.to(dtype), preprocessor=preprocessor, decoder=decoder.to(dtype))
 
 
 def encode(model: Any, lengths: Sequence[int]) -> list[Tensor]:
@@ -65,7 +68,7 @@ def error(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
 @pytest.mark.parametrize("lengths", [(333,), (200, 200), (401, 333, 87, 9)], ids=["alone", "one length", "mixed"])
 @pytest.mark.parametrize("variant", [{}, {"use_bias": True, "xscaling": True, "untie_biases": False}], ids=["plain", "biased"])
 @pytest.mark.parametrize("dtype", ERRORS, ids=["fp32", "bf16"])
-@pytest.mark.parametrize("paths", [*((name,) for name in EXACT), EXACT], ids=[*EXACT, "all"])
+@pytest.mark.parametrize("paths", [*((name,) for name in ENCODER), EXACT], ids=[*ENCODER, "all"])
 def test_a_path_gives_what_nemo_gives(
     paths: tuple[FastPath, ...], dtype: torch.dtype, variant: dict[str, Any], lengths: tuple[int, ...]
 ) -> None:
@@ -129,10 +132,25 @@ def test_what_a_path_cannot_replace_stays(variant: dict[str, Any], left_out: set
 
 
 def test_another_encoder_is_left_alone() -> None:
-    model = SimpleNamespace(encoder=nn.Linear(2, 2), preprocessor=make_model().preprocessor)
+    model = make_model()
+    model.encoder = nn.Linear(2, 2)
     paths = apply_fast_paths(model, "auto")
-    assert paths.used == ()
-    assert len(paths.left_out) == len(EXACT)
+    assert paths.used == ("features", "prediction")
+    assert paths.left_out == tuple(f"{name}: the encoder is not a Conformer" for name in ENCODER)
+
+
+def test_another_preprocessor_and_another_head_are_left_alone() -> None:
+    model = make_model()
+    model.preprocessor.featurizer.normalize = "all_features"
+    model.decoder = ConvASRDecoder(feat_in=32, num_classes=12)
+    before = model.preprocessor, model.decoder
+    paths = apply_fast_paths(model, "auto")
+    assert paths.used == ENCODER
+    assert paths.left_out == (
+        "features: the normalisation is not by feature",
+        "prediction: the model has no prediction network with an LSTM",
+    )
+    assert (model.preprocessor, model.decoder) == before
 
 
 def test_off_changes_nothing() -> None:
@@ -185,6 +203,58 @@ def test_a_path_that_fails_its_check_is_undone(
     assert re.fullmatch(reason, paths.left_out[0])
     assert parts(model) == before
     assert all(map(torch.equal, encode(model, (401, 87)), expected))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (slightly_wrong, r"the preprocessor's error is 0\.\d+; the tolerance is 1e-05"),
+        (not_a_number, r"the preprocessor's error is nan; the tolerance is 1e-05"),
+        (lambda x: x[:, :-1], r"it gives another number of frames"),
+        (failing, r"RuntimeError: no such kernel"),
+    ],
+    ids=["wrong", "nan", "short", "failing"],
+)
+def test_features_that_fail_their_check_are_undone(
+    change: Callable[[Tensor], Tensor], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    normalised = lean_features.LeanFeatures._normalised
+    monkeypatch.setattr(
+        lean_features.LeanFeatures, "_normalised", lambda self, x, counts: change(normalised(self, x, counts)[:, : counts.max()])
+    )
+    model = make_model()
+    before = model.preprocessor
+    paths = apply_fast_paths(model, ("features",))
+    assert paths.used == ()
+    assert re.fullmatch(f"features: {reason}", paths.left_out[0])
+    assert model.preprocessor is before
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (slightly_wrong, r"the prediction network's error is 0\.\d+; the tolerance is 0.0001"),
+        (not_a_number, r"the prediction network's error is nan; the tolerance is 0.0001"),
+        (failing, r"RuntimeError: no such kernel"),
+    ],
+    ids=["wrong", "nan", "failing"],
+)
+def test_a_prediction_network_that_fails_its_check_is_undone(
+    change: Callable[[Tensor], Tensor], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = lean_lstm.LeanLSTM.forward
+    # Only the cells: they are what the output of a first token does not show.
+    monkeypatch.setattr(lean_lstm.LeanLSTM, "forward", lambda self, x, state: _with_cells(*forward(self, x, state), change))
+    model = make_model()
+    before = model.decoder.prediction["dec_rnn"].lstm
+    paths = apply_fast_paths(model, ("prediction",))
+    assert paths.used == ()
+    assert re.fullmatch(f"prediction: {reason}", paths.left_out[0])
+    assert model.decoder.prediction["dec_rnn"].lstm is before
+
+
+def _with_cells(output: Tensor, state: tuple[Tensor, Tensor], change: Callable[[Tensor], Tensor]) -> Any:
+    return output, (state[0], change(state[1]))
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -124,47 +123,6 @@ async def test_a_model_whose_thread_is_gone_raises(spoken: Samples) -> None:
     async with asyncio.timeout(60):
         with pytest.raises(RuntimeError, match="shutdown"):
             await model.detector(Endpointing(0.8)).push(spoken[:1_024])
-
-
-@pytest.mark.parametrize(("frames", "is_paused"), [(1, True), (4, True), (31, False)])
-async def test_streams_share_batches_but_a_recording_is_not_held_back(
-    frames: int, is_paused: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A recording is sent at once, so that more audio waits for every batch than is spoken in between."""
-    pauses_s: list[float] = []
-    sleep = asyncio.sleep
-
-    async def note(delay_s: float) -> None:
-        pauses_s.append(delay_s)
-        await sleep(0)
-
-    monkeypatch.setattr("serve_app.live.vad._run", lambda batch: [[] for _ in batch])
-    monkeypatch.setattr("serve_app.live.vad.asyncio.sleep", note)
-    detector = SileroModel().detector(Endpointing(0.8))
-    for _ in range(3):
-        await detector.push(np.zeros(frames * VAD_FRAME_SAMPLES, np.int16))
-        await sleep(0)
-    assert bool(pauses_s) == is_paused
-
-
-async def test_the_longer_a_batch_runs_the_longer_the_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    pauses_s: list[float] = []
-    sleep = asyncio.sleep
-
-    async def note(pause_s: float) -> None:
-        pauses_s.append(pause_s)
-        await sleep(0)
-
-    def run(batch: Sequence[object]) -> list[list[float]]:
-        time.sleep(0.02)
-        return [[] for _ in batch]
-
-    monkeypatch.setattr("serve_app.live.vad.MAX_BATCH_SHARE", 0.1)
-    monkeypatch.setattr("serve_app.live.vad._run", run)
-    monkeypatch.setattr("serve_app.live.vad.asyncio.sleep", note)
-    await SileroModel().detector(Endpointing(0.8)).push(np.zeros(VAD_FRAME_SAMPLES, np.int16))
-    await sleep(0)
-    assert pauses_s[0] >= 9 * 0.02
 
 
 async def test_a_stream_that_left_costs_nothing(spoken: Samples, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,12 +5,22 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 
 from serve_app.engine.parakeet import ParakeetEngine
-from serve_app.merging.gaps import FREE_RETRIES, RETRY_LAG, WINDOWS_PER_RETRY, Gap, GapRepair, filled, suspicious_gaps
+from serve_app.merging.gaps import (
+    FREE_RETRIES,
+    RETRY_LAG,
+    WINDOWS_PER_RETRY,
+    Gap,
+    GapRepair,
+    filled,
+    frame_levels,
+    suspicious_gaps,
+)
 from serve_app.merging.seams import group_words
 from serve_app.transcript import Token
 from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE, Samples, Window
@@ -183,3 +193,37 @@ async def test_a_retry_waits_for_earlier_windows_only_where_they_may_use_up_the_
     release.set()
     await asyncio.gather(*tasks)
     assert sorted(retries) == [0, 1, 2, RETRY_LAG + 1, RETRY_LAG + 3]
+
+
+async def test_windows_that_wait_cost_little_however_many_there_are() -> None:
+    """All wait for the first one, and are told of every change. The lookups grow with the square of their number at most."""
+    samples = np.concatenate([np.zeros(8 * SAMPLE_RATE, np.int16), music(10), np.zeros(8 * SAMPLE_RATE, np.int16)])
+    levels = frame_levels(samples)
+
+    async def lookups(windows: int) -> int:
+        count, first = 0, asyncio.Event()
+
+        class Gaps(dict[int, int]):
+            def get(self, *arguments: Any) -> Any:
+                nonlocal count
+                count += 1
+                return super().get(*arguments)
+
+        async def recognise(window: Window) -> list[Token]:
+            if window.index == 0 and not window.is_retry:
+                await first.wait()
+            for _ in range(1 if window.is_retry else window.index + 1):
+                await asyncio.sleep(0)
+            return []
+
+        repair = GapRepair(recognise)
+        repair._gaps = Gaps()
+        tasks = [asyncio.create_task(repair(Window(index, 0, samples, levels=levels))) for index in range(windows)]
+        for _ in range(2 * windows):
+            await asyncio.sleep(0)
+        assert len(repair._gaps) + len(repair._done) == windows - 1
+        first.set()
+        await asyncio.gather(*tasks)
+        return count
+
+    assert await lookups(120) < 5 * await lookups(60)

@@ -8,6 +8,7 @@ import yaml
 
 from serve_app.observe import catalogue
 from serve_app.observe.catalogue import METRICS, Metric
+from serve_app.observe.node_exporter import SERVE_METRICS
 from testing.paths import ROOT
 from tools import grafana_dashboard, metrics_table
 
@@ -58,9 +59,20 @@ def test_the_dashboard_and_the_alerts_use_metrics_that_exist() -> None:
     assert used - exported(METRICS) == set()
 
 
+def test_metrics_of_serve_that_are_used_are_passed_on() -> None:
+    assert set(re.findall(r"ray_serve_\w+", " ".join(EXPRESSIONS))) == set(SERVE_METRICS)
+
+
 def test_the_dashboard_shows_every_metric() -> None:
     queries = " ".join(grafana_dashboard.queries())
     assert {metric.name for metric in METRICS if metric.exported_name not in queries} == set()
+
+
+def test_the_dashboard_shows_the_models_that_are_chosen() -> None:
+    of_models = "|".join(metric.exported_name for metric in METRICS if "model" in metric.labels)
+    for query in grafana_dashboard.queries():
+        for after in re.findall(rf"(?:{of_models})(?:_bucket|_count)?(?!\w)(.{{0,9}})", query):
+            assert after.startswith("{model=~"), query
 
 
 def test_the_dashboard_is_the_one_of_the_tool() -> None:

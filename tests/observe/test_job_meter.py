@@ -3,21 +3,24 @@
 import asyncio
 import io
 from collections.abc import AsyncGenerator
+from functools import partial
 
 import numpy as np
 import pytest
 
 from serve_app.errors import EngineError
-from serve_app.events import Hypothesis, SegmentFinal, SpeechStarted, UtteranceFinal
+from serve_app.events import Hypothesis, LiveEvent, SegmentFinal, SpeechStarted, UtteranceFinal
+from serve_app.live.endpointing import VadEvent
 from serve_app.observe import catalogue
-from serve_app.observe.job_meter import FileMeter, StreamMeter
+from serve_app.observe.catalogue import Metric
+from serve_app.observe.job_meter import MAX_ARRIVALS, FileMeter, StreamMeter
 from serve_app.pipeline import Commit
 from serve_app.service import JobOptions
 from serve_app.settings import WindowSettings
 from serve_app.transcript import Segment, Token, Word
 from serve_app.window import SAMPLE_RATE, Lane, Samples, Window
-from testing import media
-from testing.fake_service import FakeService
+from testing import media, virtual_time
+from testing.fake_service import FakeService, LevelVad
 from testing.metrics import MemoryRecorder
 
 FILE_S = 70
@@ -83,20 +86,86 @@ def segment(start_s: float, end_s: float) -> Segment:
     return Segment(0, "one", start_s, end_s, (), (Token("▁one", 1, 0, 1280, 0.9),))
 
 
-def test_delays_of_a_stream_are_audio_that_came_meanwhile() -> None:
-    metrics = MemoryRecorder()
-    meter = StreamMeter(metrics, "m", "websocket")
-    word = Word("one", 1.0, 1.5, 0.9)
-    meter.take(SpeechStarted(1.0), 1.2)
-    meter.take(Hypothesis((), ()), 1.4)
-    meter.take(Hypothesis((), (word,)), 1.8)
-    meter.take(Hypothesis((word,), ()), 2.2)
-    meter.take(SegmentFinal(segment(1.0, 1.5)), 4.0)
-    meter.take(UtteranceFinal(2.5), 4.0)
-    assert metrics.values(catalogue.FIRST_TEXT_LATENCY_SECONDS, "m", "websocket") == [pytest.approx(0.8)]
-    assert metrics.values(catalogue.LIVE_FINAL_LAG_SECONDS, "m", "websocket") == [pytest.approx(2.5)]
-    assert metrics.total(catalogue.AUDIO_SECONDS_RECEIVED, "m", "websocket", "live") == pytest.approx(4.0)
-    assert metrics.total(catalogue.AUDIO_SECONDS_TRANSCRIBED, "m", "websocket", "live") == pytest.approx(2.5)
+WORD = Word("one", 1.0, 1.5, 0.9)
+
+
+class Stream:
+    """A meter, and a clock that tests set."""
+
+    def __init__(self) -> None:
+        self.clock_s = 0.0
+        self.metrics = MemoryRecorder()
+        self.meter = StreamMeter(self.metrics, "m", "websocket", lambda: self.clock_s)
+
+    def receive(self, seconds: float, at_s: float) -> None:
+        self.clock_s = at_s
+        self.meter.arrived(seconds)
+
+    def take(self, event: LiveEvent, at_s: float) -> None:
+        self.clock_s = at_s
+        self.meter.take(event)
+
+    def values(self, metric: Metric) -> list[float]:
+        return self.metrics.values(metric, "m", "websocket")
+
+
+def test_delays_of_a_stream_are_time_since_its_audio_arrived() -> None:
+    stream = Stream()
+    for number in range(8):
+        stream.receive(0.5, at_s=10 + 0.5 * number)  # until 4 s of audio, at 13.5 s
+    stream.take(SpeechStarted(1.2), 14)
+    stream.take(Hypothesis((), ()), 14.5)
+    stream.take(Hypothesis((), (WORD,)), 15)
+    stream.take(Hypothesis((WORD,), ()), 15.5)
+    stream.take(SegmentFinal(segment(1.2, 2.0)), 17)
+    stream.take(UtteranceFinal(2.5), 17)
+    assert stream.values(catalogue.FIRST_TEXT_LATENCY_SECONDS) == [pytest.approx(15 - 11)]
+    assert stream.values(catalogue.LIVE_FINAL_LAG_SECONDS) == [pytest.approx(17 - 11.5)]
+    assert stream.metrics.total(catalogue.AUDIO_SECONDS_RECEIVED, "m", "websocket", "live") == pytest.approx(4.0)
+    assert stream.metrics.total(catalogue.AUDIO_SECONDS_TRANSCRIBED, "m", "websocket", "live") == pytest.approx(2.5)
+
+
+def test_arrivals_of_a_long_stream_are_bounded() -> None:
+    stream = Stream()
+    for number in range(50 * 3600):
+        stream.receive(0.02, at_s=0.02 * number)
+    assert len(stream.meter._arrivals) <= MAX_ARRIVALS
+    stream.take(SegmentFinal(segment(3550.0, 3580.0)), 3603.0)
+    stream.take(SegmentFinal(segment(10.0, 20.0)), 3603.0)
+    recent, old = stream.values(catalogue.LIVE_FINAL_LAG_SECONDS)
+    assert recent == pytest.approx(3603 - 3580, abs=0.2)
+    assert old > 100
+
+
+@pytest.mark.parametrize(("vad_s", "min_share"), [(0.01, 0.85), (0.5, 0.85), (4.0, 0.3)])
+def test_delays_of_a_stream_include_those_of_the_ingress(vad_s: float, min_share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The VAD takes so long for each call. While more than a second waits for it, no audio is read, and that is not seen."""
+
+    class SlowVad(LevelVad):
+        async def push(self, block: Samples) -> list[VadEvent]:
+            await asyncio.sleep(vad_s)
+            return await super().push(block)
+
+    server, lags_s = FakeService(), list[float]()
+    monkeypatch.setattr("serve_app.service.StreamMeter", partial(StreamMeter, now_s=virtual_time.now_s))
+    monkeypatch.setattr(server.service, "_new_detector", SlowVad)
+
+    async def audio() -> AsyncGenerator[Samples | Commit, None]:
+        speech = np.concatenate([np.zeros(2 * SAMPLE_RATE, np.int16), noise(4), np.zeros(14 * SAMPLE_RATE, np.int16)])
+        for start in range(0, len(speech), 1_600):
+            await asyncio.sleep((start + 1_600) / SAMPLE_RATE - virtual_time.now_s())
+            yield speech[start : start + 1_600]
+
+    async def listen() -> None:
+        options = JobOptions(entry_point="websocket")
+        async for event in server.service.transcribe_stream(audio(), server.service.find_model(None), options):
+            if isinstance(event, SegmentFinal):
+                lags_s.append(virtual_time.now_s() - event.segment.end_s)
+
+    virtual_time.run(listen())
+    measured_s = server.metrics.values(catalogue.LIVE_FINAL_LAG_SECONDS, "first", "websocket")
+    assert len(measured_s) == len(lags_s) > 0
+    assert all(min_share * lag_s < measured <= lag_s for measured, lag_s in zip(measured_s, lags_s, strict=True))
 
 
 def test_audio_counts_once_however_windows_overlap() -> None:

@@ -22,6 +22,8 @@ ray_parakeet_requests_total{route="/health"} 3.0
 # HELP ray_object_store_memory Of Ray, about ray_parakeet_requests_total.
 # TYPE ray_object_store_memory gauge
 ray_object_store_memory{x="ray_serve_"} 1.0
+# TYPE ray_serve_deployment_replica_healthy gauge
+ray_serve_deployment_replica_healthy{deployment="model m"} 1.0
 # TYPE ray_serve_num_http_requests_total counter
 ray_serve_num_http_requests_total{route="/"} 4.0
 # TYPE python_info gauge
@@ -31,8 +33,8 @@ OURS = """\
 # HELP ray_parakeet_requests_total Requests.
 # TYPE ray_parakeet_requests_total counter
 ray_parakeet_requests_total{route="/health"} 3.0
-# TYPE ray_serve_num_http_requests_total counter
-ray_serve_num_http_requests_total{route="/"} 4.0
+# TYPE ray_serve_deployment_replica_healthy gauge
+ray_serve_deployment_replica_healthy{deployment="model m"} 1.0
 """
 
 
@@ -45,7 +47,7 @@ def exporting(respond: Callable[[], Response]) -> Iterator[NodeExporter]:
         yield NodeExporter(lambda: f"{url}/metrics")
 
 
-async def test_only_our_metrics_and_those_of_serve_are_passed_on() -> None:
+async def test_only_our_metrics_and_two_of_serve_are_passed_on() -> None:
     with exporting(lambda: PlainTextResponse(EXPORT)) as exporter:
         assert await exporter.scrape() == OURS
 
@@ -88,20 +90,46 @@ async def test_an_exporter_that_fails_is_looked_for_again() -> None:
         assert await exporter.scrape() == OURS
 
 
-async def test_a_large_answer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(node_exporter, "MAX_EXPORT_BYTES", 1 << 20)
-    large = PlainTextResponse("x" * (2 << 20))
-    with exporting(lambda: large) as exporter, pytest.raises(MetricsUnavailable, match="more than 1 MB"):
-        await exporter.scrape()
+async def test_of_a_large_answer_only_what_is_passed_on_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_exporter, "MAX_KEPT_BYTES", 1 << 20)
+    other = 'ray_serve_num_http_requests_total{route="/"} 4.0\n' * 50_000
+    with exporting(lambda: PlainTextResponse(other + EXPORT)) as exporter:
+        assert await exporter.scrape() == OURS
 
 
-async def test_an_exporter_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_passed_on_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Not `caplog`: Ray and NeMo change the propagation of loggers when they are imported.
+    logged: list[str] = []
+    monkeypatch.setattr(node_exporter.log, "warning", lambda message, *arguments: logged.append(message % arguments))
+    monkeypatch.setattr(node_exporter, "MAX_KEPT_BYTES", 1 << 20)
+    line = 'ray_parakeet_requests_total{route="/health"} 3.0\n'
+    with exporting(lambda: PlainTextResponse(line * 50_000)) as exporter:
+        answer = await exporter.scrape()
+    assert set(answer.splitlines()) == {line.strip()}
+    assert len(answer) <= 1 << 20
+    assert ["more than 1 MB" in line for line in logged] == [True]
+
+
+async def test_a_cluster_that_does_not_say_where_the_exporter_is() -> None:
+    def fail() -> str:
+        raise RuntimeError("Failed to get nodes")
+
+    with pytest.raises(MetricsUnavailable, match="cannot be read"):
+        await NodeExporter(fail).scrape()
+
+
+async def test_an_exporter_that_does_not_answer_is_looked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()
 
     monkeypatch.setattr(node_exporter, "TIMEOUT_S", 0.2)
     async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
+        addresses = [f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/metrics"]
+        exporter = NodeExporter(lambda: addresses[-1])
         with pytest.raises(MetricsUnavailable, match="did not answer"):
-            await NodeExporter(lambda: f"http://127.0.0.1:{port}/metrics").scrape()
+            await exporter.scrape()
+    with exporting(lambda: PlainTextResponse(EXPORT)) as working:
+        addresses.append(working._find_url() or "")
+        monkeypatch.setattr(node_exporter, "TIMEOUT_S", 5.0)
+        assert await exporter.scrape() == OURS

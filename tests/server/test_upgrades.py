@@ -1,12 +1,15 @@
 """A changed configuration under load: ten long files and ten live streams lose nothing. What is removed answers everybody."""
 
+import json
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from testing.checked_load import CheckedLoad
+from testing.checked_load import WAIT_S, CheckedLoad
 from testing.paths import ROOT
 from testing.server import Server, serve_run
 
@@ -33,6 +36,7 @@ def args(*models: dict[str, Any]) -> dict[str, Any]:
         # Few, so that the old replica can finish those that it has within its time.
         "limits": {"max_windows_in_flight": 20},
         "ingress": {"replicas": 1, "cpus_per_replica": 0},
+        "log_format": "json",
     }
 
 
@@ -46,6 +50,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         for name in (KEPT, REMOVED):
             server.wait_for_state(name, "ready")
         yield server
+
+
+def test_lines_of_log_files_are_objects_with_the_id_of_their_request(server: Server) -> None:
+    headers = {"X-Request-Id": "of-this-test"}
+    answer = server.client.post("/v1/audio/transcriptions", files={"file": b"no audio"}, headers=headers)
+    assert answer.headers["X-Request-Id"] == "of-this-test"
+    (ingress,) = server.processes("ingress")
+    (path,) = [Path(file.path) for file in ingress.open_files() if Path(file.path).name.startswith("replica_")]
+    wait_until(lambda: "of-this-test" in path.read_text())  # The line follows the answer.
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    (line,) = [line for line in lines if line.get("request_id") == "of-this-test"]
+    assert line["message"].startswith("POST /v1/audio/transcriptions 400")
+    assert (line["levelname"], line["deployment"]) == ("INFO", "parakeet_ingress")
 
 
 def test_a_changed_configuration_loses_nothing_but_what_it_removes(server: Server) -> None:
@@ -83,3 +100,10 @@ def test_an_application_that_is_removed_answers_everybody(server: Server) -> Non
 
 def ids(server: Server, name: str) -> set[int]:
     return {process.pid for process in server.processes(name)}
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    until_s = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < until_s, "it did not happen"
+        time.sleep(0.1)

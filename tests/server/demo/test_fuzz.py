@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -28,6 +29,14 @@ def test_every_format_is_understood(server: Server, seeds: dict[str, bytes]) -> 
     assert {name: answer.json().get("text") for name, answer in answers.items()} == dict.fromkeys(seeds, fuzz_media.SPOKEN)
 
 
+def at_rest(server: Server) -> fuzz_media.Load:
+    """The load once the files are closed: that of an upload is just after its answer."""
+    until_s = time.monotonic() + 10
+    while (load := fuzz_media.Load.of(server.process_id)).temporary_files and time.monotonic() < until_s:
+        time.sleep(0.1)
+    return load
+
+
 @pytest.mark.parametrize("files", [FILES, pytest.param(20 * FILES, marks=pytest.mark.long)])
 def test_damaged_files(server: Server, seeds: dict[str, bytes], files: int) -> None:
     """No failure, no hang, no wrong answer to the good files between them, and nothing left behind."""
@@ -35,10 +44,10 @@ def test_damaged_files(server: Server, seeds: dict[str, bytes], files: int) -> N
     assert server.transcribe(media.wav(np.random.default_rng(0).normal(0, 0.1, 100 * SAMPLE_RATE))).status_code == 200
     asyncio.run(fuzz_media.send(server.url, fuzz_media.damaged_files(seeds, 100, 1)))
     files_before = set(server.temporary.iterdir())
-    loads = [fuzz_media.Load.of(server.process_id)]
+    loads = [at_rest(server)]
     for seed in (2, 3):
         report = asyncio.run(fuzz_media.send(server.url, fuzz_media.damaged_files(seeds, files // 2, seed)))
-        loads.append(fuzz_media.Load.of(server.process_id))
+        loads.append(at_rest(server))
         assert report.failures == []
         assert report.wrong_texts == []
         assert report.statuses.total() == files // 2

@@ -1,0 +1,163 @@
+"""Uploads of jobs: files in a folder beside the store, named like their jobs.
+
+A file is written under another name, flushed to disk and renamed; then the job is created. While that goes on, the writer holds a
+lock on the file (`flock`), so that other processes that tidy up see that it is not an orphan. The lock ends with its process,
+however that ends. On a shared folder the file system has to support such locks; NFS does.
+"""
+
+import asyncio
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+from typing import BinaryIO
+
+from serve_app.errors import StorageFull, StoreUnavailable
+from serve_app.jobs.model import Job, JobError, NewJob, OwnerLimits
+from serve_app.jobs.store import NO_LIMITS, JobStore
+
+UPLOAD_LOST = JobError("upload_lost", "The upload of this job is gone from the disk.")
+
+_PART = ".part"
+"""Ends the name of a file that is being written."""
+
+_COPY_BYTES = 1 << 20
+
+
+class Uploads:
+    """The folder of uploads."""
+
+    def __init__(self, folder: Path) -> None:
+        """The folder is made if need be. Other users may not read it."""
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder = folder
+
+    def path(self, job_id: str) -> Path:
+        """The file of a job."""
+        return self._folder / job_id
+
+    async def create(self, store: JobStore, new: NewJob, source: BinaryIO, limits: OwnerLimits = NO_LIMITS) -> tuple[Job, bool]:
+        """Keep a copy of `source`, from its first byte on, and create its job. Returns and raises what `store.create` does.
+
+        Raises StorageFull if there is no room, or the folder cannot be written. Where no job is made, no file remains. If it is
+        unknown whether one was made (StoreUnavailable, cancelled), `tidy` decides.
+        """
+        writing = asyncio.ensure_future(asyncio.to_thread(self._write, new.job_id, source))
+        try:
+            descriptor = await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            # A thread cannot be stopped; the file goes when it is done.
+            writing.add_done_callback(lambda done: None if done.exception() else self._discard(new.job_id, done.result()))
+            raise
+        except OSError as error:
+            raise _storage_full(error) from error
+        try:
+            job, is_new = await store.create(new, limits)
+            if not is_new:
+                self._remove([new.job_id])
+            return job, is_new
+        except StoreUnavailable:
+            raise
+        except Exception:
+            self._remove([new.job_id])
+            raise
+        finally:
+            os.close(descriptor)
+
+    async def remove(self, job_ids: Collection[str]) -> None:
+        """Remove the uploads of jobs that have ended. It does no harm if they are gone."""
+        await asyncio.to_thread(self._remove, list(job_ids))
+
+    async def tidy(self, store: JobStore) -> None:
+        """Remove files without a job that needs them, and fail jobs without a file. To be called at start and now and then.
+
+        Files that another process is writing, or whose job it is about to create, are left alone.
+        """
+        active = await store.active_jobs()
+        names = await asyncio.to_thread(self._names)
+        for job_id in active - names:
+            # Its file was there before the job, so it is not about to come; but the listing may be older than the job.
+            if not await asyncio.to_thread(self.path(job_id).exists):
+                await store.abandon(job_id, UPLOAD_LOST)
+        for name in names - active:
+            descriptor = await asyncio.to_thread(self._lock_orphan, name)
+            if descriptor is None:
+                continue
+            try:
+                # Only now: a writer that has let go of the lock has created the job, or never will.
+                if not any(not job.state.is_ended for job in (await store.get_many([name])).values()):
+                    self._remove([name])
+            finally:
+                os.close(descriptor)
+
+    def _lock_orphan(self, name: str) -> int | None:
+        """The locked descriptor of a file; None: it is being written, or gone."""
+        try:
+            descriptor = os.open(self._folder / name, os.O_RDWR)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        return descriptor
+
+    def _write(self, job_id: str, source: BinaryIO) -> int:
+        """Copy to the file of a job; return its locked descriptor."""
+        part = self._folder / (job_id + _PART)
+        descriptor = self._locked(part)
+        try:
+            source.seek(0)
+            with os.fdopen(os.dup(descriptor), "wb") as file:
+                shutil.copyfileobj(source, file, _COPY_BYTES)
+                file.flush()
+                os.fsync(descriptor)
+            os.replace(part, self.path(job_id))
+            self._sync_folder()
+        except BaseException:
+            self._discard(job_id, descriptor)
+            raise
+        return descriptor
+
+    def _locked(self, part: Path) -> int:
+        """Descriptor of a new file, locked before anybody can take it for an orphan."""
+        while True:
+            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                # Between the two calls it may have been tidied away.
+                if os.fstat(descriptor).st_nlink:
+                    return descriptor
+            except BaseException:
+                self._remove([part.name])
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+
+    def _sync_folder(self) -> None:
+        """Put the names in the folder on disk."""
+        descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _discard(self, job_id: str, descriptor: int) -> None:
+        self._remove([job_id, job_id + _PART])
+        os.close(descriptor)
+
+    def _remove(self, names: list[str]) -> None:
+        for name in names:
+            (self._folder / name).unlink(missing_ok=True)
+
+    def _names(self) -> frozenset[str]:
+        return frozenset(entry.name for entry in os.scandir(self._folder) if entry.is_file(follow_symlinks=False))
+
+
+def _storage_full(error: OSError) -> StorageFull:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFull("The disk has no room for the upload; try again later.")
+    return StorageFull()
