@@ -1,0 +1,235 @@
+"""Keeps a server busy with good clients and with clients that misbehave, and tells whether anything grows.
+
+    python -m testing.soak [--minutes 30] [--share 0.7] [--json PATH]
+
+Starts its own server with configs/demo.yaml: the bundled model, and a simulated one. At first the clients that misbehave, long
+files and live streams run beside a closed loop of short files, which shows what this machine can take. From then on, short files
+come at `--share` of that rate. Every answer is checked. The exit status is 1 if one was neither right nor the error that its
+request deserves, or if the trend of a figure over the second half exceeds its limit.
+"""
+
+import argparse
+import asyncio
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import websockets
+
+from benchmarks.report import CONFIG, machine, simulated_model, table, write_json
+from benchmarks.speech import hoarse, spoken_digits
+from testing.checked_load import CheckedLoad
+from testing.digit_strings import load_bank
+from testing.paths import DIGITS
+from testing.server import Server, serve_run
+from testing.soak.files import FILES as FILE_ATTEMPTS
+from testing.soak.files import good_file
+from testing.soak.sampling import Sample, Trend, sample, trends
+from testing.soak.streams import STREAMS as STREAM_ATTEMPTS
+from testing.soak.target import MAX_AUDIO_S, MAX_UPLOAD_BYTES, PAUSE_S, SIMULATED, Attempt, Target, target
+
+ATTEMPTS = {**FILE_ATTEMPTS, **STREAM_ATTEMPTS}
+
+ARGS: Mapping[str, Any] = {
+    "models": [{"name": "digits", "source": "bundled", "min_replicas": 1}, simulated_model(0.02, 1 / 50)],
+    "limits": {"max_upload_bytes": MAX_UPLOAD_BYTES, "max_audio_s": MAX_AUDIO_S, "upload_pause_s": PAUSE_S},
+    # Live windows are short, so that most of the machine is left to the clients and to everything else.
+    "live": {"idle_s": PAUSE_S, "step_s": 3.0, "left_s": 3.0, "right_s": 1.0},
+}
+
+LIMITS = {"own_mib": 10.0, "threads": 2.0, "descriptors": 5.0, "memfds": 2.0, "files": 2.0, "processes": 0.5}
+"""What the figures may grow over the second half, by their fitted lines."""
+
+SAMPLE_EVERY_S = 2.0
+PAUSE_BETWEEN_S = (1.0, 5.0)
+"""Between two attempts of a client that misbehaves, seconds."""
+
+CLOSED_LOOP = 6
+"""Clients of the closed loop."""
+
+MAX_IN_FLIGHT = 48
+"""Short files in progress; with more, the next one waits."""
+
+FILES, FILE_S, STREAMS = 2, 100.0, 4
+"""Long files and live streams whose words are known; their lengths, seconds."""
+
+SETTLED_S = 20.0
+"""By then a server that has nothing to do holds nothing of its requests, seconds."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """Attempts by what they were, and those that ended in something unexpected."""
+
+    done: Counter[str] = field(default_factory=Counter)
+    unexpected: Counter[str] = field(default_factory=Counter)
+
+    async def attempt(self, name: str, attempt: Attempt, target: Target, rng: random.Random) -> None:
+        try:
+            got = await attempt(target, rng)
+        except (httpx2.TransportError, OSError, EOFError, websockets.WebSocketException, ValueError, KeyError) as error:
+            got = repr(error)
+        self.done[name] += 1
+        if got:
+            self.unexpected[f"{name}: {got}"] += 1
+
+
+async def misbehave(counts: Counts, name: str, target: Target) -> None:
+    """One client, without end."""
+    rng = random.Random(name)
+    while True:
+        await counts.attempt(name, ATTEMPTS[name], target, rng)
+        await asyncio.sleep(rng.uniform(*PAUSE_BETWEEN_S))
+
+
+async def check_words(counts: Counts, url: str, round_s: float, is_over: asyncio.Event) -> None:
+    """Long files and live streams, one round after the other until it is over."""
+    while not is_over.is_set():
+        with suppress(TimeoutError):
+            load = CheckedLoad([url], SIMULATED, FILES, FILE_S, STREAMS, retries=False)
+            await asyncio.to_thread(load.__enter__)
+            await asyncio.wait_for(is_over.wait(), round_s)
+        try:
+            await asyncio.to_thread(load.__exit__, None, None, None)
+        except AssertionError as error:
+            counts.unexpected[f"long file or stream: {error}"] += 1
+        for client in load.clients:
+            name = f"a long {client.kind}" if client.kind == "file" else "a live stream"
+            counts.done[name] += 1
+            for what in client.saw:
+                counts.unexpected[f"{name}: {what}"] += 1
+            if client.lost or client.doubled:
+                counts.unexpected[f"{name}: {client.lost} words lost, {client.doubled} doubled"] += 1
+
+
+async def closed_loop(counts: Counts, target: Target, seconds: float) -> float:
+    """Short files per second that the server can take."""
+    until_s, before, began_s = time.monotonic() + seconds, counts.done["a short file"], time.monotonic()
+
+    async def client(number: int) -> None:
+        rng = random.Random(number)
+        while time.monotonic() < until_s:
+            await counts.attempt("a short file", good_file, target, rng)
+
+    await asyncio.gather(*map(client, range(CLOSED_LOOP)))
+    return (counts.done["a short file"] - before) / (time.monotonic() - began_s)
+
+
+async def open_loop(counts: Counts, target: Target, per_s: float, seconds: float) -> None:
+    """Short files at random times."""
+    rng, places = random.Random(1), asyncio.Semaphore(MAX_IN_FLIGHT)
+    until_s = at_s = time.monotonic()
+    until_s += seconds
+
+    async def send() -> None:
+        async with places:
+            await counts.attempt("a short file", good_file, target, rng)
+
+    async with asyncio.TaskGroup() as group:
+        while (at_s := at_s + rng.expovariate(per_s)) < until_s:
+            await asyncio.sleep(at_s - time.monotonic())
+            if places.locked():
+                # The machine has become slower: what cannot be sent is left out.
+                async with places:
+                    at_s = time.monotonic()
+            group.create_task(send())
+
+
+async def watch(server: Server, samples: list[Sample]) -> None:
+    while True:
+        samples.append(await asyncio.to_thread(sample, server))
+        await asyncio.sleep(SAMPLE_EVERY_S)
+
+
+async def soak(server: Server, minutes: float, share: float) -> tuple[Counts, list[Sample], list[str]]:
+    """The attempts, the samples, and what the server held too long after the end."""
+    counts, samples = Counts(), list[Sample]()
+    seconds, is_over = 60 * minutes, asyncio.Event()
+    speech = hoarse(spoken_digits(load_bank(DIGITS), 120.0, 5), 5)
+    async with httpx2.AsyncClient(base_url=server.url, timeout=120, limits=httpx2.Limits(max_connections=None)) as http:
+        at = target(server.url, http, speech)
+        await counts.attempt("a short file", good_file, at, random.Random(0))
+        idle = sample(server)
+        others = [asyncio.create_task(misbehave(counts, name, at)) for name in ATTEMPTS]
+        checking = asyncio.create_task(check_words(counts, server.url, max(15.0, seconds / 15), is_over))
+        per_s = await closed_loop(counts, at, min(30.0, seconds / 4))
+        print(f"{per_s:.1f} short files per second in a closed loop; {share:.0%} of that for {minutes:g} min", flush=True)
+        watching = asyncio.create_task(watch(server, samples))
+        await open_loop(counts, at, share * per_s, seconds)
+        is_over.set()
+        for task in (*others, watching):
+            task.cancel()
+        await asyncio.gather(*others, watching, return_exceptions=True)
+        await checking
+    return counts, samples, await asyncio.to_thread(left_over, server, idle)
+
+
+def left_over(server: Server, idle: Sample) -> list[str]:
+    """What is still held of requests when there are none, after a while."""
+    until_s = time.monotonic() + SETTLED_S
+    while True:
+        now, found = sample(server), list[str]()
+        for figure in ("memfds", "files"):
+            for name, held in now.held.items():
+                more = getattr(held, figure) - (getattr(idle.held[name], figure) if name in idle.held else 0)
+                if more > 0:
+                    found.append(f"{name}: {more:g} {figure} more than before")
+        if now.named_files > idle.named_files:
+            found.append(f"{now.named_files - idle.named_files} temporary files more than before")
+        if not found or time.monotonic() > until_s:
+            return found
+        time.sleep(1.0)
+
+
+def report(counts: Counts, samples: Sequence[Sample], found: Sequence[Trend]) -> str:
+    attempts = table(("clients", "number"), [[name, f"{number:,}"] for name, number in sorted(counts.done.items())])
+    figures = list(LIMITS)
+    lines = []
+    for name in dict.fromkeys(trend.name for trend in found):
+        own = {trend.figure: trend for trend in found if trend.name == name}
+        lines.append([name, *(f"{own[figure].mean:.1f} ({own[figure].growth:+.1f})" for figure in figures)])
+    held = table(("processes", *(f"{figure} (growth, at most {LIMITS[figure]:g})" for figure in figures)), lines)
+    return f"{attempts}\n\n{held}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--share", type=float, default=0.7, help="of what the machine can take")
+    parser.add_argument("--max-growth-mib", type=float, default=LIMITS["own_mib"], help="of the memory of processes of one name")
+    parser.add_argument("--json", type=Path, help="where to write the results")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, serve_run(CONFIG, Path(folder), args=ARGS) as server:
+        for model in ("digits", SIMULATED):
+            server.wait_for_state(model, "ready")
+        counts, samples, left = asyncio.run(soak(server, options.minutes, options.share))
+        tracebacks = server.log.count("Traceback (most recent call last)")
+    found = trends(samples, LIMITS | {"own_mib": options.max_growth_mib})
+    print(f"\n{report(counts, samples, found)}\n")
+    problems = [f"{number} x {what}" for what, number in counts.unexpected.items()]
+    problems += [f"{trend.name}: {trend.figure} grew by {trend.growth:.1f}" for trend in found if trend.grows]
+    problems += [f"left over: {what}" for what in left]
+    problems += [f"{tracebacks} tracebacks in the log"] if tracebacks else []
+    print("\n".join(problems) or "Every answer was as expected, and nothing grows.")
+    write_json(
+        options.json,
+        machine(),
+        done=counts.done,
+        unexpected=counts.unexpected,
+        trends=[asdict(trend) for trend in found],
+        left=left,
+        samples=[asdict(one) for one in samples],
+    )
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
