@@ -13,6 +13,7 @@ import psutil
 from testing.server import DECODER, Server, status_bytes
 
 MIB = 1 << 20
+OWN_NAMES = ("ingress", "model ", "status", "ProxyActor", "ServeController", "raylet", "gcs_server")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,7 @@ class Held:
     own_mib: float = 0
     """Memory of their own; see `testing.server.held_bytes` for what is not part of it. Shared memory of windows is."""
     rss_mib: float = 0
+    """With the pages of files, some of which processes share."""
     threads: float = 0
     descriptors: float = 0
     memfds: float = 0
@@ -57,15 +59,13 @@ def sample(server: Server) -> Sample:
 
 
 def name_of(process: psutil.Process) -> str:
-    """As in docs/design.md; programs of Ray by their own names."""
+    """As in docs/design.md; the dashboard of Ray and its agents together."""
     arguments = process.cmdline()
     title = " ".join(arguments)
     if any(part.startswith(DECODER) for part in arguments):
         return "decoder"
-    if title.startswith("ray::"):
-        return title.removeprefix("ray::").rpartition(":")[2].strip().partition(".")[0]
-    scripts = [Path(part).stem for part in arguments[1:] if part.endswith(".py")]
-    return scripts[0] if scripts else process.name()
+    name = title.rpartition(":")[2].strip().partition(".")[0] if title.startswith("ray::") else process.name()
+    return name if name.startswith(OWN_NAMES) else "dashboard, agents"
 
 
 def _held(process: psutil.Process, temporary: Path) -> Held:

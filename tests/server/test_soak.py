@@ -12,21 +12,23 @@ from testing.paths import ROOT
 from testing.soak.__main__ import ATTEMPTS, LIMITS
 from testing.soak.sampling import Held, Sample, trends
 
-WARM_UP_MIB = 150
-"""What a server takes in its first half minute under load, at most."""
+TOLERANCE = 15
+"""Waves of a few seconds look like trends in so short a time, and the server still takes memory."""
 
 
 @pytest.mark.serve
 def test_half_a_minute(tmp_path: Path) -> None:
     path = tmp_path / "soak.json"
-    options = ["--minutes", "0.5", "--max-growth-mib", str(WARM_UP_MIB), "--json", str(path)]
+    options = ["--minutes", "0.5", "--tolerance", str(TOLERANCE), "--json", str(path)]
     done = subprocess.run([sys.executable, "-m", "testing.soak", *options], cwd=ROOT, capture_output=True, text=True)
     print(done.stdout)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-5000:]}"
     results = json.loads(path.read_text())
     assert set(results["done"]) == {*ATTEMPTS, "a short file", "a long file", "a live stream"}
     assert results["unexpected"] == {}
-    assert {"ingress", "decoder", "model digits", "model simulated", "status", "ProxyActor"} <= set(results["samples"][-1]["held"])
+    assert {"ingress", "decoder", "model digits", "model simulated", "status", "ProxyActor"} <= set(
+        results["samples"][-1]["held"]
+    )
 
 
 def grown(figure: str, per_sample: Callable[[int], float]) -> set[tuple[str, str]]:
