@@ -151,7 +151,7 @@ def registry_killed(cluster: ChaosCluster) -> str:
 
 def gcs_killed(cluster: ChaosCluster) -> str:
     cluster.lose_gcs(GCS_AWAY_S)
-    return f"away for {GCS_AWAY_S:.0f} s"
+    return ""
 
 
 def disk_full(cluster: ChaosCluster) -> str:
@@ -213,7 +213,7 @@ FAULTS = (
     Fault("the controller is killed", controller_killed),
     Fault("the status registry is killed", registry_killed),
     Fault(
-        "the GCS is killed and started again",
+        f"the GCS is killed and started again after {GCS_AWAY_S:.0f} s",
         gcs_killed,
         unless=lambda cluster: "" if cluster.has_redis else "no redis-server here",
     ),
