@@ -36,8 +36,8 @@ MESSAGE_S = 0.24
 """Audio per message of a stream, seconds: three frames."""
 
 CLOSING_S = 8 * MESSAGE_S
-"""A stream ends with so much speech in a voice that the VAD knows, seconds. It takes some hoarse digits for noise, and the server
-leaves noise out where a stream ends less than half a second after an utterance."""
+"""A stream ends with so much clear speech, seconds. The VAD takes some hoarse digits for noise, of which the server leaves out
+less than half a second where the stream ends after it."""
 
 FRAME_S = FRAME_SAMPLES / SAMPLE_RATE
 WAIT_S = 200.0

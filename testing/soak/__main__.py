@@ -3,9 +3,9 @@
     python -m testing.soak [--minutes 30] [--share 0.7] [--json PATH]
 
 Starts its own server with configs/demo.yaml: the bundled model, and a simulated one. At first the clients that misbehave, long
-files and live streams run beside a closed loop of short files, which shows what this machine can take. From then on, short files
-come at `--share` of that rate. Every answer is checked. The exit status is 1 if one was neither right nor the error that its
-request deserves, or if the trend of a figure over the second half exceeds its limit.
+files and live streams run beside a closed loop of short files, which shows what this machine can take. From then on, short
+files come at `--share` of that rate. Every answer is checked. The exit status is 1 if one was neither right nor the error that
+its request deserves, or if the trend of a figure over the second half exceeds its limit.
 """
 
 import argparse
@@ -13,19 +13,19 @@ import asyncio
 import random
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx2
 
-from benchmarks.report import CONFIG, machine, simulated_model, table, write_json
+from benchmarks.report import CONFIG, Meter, machine, simulated_model, table, write_json
 from benchmarks.speech import hoarse, spoken_digits
-from testing.checked_load import CheckedLoad
+from testing.checked_load import CheckedLoad, Client
 from testing.digit_strings import load_bank
 from testing.paths import DIGITS
 from testing.server import Server, serve_run
@@ -89,19 +89,23 @@ async def misbehave(counts: Counts, name: str, target: Target) -> None:
         await asyncio.sleep(rng.uniform(*PAUSE_BETWEEN_S))
 
 
-async def check_words(counts: Counts, url: str, round_s: float, is_over: asyncio.Event) -> None:
-    """Long files and live streams, one round after the other until it is over."""
+def words_of_a_round(url: str, seconds: float, is_over: threading.Event) -> list[Client]:
+    """Long files, and live streams that speak for so long. Raises AssertionError if one never ends."""
+    with CheckedLoad([url], SIMULATED, FILES, FILE_S, STREAMS, retries=False) as load:
+        is_over.wait(seconds)
+    return load.clients
+
+
+async def check_words(counts: Counts, url: str, round_s: float, is_over: threading.Event) -> None:
+    """One round after the other, until it is over."""
     while not is_over.is_set():
-        with suppress(TimeoutError):
-            load = CheckedLoad([url], SIMULATED, FILES, FILE_S, STREAMS, retries=False)
-            await asyncio.to_thread(load.__enter__)
-            await asyncio.wait_for(is_over.wait(), round_s)
         try:
-            await asyncio.to_thread(load.__exit__, None, None, None)
+            clients = await asyncio.to_thread(words_of_a_round, url, round_s, is_over)
         except AssertionError as error:
-            counts.unexpected[f"long file or stream: {error}"] += 1
-        for client in load.clients:
-            name = f"a long {client.kind}" if client.kind == "file" else "a live stream"
+            counts.unexpected[f"long files and live streams: {error}"] += 1
+            continue
+        for client in clients:
+            name = "a long file" if client.kind == "file" else "a live stream"
             counts.done[name] += 1
             for what in client.saw:
                 counts.unexpected[f"{name}: {what}"] += 1
@@ -151,7 +155,7 @@ async def watch(server: Server, samples: list[Sample], every_s: float) -> None:
 async def soak(server: Server, minutes: float, share: float) -> tuple[Counts, list[Sample], list[str]]:
     """The attempts, the samples, and what the server held too long after the end."""
     counts, samples = Counts(), list[Sample]()
-    seconds, is_over = 60 * minutes, asyncio.Event()
+    seconds, is_over = 60 * minutes, threading.Event()
     speech = hoarse(spoken_digits(load_bank(DIGITS), 120.0, 5), 5)
     async with httpx2.AsyncClient(base_url=server.url, timeout=120, limits=httpx2.Limits(max_connections=None)) as http:
         at = target(server.url, http, speech)
@@ -161,8 +165,12 @@ async def soak(server: Server, minutes: float, share: float) -> tuple[Counts, li
         checking = asyncio.create_task(check_words(counts, server.url, max(15.0, seconds / 15), is_over))
         per_s = await closed_loop(counts, at, min(30.0, seconds / 4))
         print(f"{per_s:.1f} short files per second in a closed loop; {share:.0%} of that for {minutes:g} min", flush=True)
+        meter = Meter(server)
         watching = asyncio.create_task(watch(server, samples, min(SAMPLE_EVERY_S, seconds / 60)))
         await open_loop(counts, at, share * per_s, seconds)
+        cores = {kind: cpu_s / seconds for kind, cpu_s in (usage := meter.stop()).cpu_s.items()}
+        used = ", ".join(f"{kind} {number:.2f}" for kind, number in cores.items())
+        print(f"cores in use: {used}, programs elsewhere {usage.elsewhere_cores:.2f}", flush=True)
         is_over.set()
         for task in (*others, watching):
             task.cancel()
