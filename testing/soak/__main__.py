@@ -168,8 +168,8 @@ async def soak(server: Server, minutes: float, share: float) -> tuple[Counts, li
         meter = Meter(server)
         watching = asyncio.create_task(watch(server, samples, min(SAMPLE_EVERY_S, seconds / 60)))
         await open_loop(counts, at, share * per_s, seconds)
-        cores = {kind: cpu_s / seconds for kind, cpu_s in (usage := meter.stop()).cpu_s.items()}
-        used = ", ".join(f"{kind} {number:.2f}" for kind, number in cores.items())
+        usage = meter.stop()
+        used = ", ".join(f"{kind} {cpu_s / usage.wall_s:.2f}" for kind, cpu_s in usage.cpu_s.items())
         print(f"cores in use: {used}, programs elsewhere {usage.elsewhere_cores:.2f}", flush=True)
         is_over.set()
         for task in (*others, watching):
