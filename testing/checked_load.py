@@ -207,7 +207,7 @@ class CheckedLoad:
                 if event["type"] == "transcript.progress":
                     client.note(event["audio_s"])
                 elif event["type"] == "transcript.text.done":
-                    client.received = _words(event["content"]["words"], 0)
+                    client.received = as_words(event["content"]["words"], 0)
                     return None
         return "event stream ended early"
 
@@ -231,7 +231,7 @@ class CheckedLoad:
                     if words:
                         client.note(first_frame * FRAME_S + words[-1]["end"])
                     if message["type"] == "segment":
-                        client.received += _words(words, first_frame)
+                        client.received += as_words(words, first_frame)
             if client.end is not None and not failure and socket.close_code == 1000:
                 client.expected = words_of(client.spoken(0, client.end))
                 return None
@@ -259,7 +259,7 @@ def words_of(samples: Samples) -> Words:
     return Counter((token.piece.strip("▁"), token.start_sample // FRAME_SAMPLES) for token in tokens)
 
 
-def _words(words: Sequence[dict[str, Any]], first_frame: int) -> Words:
+def as_words(words: Sequence[dict[str, Any]], first_frame: int) -> Words:
     return Counter((word["word"], first_frame + round(word["start"] / FRAME_S)) for word in words)
 
 
