@@ -115,11 +115,11 @@ async def check_words(counts: Counts, url: str, round_s: float, is_over: threadi
 
 async def closed_loop(counts: Counts, target: Target, seconds: float) -> float:
     """Short files per second that the server can take."""
-    until_s, before, began_s = time.monotonic() + seconds, counts.done["a short file"], time.monotonic()
+    began_s, before = time.monotonic(), counts.done["a short file"]
 
     async def client(number: int) -> None:
         rng = random.Random(number)
-        while time.monotonic() < until_s:
+        while time.monotonic() < began_s + seconds:
             await counts.attempt("a short file", good_file, target, rng)
 
     await asyncio.gather(*map(client, range(CLOSED_LOOP)))
@@ -129,8 +129,8 @@ async def closed_loop(counts: Counts, target: Target, seconds: float) -> float:
 async def open_loop(counts: Counts, target: Target, per_s: float, seconds: float) -> None:
     """Short files at random times."""
     rng, places = random.Random(1), asyncio.Semaphore(MAX_IN_FLIGHT)
-    until_s = at_s = time.monotonic()
-    until_s += seconds
+    at_s = time.monotonic()
+    until_s = at_s + seconds
 
     async def send() -> None:
         async with places:
@@ -198,7 +198,7 @@ def left_over(server: Server, idle: Sample) -> list[str]:
         time.sleep(1.0)
 
 
-def report(counts: Counts, samples: Sequence[Sample], found: Sequence[Trend]) -> str:
+def report(counts: Counts, found: Sequence[Trend]) -> str:
     attempts = table(("clients", "number"), [[name, f"{number:,}"] for name, number in sorted(counts.done.items())])
     figures = list(LIMITS)
     lines = []
@@ -222,7 +222,7 @@ def main() -> int:
         counts, samples, left = asyncio.run(soak(server, options.minutes, options.share))
         tracebacks = server.log.count("Traceback (most recent call last)")
     found = trends(samples, {figure: limit * options.tolerance for figure, limit in LIMITS.items()})
-    print(f"\n{report(counts, samples, found)}\n")
+    print(f"\n{report(counts, found)}\n")
     problems = [f"{number} x {what}" for what, number in counts.unexpected.items()]
     problems += [f"{trend.name}: {trend.figure} grew by {trend.growth:.1f}" for trend in found if trend.grows]
     problems += [f"left over: {what}" for what in left]

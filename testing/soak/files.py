@@ -16,6 +16,7 @@ from testing.soak.target import (
     Target,
     answer_to,
     connect,
+    connect_deaf,
     pieces,
     refused,
     told,
@@ -104,7 +105,7 @@ async def deaf_to_events(target: Target, rng: random.Random) -> str:
     fields = {"model": SIMULATED, "stream": "true", "response_format": "verbose_json", "timestamp_granularities[]": "word"}
     request = target.http.build_request("POST", PATH, files={"file": ("audio", target.long)}, data=fields)
     head = f"POST {PATH} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in request.headers.items()) + "\r\n"
-    _, writer = await connect(target, limit=1)
+    writer = await connect_deaf(target)
     writer.write(head.encode() + await request.aread())
     await asyncio.sleep(DEAF_S)
     writer.transport.abort()

@@ -91,7 +91,19 @@ def target(url: str, http: httpx2.AsyncClient, speech: Samples) -> Target:
     return Target(url, http, intact, media.wav(noise), speech, cases)
 
 
+async def connect(target: Target) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    address = urlsplit(target.url)
+    return await asyncio.open_connection(address.hostname, address.port)
+
+
+async def connect_deaf(target: Target) -> asyncio.StreamWriter:
+    """Of a client that does not read."""
+    _, writer = await asyncio.open_connection(sock=small_socket(target), limit=1)
+    return writer
+
+
 def small_socket(target: Target) -> socket.socket:
+    """A connection that takes little before somebody reads."""
     address = urlsplit(target.url)
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
@@ -123,14 +135,6 @@ async def refused(target: Target, data: bytes, status: int, code: str) -> str:
         return "" if got == status and json.loads(body)["error"]["code"] == code else f"{got} {body[:200]!r}"
     finally:
         writer.transport.abort()
-
-
-async def connect(target: Target, *, limit: int = 1 << 16) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """With a small `limit` the reader stops to read at once."""
-    if limit == 1:
-        return await asyncio.open_connection(sock=small_socket(target), limit=1)
-    address = urlsplit(target.url)
-    return await asyncio.open_connection(address.hostname, address.port)
 
 
 def pieces(data: bytes, number: int) -> list[bytes]:
