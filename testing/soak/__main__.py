@@ -60,6 +60,9 @@ MAX_IN_FLIGHT = 48
 FILES, FILE_S, STREAMS = 2, 100.0, 4
 """Long files and live streams whose words are known; their lengths, seconds."""
 
+TRACEBACK_CHARS = 2000
+"""Of each traceback in the server's log, so many are shown."""
+
 SETTLED_S = 20.0
 """By then a server that has nothing to do holds nothing of its requests, seconds."""
 
@@ -220,13 +223,13 @@ def main() -> int:
         for model in ("digits", SIMULATED):
             server.wait_for_state(model, "ready")
         counts, samples, left = asyncio.run(soak(server, options.minutes, options.share))
-        tracebacks = server.log.count("Traceback (most recent call last)")
+        tracebacks = server.log.split("Traceback (most recent call last)")[1:]
     found = trends(samples, {figure: limit * options.tolerance for figure, limit in LIMITS.items()})
     print(f"\n{report(counts, found)}\n")
     problems = [f"{number} x {what}" for what, number in counts.unexpected.items()]
     problems += [f"{trend.name}: {trend.figure} grew by {trend.growth:.1f}" for trend in found if trend.grows]
     problems += [f"left over: {what}" for what in left]
-    problems += [f"{tracebacks} tracebacks in the log"] if tracebacks else []
+    problems += [f"a traceback in the log: {part[:TRACEBACK_CHARS]}" for part in tracebacks]
     print("\n".join(problems) or "Every answer was as expected, and nothing grows.")
     write_json(
         options.json,
