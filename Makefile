@@ -4,6 +4,7 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 TRAIN_ARGS ?=
 CHAOS_ARGS ?=
+SOAK_ARGS ?=
 BUNDLED_MODEL := serve_app/bundled/digits.nemo
 
 # `make constraints` takes the newest release of everything but these. The engine drives NeMo's decoder by parts that NeMo does not
@@ -31,10 +32,10 @@ export RAY_USAGE_STATS_ENABLED := 0
 .DEFAULT_GOAL := help
 # Two goals that install at the same time would write into one .venv.
 .NOTPARALLEL:
-.PHONY: help demo serve test gpu soak chaos clients check lint types unit format bench evaluate screenshots train constraints clean
+.PHONY: help demo serve test gpu soak soak-load chaos clients check lint types unit format bench evaluate screenshots train constraints clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(RUNTIME) ## Serve the API with the bundled model (configs/demo.yaml)
 	$(BIN)/serve run configs/demo.yaml
@@ -53,6 +54,10 @@ gpu: $(DEV) ## Run the tests of the engine on this machine's GPU
 
 soak: recordings $(DEV) ## Run the long tests: hours of speech from FSDD_RECORDINGS, files of gigabytes
 	@$(PYTEST) -m long $(PYTEST_ARGS)
+
+# On Linux, which counts what processes hold.
+soak-load: $(DEV) ## Keep a server busy for half an hour, with clients that misbehave: nothing may grow
+	$(BIN)/python -m testing.soak $(SOAK_ARGS)
 
 # On Linux; what the machine lacks (redis-server, the right to mount) is left out, and said so.
 chaos: $(DEV) ## Break a cluster of three nodes under load, and print what clients saw of it; twelve minutes on 2 cores

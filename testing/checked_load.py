@@ -35,6 +35,10 @@ RETRY_S = 1.0
 MESSAGE_S = 0.24
 """Audio per message of a stream, seconds: three frames."""
 
+CLOSING_S = 8 * MESSAGE_S
+"""A stream ends with so much clear speech, seconds. The VAD takes some hoarse digits for noise, of which the server leaves out
+less than half a second where the stream ends after it."""
+
 FRAME_S = FRAME_SAMPLES / SAMPLE_RATE
 WAIT_S = 200.0
 """Everything that is waited for takes less, seconds."""
@@ -49,6 +53,7 @@ class Client:
 
     kind: Literal["file", "stream"]
     samples: Samples
+    """All of a file; a stream repeats them without end."""
     expected: Words
     received: Words = field(default_factory=Counter)
     saw: list[str] = field(default_factory=list)
@@ -60,6 +65,8 @@ class Client:
     is_done: bool = False
     end: int | None = None
     """Of a stream, once it was asked to end: how long it is, samples."""
+    closing: Samples = field(default_factory=lambda: np.zeros(0, np.int16))
+    """The last samples of a stream."""
 
     @property
     def position_s(self) -> float:
@@ -72,6 +79,12 @@ class Client:
     @property
     def doubled(self) -> int:
         return (self.received - self.expected).total()
+
+    def spoken(self, start: int, stop: int) -> Samples:
+        """A piece of a stream."""
+        last = stop if self.end is None else self.end - len(self.closing)
+        repeated = np.take(self.samples, np.arange(start, max(start, min(stop, last))), mode="wrap")
+        return np.concatenate([repeated, self.closing[max(0, start - last) : max(0, stop - last)]])
 
     def note(self, position_s: float) -> None:
         if position_s > self.position_s or not self.moments:
@@ -106,7 +119,8 @@ class CheckedLoad:
         bank = load_bank(DIGITS)
         speeches = [hoarse(spoken_digits(bank, 60.0, seed), seed) for seed in range(streams)]
         self.files = [Client("file", samples, words_of(samples)) for samples in noises]
-        self.streams = [Client("stream", samples, Counter()) for samples in speeches]
+        closing = spoken_digits(bank, 60.0, 0)[: round(CLOSING_S * SAMPLE_RATE)]
+        self.streams = [Client("stream", samples, Counter(), closing=closing) for samples in speeches]
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="checked-load")
 
     @property
@@ -193,15 +207,15 @@ class CheckedLoad:
                 if event["type"] == "transcript.progress":
                     client.note(event["audio_s"])
                 elif event["type"] == "transcript.text.done":
-                    client.received = _words(event["content"]["words"], 0)
+                    client.received = as_words(event["content"]["words"], 0)
                     return None
         return "event stream ended early"
 
     async def _send_stream(self, client: Client, url: str) -> str | None:
-        """The same. It begins after the last word that was final, and repeats its speech without end."""
+        """The same. It begins after the last word that was final."""
         first_frame = max((frame + 1 for _, frame in client.received), default=0)
         if client.end is not None and client.end <= first_frame * FRAME_SAMPLES:
-            client.expected = words_of(_repeated(client.samples, 0, client.end))
+            client.expected = words_of(client.spoken(0, client.end))
             return None
         address = url.replace("http", "ws") + PATH
         async with websockets.connect(address, max_size=None, compression=None, ping_interval=None) as socket:
@@ -217,9 +231,9 @@ class CheckedLoad:
                     if words:
                         client.note(first_frame * FRAME_S + words[-1]["end"])
                     if message["type"] == "segment":
-                        client.received += _words(words, first_frame)
+                        client.received += as_words(words, first_frame)
             if client.end is not None and not failure and socket.close_code == 1000:
-                client.expected = words_of(_repeated(client.samples, 0, client.end))
+                client.expected = words_of(client.spoken(0, client.end))
                 return None
             speaking.cancel()
             return f"{failure}close {socket.close_code}"
@@ -231,10 +245,10 @@ class CheckedLoad:
         with suppress(websockets.ConnectionClosed):
             while client.end is None or at < client.end:
                 if client.end is None and self._ends.is_set():
-                    client.end = at + step
+                    client.end = at + len(client.closing)
                 # What was said while there was no connection is sent at once.
                 await asyncio.sleep(max(0.0, began_s + (at + step) / SAMPLE_RATE - time.monotonic()))
-                await socket.send(_repeated(client.samples, at, at + step).tobytes())
+                await socket.send(client.spoken(at, at + step).tobytes())
                 at += step
             await socket.send("END")
 
@@ -245,13 +259,8 @@ def words_of(samples: Samples) -> Words:
     return Counter((token.piece.strip("▁"), token.start_sample // FRAME_SAMPLES) for token in tokens)
 
 
-def _words(words: Sequence[dict[str, Any]], first_frame: int) -> Words:
+def as_words(words: Sequence[dict[str, Any]], first_frame: int) -> Words:
     return Counter((word["word"], first_frame + round(word["start"] / FRAME_S)) for word in words)
-
-
-def _repeated(samples: Samples, start: int, end: int) -> Samples:
-    """A piece of endlessly repeated speech."""
-    return np.take(samples, np.arange(start, end), mode="wrap")
 
 
 def _code(body: str) -> str:

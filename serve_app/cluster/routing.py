@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import random
-import time
 from collections import Counter
 from functools import partial
 
@@ -15,16 +14,9 @@ from serve_app.window import SAMPLE_RATE
 CALL_SAMPLES = SAMPLE_RATE
 """What a call counts besides its audio, samples."""
 
-AVOID_S = 10.0
-"""How long a replica that could not be reached comes after all others, seconds."""
-
 
 class LeastOutstandingRouter(FIFOMixin, RequestRouter):
     """Chooses the replica that has the least audio of this ingress; among equals, the one that was not chosen for longest.
-
-    One that cannot be reached is the last choice. Its calls have failed, so it has the least audio, and Serve, which asks for the
-    queue of a replica that it does not know, would wait for its answer with every call until Ray has noticed that its node is
-    dead.
 
     Serve's own router compares two random replicas by queue lengths that they reported earlier. It distributes the windows of a
     file unevenly, and the file waits for the replica with the most.
@@ -39,7 +31,6 @@ class LeastOutstandingRouter(FIFOMixin, RequestRouter):
         """Samples of those calls by replica."""
         self._choices = itertools.count(1)
         self._last_choice: dict[ReplicaID, int] = {}
-        self._avoided_until_s: dict[ReplicaID, float] = {}
         self._closing = set[asyncio.Task[None]]()
 
     async def choose_replicas(
@@ -50,13 +41,7 @@ class LeastOutstandingRouter(FIFOMixin, RequestRouter):
             # Serve waits before it asks again when none could be reached.
             pending_request.routing_context.should_backoff = True
             self._forget(pending_request.metadata.internal_request_id)
-        now_s = time.monotonic()
-
-        def rank(replica: RunningReplica) -> tuple[bool, int, float]:
-            key = replica.replica_id
-            return self._avoided_until_s.get(key, now_s) > now_s, self._outstanding[key], self._age(key)
-
-        ranked = sorted(candidate_replicas, key=rank)
+        ranked = sorted(candidate_replicas, key=lambda r: (self._outstanding[r.replica_id], self._age(r.replica_id)))
         if ranked:
             best = ranked[0].replica_id
             self._last_choice[best] = next(self._choices)
@@ -89,11 +74,6 @@ class LeastOutstandingRouter(FIFOMixin, RequestRouter):
             self._forget(pending_request.metadata.internal_request_id)
             raise
 
-    def on_replica_actor_unavailable(self, replica_id: ReplicaID) -> None:
-        """A call to the replica, or the question for its queue, has failed for lack of a connection."""
-        self._avoided_until_s[replica_id] = time.monotonic() + AVOID_S
-        super().on_replica_actor_unavailable(replica_id)
-
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
         """A call was answered, failed or was cancelled."""
         self._forget(internal_request_id)
@@ -108,7 +88,6 @@ class LeastOutstandingRouter(FIFOMixin, RequestRouter):
         for replica_id, replica in self.curr_replicas.items():
             if replica_id not in kept:
                 self._last_choice.pop(replica_id, None)
-                self._avoided_until_s.pop(replica_id, None)
                 asyncio.get_running_loop().call_later(self._drain_s, partial(self._close, replica))
         super().update_replicas(replicas)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks.report import table
 from testing.chaos.cluster import MODEL, ChaosCluster
 from testing.chaos.faults import FAULTS, Fault
-from testing.checked_load import CheckedLoad, Client
+from testing.checked_load import FRAME_S, CheckedLoad, Client
 
 BEFORE_S = 3.0
 """Time that the load has before the fault, seconds."""
@@ -44,6 +44,8 @@ class Row:
     words: int = 0
     lost: int = 0
     doubled: int = 0
+    wrong: tuple[str, ...] = ()
+    """Which words those are."""
     retried_windows: int = 0
     file_pause_s: float = 0.0
     """The longest time in which a file made no progress, seconds."""
@@ -86,6 +88,7 @@ def try_fault(cluster: ChaosCluster, fault: Fault, files: int, file_s: float, st
         words=sum(client.expected.total() for client in load.clients),
         lost=sum(client.lost for client in load.clients),
         doubled=sum(client.doubled for client in load.clients),
+        wrong=tuple(wrong for client in load.clients for wrong in _wrong_words(client)),
         retried_windows=_lost_windows(cluster) - retried,
         file_pause_s=max((client.longest_pause_s(fault_s) for client in load.files), default=0.0),
         stream_pause_s=max((client.longest_pause_s(fault_s) for client in load.streams), default=0.0),
@@ -116,6 +119,12 @@ def _watch(cluster: ChaosCluster, load: CheckedLoad, fault_s: float) -> float:
             recovered_s = time.monotonic()
         time.sleep(0.2)
     return recovered_s
+
+
+def _wrong_words(client: Client) -> list[str]:
+    changes = [("lost", client.expected - client.received), ("doubled", client.received - client.expected)]
+    told = f"of a {client.kind} of {max((frame for _, frame in client.expected), default=0) * FRAME_S:.2f} s"
+    return [f"{what} {told}: {word} at {frame * FRAME_S:.2f} s" for what, words in changes for word, frame in words]
 
 
 def _lost_windows(cluster: ChaosCluster) -> int:
@@ -172,14 +181,17 @@ def main() -> None:
     parser.add_argument("--faults", nargs="+", default=[], help="words of their names; all by default")
     parser.add_argument("--json", type=Path, help="also write the rows there")
     options = parser.parse_args()
-    print(f"{options.files} files of {options.minutes:g} min and {options.streams} live streams for each fault\n")
-    print(table(HEAD, []), flush=True)
     found = list[Row]()
-    for row in rows(options):
-        found.append(row)
-        print(table(cells(row), []).partition("\n")[0], flush=True)
-        if options.json:
-            options.json.write_text(json.dumps([asdict(row) for row in found], indent=1))
+    try:
+        for row in rows(options):
+            found.append(row)
+            print(f"{row.fault}: {row.skipped or f'{row.lost} words lost, {row.doubled} doubled'}", flush=True)
+            if options.json:
+                options.json.write_text(json.dumps([asdict(row) for row in found], indent=1))
+    finally:
+        # Of an interrupted run too.
+        load = f"{options.files} files of {options.minutes:g} min and {options.streams} live streams for each fault"
+        print(f"\n{load}\n\n{table(HEAD, [cells(row) for row in found])}", flush=True)
 
 
 if __name__ == "__main__":

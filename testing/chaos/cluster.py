@@ -30,7 +30,7 @@ from testing.server import free_port, is_named
 
 APPLICATION = "parakeet"
 MODEL = "simulated"
-HUB_MODEL = "from-the-hub"
+HUB_MODEL, HUB_SOURCE = "from-the-hub", "owner/model"
 SPEED = 50
 """Seconds of audio that a replica recognises in one second, about."""
 
@@ -126,7 +126,7 @@ class ChaosCluster:
             **{"min_replicas": replicas, "max_replicas": replicas},
             "simulation": {"step_s": 0.02, "seconds_per_audio_s": 1 / SPEED},
         }
-        hub = {"name": HUB_MODEL, "source": "owner/model", "min_replicas": 0, "cpus_per_replica": 0}
+        hub = {"name": HUB_MODEL, "source": HUB_SOURCE, "min_replicas": 0, "cpus_per_replica": 0}
         return {
             "models": [model, hub],
             # A live window is short, so that two cores suffice for the clients, the VAD and everything else.

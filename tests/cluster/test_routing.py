@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import time
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 from ray.serve._private.common import DeploymentHandleSource, DeploymentID, ReplicaID, RequestMetadata
 from ray.serve.request_router import PendingRequest
 
-from serve_app.cluster.routing import AVOID_S, LeastOutstandingRouter
+from serve_app.cluster.routing import LeastOutstandingRouter
 from serve_app.window import SAMPLE_RATE
 
 MODEL = DeploymentID("model", "app")
@@ -137,17 +136,6 @@ async def test_a_call_that_is_routed_again_counts_once() -> None:
     complete(router, "b", pending)
     await send(router, "a", 1.0)
     assert (await choose(router, replicas=REPLICAS[:2]))[0] == "b"
-
-
-async def test_a_replica_that_cannot_be_reached_is_the_last_choice_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    router = new_router()
-    await send(router, "b", 10.0)
-    await send(router, "c", 20.0)
-    router.on_replica_actor_unavailable(ReplicaID("a", MODEL))
-    assert await choose(router, replicas=REPLICAS[:3]) == ["b", "c", "a"]
-    later_s = time.monotonic() + AVOID_S + 1
-    monkeypatch.setattr("serve_app.cluster.routing.time", SimpleNamespace(monotonic=lambda: later_s))
-    assert await choose(router, replicas=REPLICAS[:3]) == ["a", "b", "c"]
 
 
 async def test_the_connection_to_a_removed_replica_is_closed_once_it_had_its_time() -> None:

@@ -19,7 +19,7 @@ CLIENTS = 10
 FILE_S = 160.0
 FEW, SHORT_S = 4, 60.0
 """Clients and length of their files where something is removed."""
-NAME, OTHER = "simulated", "other"
+KEPT, REMOVED, NEW = "kept", "removed", "new"
 
 
 def model(name: str, step_s: float) -> dict[str, Any]:
@@ -40,14 +40,14 @@ def args(*models: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-SLOW, FAST = args(model(NAME, 1.0), model(OTHER, 1.0)), args(model(NAME, 0.02), model(OTHER, 1.0))
+OLD, CHANGED = args(model(KEPT, 1.0), model(REMOVED, 1.0)), args(model(KEPT, 0.02), model(NEW, 1.0))
 """Before the change, a file would take minutes more; after it, it is done at once."""
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serve_run(ROOT / "configs" / "demo.yaml", tmp_path_factory.mktemp("upgrades"), args=SLOW) as server:
-        for name in (NAME, OTHER):
+    with serve_run(ROOT / "configs" / "demo.yaml", tmp_path_factory.mktemp("upgrades"), args=OLD) as server:
+        for name in (KEPT, REMOVED):
             server.wait_for_state(name, "ready")
         yield server
 
@@ -65,32 +65,30 @@ def test_lines_of_log_files_are_objects_with_the_id_of_their_request(server: Ser
     assert (line["levelname"], line["deployment"]) == ("INFO", "parakeet_ingress")
 
 
-def test_a_changed_configuration_loses_nothing(server: Server) -> None:
-    with CheckedLoad([server.url], NAME, CLIENTS, FILE_S, CLIENTS, retries=False) as load:
-        load.wait_until_begun()
-        old = ids(server, f"model {NAME}")
-        server.deploy(FAST)
-        load.wait_until(lambda: bool(ids(server, f"model {NAME}")) and not ids(server, f"model {NAME}") & old)
-        load.wait_until(lambda: all(file.is_done for file in load.files))
-        position_s = max(stream.position_s for stream in load.streams)
-        load.wait_until(lambda: all(stream.position_s > position_s or stream.is_done for stream in load.streams))
-    assert [client.saw for client in load.clients] == [[]] * len(load.clients)
-    assert sum(client.expected.total() for client in load.files) > CLIENTS * FILE_S
-    assert [(client.kind, client.lost, client.doubled) for client in load.clients if client.lost or client.doubled] == []
-
-
-def test_a_model_that_is_removed_answers_everybody(server: Server) -> None:
-    with CheckedLoad([server.url], OTHER, FEW, SHORT_S, FEW, retries=False) as load:
-        load.wait_until_begun()
-        server.deploy(args(model(NAME, 1.0)))
-        load.wait_until_done()
-    assert Counter(file.saw[0] for file in load.files) == {"error event model_unavailable": FEW}
-    assert Counter(stream.saw[0] for stream in load.streams) == {"error model_unavailable, close 1013": FEW}
-    wait_until_served(server)
+def test_a_changed_configuration_loses_nothing_but_what_it_removes(server: Server) -> None:
+    with (
+        CheckedLoad([server.url], KEPT, CLIENTS, FILE_S, CLIENTS, retries=False) as kept,
+        CheckedLoad([server.url], REMOVED, FEW, SHORT_S, FEW, retries=False) as removed,
+    ):
+        for load in (kept, removed):
+            load.wait_until_begun()
+        old = ids(server, f"model {KEPT}")
+        server.deploy(CHANGED)
+        removed.wait_until_done()
+        kept.wait_until(lambda: bool(ids(server, f"model {KEPT}")) and not ids(server, f"model {KEPT}") & old)
+        kept.wait_until(lambda: all(file.is_done for file in kept.files))
+        heard_s = max(stream.position_s for stream in kept.streams)
+        kept.wait_until(lambda: all(stream.position_s > heard_s or stream.is_done for stream in kept.streams))
+    assert [client.saw for client in kept.clients] == [[]] * len(kept.clients)
+    assert sum(client.expected.total() for client in kept.files) > CLIENTS * FILE_S
+    assert [(client.kind, client.lost, client.doubled) for client in kept.clients if client.lost or client.doubled] == []
+    assert Counter(file.saw[0] for file in removed.files) == {"error event model_unavailable": FEW}
+    assert Counter(stream.saw[0] for stream in removed.streams) == {"error model_unavailable, close 1013": FEW}
 
 
 def test_an_application_that_is_removed_answers_everybody(server: Server) -> None:
-    with CheckedLoad([server.url], NAME, FEW, SHORT_S, FEW, retries=False) as load:
+    server.wait_for_state(NEW, "ready")
+    with CheckedLoad([server.url], NEW, FEW, SHORT_S, FEW, retries=False) as load:
         load.wait_until_begun()
         server.run_in_cluster("from ray import serve; serve.delete('parakeet')")
         load.wait_until_done()
@@ -102,12 +100,6 @@ def test_an_application_that_is_removed_answers_everybody(server: Server) -> Non
 
 def ids(server: Server, name: str) -> set[int]:
     return {process.pid for process in server.processes(name)}
-
-
-def wait_until_served(server: Server) -> None:
-    """Wait until the ingress of the new configuration has replaced the old one."""
-    wait_until(lambda: [model["id"] for model in server.client.get("/ready").json()["models"]] == [NAME])
-    server.wait_for_state(NAME, "ready")
 
 
 def wait_until(holds: Callable[[], bool]) -> None:

@@ -1,0 +1,45 @@
+"""The soak in short: half a minute of good clients and of clients that misbehave; and what it calls growth."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from testing.paths import ROOT
+from testing.soak.__main__ import ATTEMPTS, LIMITS
+from testing.soak.sampling import Held, Sample, trends
+
+TOLERANCE = 15
+"""Waves of a few seconds look like trends in so short a time, and the server still takes memory."""
+
+
+@pytest.mark.serve
+def test_half_a_minute(tmp_path: Path) -> None:
+    path = tmp_path / "soak.json"
+    options = ["--minutes", "0.5", "--tolerance", str(TOLERANCE), "--json", str(path)]
+    done = subprocess.run([sys.executable, "-m", "testing.soak", *options], cwd=ROOT, capture_output=True, text=True)
+    print(done.stdout)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-5000:]}"
+    results = json.loads(path.read_text())
+    assert set(results["done"]) == {*ATTEMPTS, "a short file", "a long file", "a live stream"}
+    assert results["unexpected"] == {}
+    assert {"ingress", "decoder", "model digits", "model simulated", "status", "ProxyActor"} <= set(
+        results["samples"][-1]["held"]
+    )
+
+
+def grown(figure: str, per_sample: Callable[[int], float]) -> set[tuple[str, str]]:
+    """What grows if a figure of the ingress is that."""
+    samples = [Sample(2.0 * n, {"ingress": Held(**{figure: per_sample(n)}), "status": Held()}, 0) for n in range(100)]
+    return {(trend.name, trend.figure) for trend in trends(samples, LIMITS) if trend.grows}
+
+
+def test_a_leak_is_growth() -> None:
+    assert grown("descriptors", lambda n: 40 + n // 8) == {("ingress", "descriptors"), ("all", "descriptors")}
+
+
+def test_a_warm_up_and_waves_are_not() -> None:
+    assert grown("descriptors", lambda n: min(n, 40) + 10 * (n % 4)) == set()
