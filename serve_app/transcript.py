@@ -86,6 +86,8 @@ class Segment:
     end_s: float
     words: tuple[Word, ...]
     tokens: tuple[Token, ...]
+    channel: int | None = None
+    """The channel of the recording, from 0; None if the channels are mixed."""
 
     @property
     def mean_log_probability(self) -> float:
@@ -102,6 +104,8 @@ class Transcript:
     model: str
     language: str
     warnings: tuple[str, ...] = ()
+    channels: tuple[int, ...] = ()
+    """The channels that were transcribed, from 0, also those without words; empty if they are mixed."""
 
     @property
     def text(self) -> str:

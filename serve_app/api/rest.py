@@ -107,7 +107,8 @@ def create_router(service: SpeechService, keys: Keys) -> APIRouter:
         recording = service.decoders.open(file.file, track=track)
 
         def content(done: Done) -> str | dict[str, Any]:
-            return rendering.content(options.transcript(done, recording.warnings, chosen), service.settings.subtitles, timing)
+            transcript = options.transcript(done, recording.warnings, chosen, recording.channels)
+            return rendering.content(transcript, service.settings.subtitles, timing)
 
         if stream:
             extras = Extras(

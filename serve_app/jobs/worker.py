@@ -191,7 +191,7 @@ class JobWorker:
                 done = await working
             finally:
                 await stop(working, saving)
-        transcript = options.transcript(done, recording.warnings, model)
+        transcript = options.transcript(done, recording.warnings, model, recording.channels)
         return Completed(await asyncio.to_thread(pack_transcript, transcript), done.duration_s)
 
     async def _save(self, lease: Lease, progress: JobProgress, length_s: Callable[[], float | None]) -> None:
