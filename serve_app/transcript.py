@@ -7,7 +7,7 @@ The times of tokens are samples at 16 kHz. The times of words and segments, whic
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -106,6 +106,10 @@ class Transcript:
     warnings: tuple[str, ...] = ()
     channels: tuple[int, ...] = ()
     """The channels that were transcribed, from 0, also those without words; empty if they are mixed."""
+
+    def of_channel(self, channel: int) -> "Transcript":
+        """What was said in one channel."""
+        return replace(self, segments=tuple(segment for segment in self.segments if segment.channel == channel))
 
     @property
     def text(self) -> str:

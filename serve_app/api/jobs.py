@@ -14,6 +14,7 @@ from fastapi import APIRouter, Depends, Form, Header, Path, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from serve_app.api import job_events, keywords, language, response_formats
+from serve_app.api.channels import ChannelChoice, channel_choice
 from serve_app.api.chunking_strategy import ChunkingStrategy, chunking_strategy
 from serve_app.api.client_address import client_address
 from serve_app.api.errors import ERROR_RESPONSES
@@ -25,6 +26,7 @@ from serve_app.api.response_formats import Granularity, Inclusion, Rendering, Re
 from serve_app.api.rest import TRANSCRIPTION_RESPONSES, File_, ModelName, Temperature, Track
 from serve_app.api.streaming import event_stream
 from serve_app.cluster.admission import Places
+from serve_app.decoders.recording import Recording
 from serve_app.errors import RequestError
 from serve_app.jobs.model import Idempotency, Job, JobState, NewJob, Priority, new_id
 from serve_app.jobs.parts import unpack_transcript
@@ -84,6 +86,7 @@ def create_router(service: SpeechService, jobs: JobService) -> APIRouter:
         phrases: Annotated[Phrases, Depends(keywords.from_form)] = Phrases(),  # noqa: B008
         strategy: Annotated[ChunkingStrategy, Depends(chunking_strategy)] = ChunkingStrategy(),  # noqa: B008
         track: Track = None,
+        channels: Annotated[ChannelChoice, Depends(channel_choice)] = ChannelChoice(),  # noqa: B008
         temperature: Temperature = None,
         webhook_url: Annotated[str | None, Form(description="Gets a signed POST request when the job has ended.")] = None,
         metadata: Annotated[
@@ -108,6 +111,7 @@ def create_router(service: SpeechService, jobs: JobService) -> APIRouter:
             keywords=keywords.check(phrases, chosen, are_refused=service.refuses_keywords(chosen)),
             language=language.check(asked_languages, chosen),
             track=track,
+            **asdict(channels),
             filename=(file.filename or "")[:1024],
             rendering=asdict(rendering),
         )
@@ -117,7 +121,7 @@ def create_router(service: SpeechService, jobs: JobService) -> APIRouter:
             request=asked.to_json(),
             upload_bytes=file.size or 0,
             ttl_s=_checked_ttl_s(ttl_s, limits.default_ttl_s, limits.max_ttl_s),
-            audio_s=await _length_s(service, file.file, track),
+            audio_s=await _length_s(service.decoders.open(file.file, track=track, multichannel=channels.multichannel)),
             priority=Priority[priority.upper()],
             metadata=_object(metadata),
             webhook_url=jobs.checked_webhook(webhook_url),
@@ -240,9 +244,8 @@ def _owner(request: Request) -> str:
     return getattr(request.state, "key_name", "")
 
 
-async def _length_s(service: SpeechService, file: BinaryIO, track: int | None) -> float | None:
+async def _length_s(recording: Recording) -> float | None:
     """The length that a file states, seconds; None: none. Raises AudioError for a file without audio that can be decoded."""
-    recording = service.decoders.open(file, track=track)
     async with aclosing(recording.windows(PROBE_S, 0)) as windows:
         await anext(windows, None)
     return recording.expected_s

@@ -13,15 +13,17 @@ _LEVEL = 1
 
 
 class WindowKey(NamedTuple):
-    """What identifies a window of a recording: where it starts, its length, and whether it decodes a gap again; samples."""
+    """What identifies a window of a recording: where it starts and its length in samples, whether it decodes a gap again, and its
+    channel."""
 
     start_sample: int
     samples: int
     is_retry: bool
+    channel: int = 0
 
     @classmethod
     def of(cls, window: Window) -> "WindowKey":
-        return cls(window.start_sample, len(window.samples), window.is_retry)
+        return cls(window.start_sample, len(window.samples), window.is_retry, window.channel)
 
 
 class FinalSegment(NamedTuple):
@@ -30,10 +32,11 @@ class FinalSegment(NamedTuple):
     start_s: float
     end_s: float
     text: str
+    channel: int | None = None
 
     @classmethod
     def of(cls, segment: Segment) -> "FinalSegment":
-        return cls(segment.start_s, segment.end_s, segment.text)
+        return cls(segment.start_s, segment.end_s, segment.text, segment.channel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,22 +62,29 @@ def unpack_part(data: bytes) -> Part:
 
 
 def pack_transcript(transcript: Transcript) -> bytes:
-    segments = [[each.text, each.start_s, each.end_s, each.words, each.tokens] for each in transcript.segments]
-    return _pack([segments, transcript.duration_s, transcript.model, transcript.language, transcript.warnings])
+    segments = [[each.text, each.start_s, each.end_s, each.words, each.tokens, each.channel] for each in transcript.segments]
+    of_all = [transcript.duration_s, transcript.model, transcript.language, transcript.warnings, transcript.channels]
+    return _pack([segments, *of_all])
 
 
 def unpack_transcript(data: bytes) -> Transcript:
-    segments, duration_s, model, language, warnings = _unpack(data)
+    """The same transcript. Those of versions that knew no channels have none."""
+    segments, duration_s, model, language, warnings, *channels = _unpack(data)
     return Transcript(
-        tuple(
-            Segment(index, text, start_s, end_s, tuple(Word(*word) for word in words), tuple(Token(*token) for token in tokens))
-            for index, (text, start_s, end_s, words, tokens) in enumerate(segments)
-        ),
+        tuple(_segment(index, *segment) for index, segment in enumerate(segments)),
         duration_s,
         model,
         language,
         tuple(warnings),
+        *map(tuple, channels),
     )
+
+
+def _segment(
+    index: int, text: str, start_s: float, end_s: float, words: list[Any], tokens: list[Any], channel: int | None = None
+) -> Segment:
+    said = tuple(Word(*word) for word in words), tuple(Token(*token) for token in tokens)
+    return Segment(index, text, start_s, end_s, *said, channel)
 
 
 def _pack(value: Any) -> bytes:

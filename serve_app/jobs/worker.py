@@ -174,13 +174,14 @@ class JobWorker:
             language=request.language,
             entry_point="jobs",
             is_background=True,
+            drops_crosstalk=request.drops_crosstalk,
         )
         windows = options.windows or self._service.settings.windows_for(model)
         provenance = Provenance(_described(model), f"{windows.window_s} s, {windows.overlap_s} s", __version__)
         checkpoint = await _persist(lambda: self._store.resume(lease, provenance))
         progress = await asyncio.to_thread(JobProgress, checkpoint, job.done_s if checkpoint.parts else 0.0)
         with self._uploads.path(job.job_id).open("rb") as file:
-            recording = self._service.decoders.open(file, track=request.track)
+            recording = self._service.decoders.open(file, track=request.track, multichannel=request.multichannel)
             events = self._service.transcribe_events(recording, model, options, progress)
             working = asyncio.ensure_future(_to_the_end(events, progress))
             saving = asyncio.ensure_future(self._save(lease, progress, lambda: recording.announced_s))

@@ -16,8 +16,8 @@ from serve_app.merging.seams import group_words
 from serve_app.transcript import Token
 from serve_app.window import FRAME_SAMPLES, Levels
 
-SAME_TIME = 4 * FRAME_SAMPLES
-"""Words are at the same time if their starts differ by at most this, samples (0.32 s)."""
+SAME_TIME = 2 * FRAME_SAMPLES
+"""Words are at the same time if their starts differ by at most this, samples (0.16 s)."""
 
 LOUDER = 3.16
 """Ratio of RMS levels from which one word is clearly louder than another, 10 dB."""
@@ -29,9 +29,21 @@ class _Heard(NamedTuple):
     start: int
     key: str
     """Its text for comparison."""
-    level: float
-    """RMS, as a fraction of full scale."""
+    levels: Levels
+    """Of the encoder frames in which it sounds."""
     tokens: tuple[Token, ...]
+
+    def is_louder(self, other: "_Heard", ratio: float) -> bool:
+        """Whether this word is louder by this ratio of levels, where both sound.
+
+        By the median of the frames: in some of them there may be another word as well.
+        """
+        ours, theirs = self.start // FRAME_SAMPLES, other.start // FRAME_SAMPLES
+        first, last = max(ours, theirs), min(ours + len(self.levels), theirs + len(other.levels))
+        if first >= last:
+            return False
+        level = np.median(self.levels[first - ours : last - ours])
+        return bool(level >= ratio * np.median(other.levels[first - theirs : last - theirs]) > 0)
 
 
 class _Channel:
@@ -51,14 +63,13 @@ class _Channel:
         return min(self.settled, self.words[self.decided].start) if self.decided < len(self.words) else self.settled
 
     def add_levels(self, start_sample: int, levels: Levels) -> None:
-        first = start_sample // FRAME_SAMPLES
-        if not len(self._levels):
-            self._first_frame = first
-        self._levels = np.concatenate([self._levels[: first - self._first_frame], levels])
+        # The last window starts where it has its full length, even if most of that is done.
+        known = start_sample // FRAME_SAMPLES - self._first_frame
+        self._levels = np.concatenate([self._levels[: max(0, known)], levels[max(0, -known) :]])
 
     def add_words(self, tokens: Sequence[Token], settled: int) -> None:
         for word in group_words(tokens):
-            self.words.append(_Heard(word.start, word.key, self._level(word.start, word.end), word.tokens))
+            self.words.append(_Heard(word.start, word.key, self._levels_of(word.start, word.end), word.tokens))
         self.settled = settled
         passed = min(max(0, settled // FRAME_SAMPLES - self._first_frame), len(self._levels))
         self._levels, self._first_frame = self._levels[passed:], self._first_frame + passed
@@ -69,7 +80,7 @@ class _Channel:
         for other in self.words[first:]:
             if other.start > word.start + SAME_TIME:
                 break
-            if other.key == word.key and other.level >= ratio * word.level > 0:
+            if other.key == word.key and other.is_louder(word, ratio):
                 return True
         return False
 
@@ -78,10 +89,9 @@ class _Channel:
         del self.words[:passed]
         self.decided -= passed
 
-    def _level(self, start: int, end: int) -> float:
+    def _levels_of(self, start: int, end: int) -> Levels:
         first = start // FRAME_SAMPLES - self._first_frame
-        levels = self._levels[max(0, first) : max(0, first) + max(1, -(-(end - start) // FRAME_SAMPLES))]
-        return float(np.sqrt(np.square(levels).mean())) if len(levels) else 0.0
+        return self._levels[first : max(first + 1, -(-end // FRAME_SAMPLES) - self._first_frame)]
 
 
 class Crosstalk:
