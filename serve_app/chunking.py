@@ -42,7 +42,9 @@ class Planner:
     Raises ValueError if `overlap_s` is not from 0 to half of `window_s`, or a window is too short to advance by one frame.
     """
 
-    def __init__(self, window_s: float, overlap_s: float) -> None:
+    def __init__(self, window_s: float, overlap_s: float, channel: int = 0) -> None:
+        """`channel`: that of the windows."""
+        self._channel = channel
         self._window = int(window_s * SAMPLE_RATE + 1e-6)
         self._overlap_frames = _overlap_frames(overlap_s)
         # A step is the distance between the starts of two windows, in frames. It is at least half of max_step, so that short
@@ -78,7 +80,7 @@ class Planner:
 
     def _take(self, start: int, stop: int) -> Window:
         self._index += 1
-        return Window(self._index - 1, start, self._audio.read(start, stop))
+        return Window(self._index - 1, start, self._audio.read(start, stop), channel=self._channel)
 
     def _quietest_step(self) -> int:
         """The step, in frames, that puts the middle of the overlap at the quietest point.
@@ -108,6 +110,22 @@ def windows(blocks: Iterable[Samples], window_s: float, overlap_s: float) -> Ite
     yield from planner.finish()
 
 
+def channel_windows(blocks: Iterable[Samples], window_s: float, overlap_s: float) -> Iterator[Window]:
+    """The windows of every channel of a recording in blocks of int16 [channels, samples], in the order in which they end.
+
+    Each channel has its own windows, with indexes from 0. Raises ValueError as Planner does.
+    """
+    planners: list[Planner] = []
+    for block in blocks:
+        planners = planners or [Planner(window_s, overlap_s, channel) for channel in range(len(block))]
+        yield from _by_end([planner.push(samples) for planner, samples in zip(planners, block, strict=True)])
+    yield from _by_end([planner.finish() for planner in planners])
+
+
+def _by_end(windows: Iterable[list[Window]]) -> list[Window]:
+    return sorted((window for channel in windows for window in channel), key=lambda window: (window.end_sample, window.channel))
+
+
 class Merger:
     """Merges the tokens of windows, which must come in order, and returns tokens once no later window can change them.
 
@@ -121,6 +139,7 @@ class Merger:
         self._pending: list[Token] = []
         self._end = 0
         self._floor = 0
+        self._settled = 0
 
     def add(self, window_start: int, window_end: int, tokens: Sequence[Token]) -> list[Token]:
         """Add the tokens of the next window; return the tokens that are now final.
@@ -129,10 +148,16 @@ class Merger:
         """
         merged = merge(self._pending, tokens, (max(window_start, self._end - self._max_overlap), self._end))
         self._end = window_end
-        settled = max(window_start, window_end - self._max_overlap) - _SETTLED
-        count = settled_tokens(merged, settled)
+        self._settled = max(window_start, window_end - self._max_overlap) - _SETTLED
+        count = settled_tokens(merged, self._settled)
         self._pending = merged[count:]
         return self._clamped(merged[:count])
+
+    @property
+    def settled_sample(self) -> int:
+        """No token that is still to be returned starts before this, samples of the recording."""
+        starts = [self._settled, *(token.start_sample for token in self._pending[:1])]
+        return max(self._floor, min(starts))
 
     def finish(self) -> list[Token]:
         """Return the tokens that are still held. Call it once, after the last window."""

@@ -1,23 +1,22 @@
 """READ FIRST: how speech becomes text here. Every entry point (REST, WebSocket, live) is this one flow.
 
-    file ── decode, cut ──▶ windows ── recognise (fan-out), repair gaps ──▶ tokens per window ── merge ──▶ tokens ──▶ segments
+    file ── decode, cut ──▶ windows ── recognise (fan-out), repair gaps ──▶ tokens per window ── join ──▶ tokens ──▶ segments
 
 It streams from end to end: the first window is on a replica while the second is being decoded, and only the transcript itself
 grows with the length of the recording. Files are decoded and cut in processes of their own (`decoders/`).
 """
 
 import asyncio
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from serve_app.audio.dither import without_zeros
-from serve_app.chunking import Merger
 from serve_app.events import Done, Event, LiveEvent, Progress, SegmentFinal
+from serve_app.joining import Channels, joiner
 from serve_app.live.detection import DetectedAudio, with_vad_events
 from serve_app.live.endpointing import VoiceActivityDetector
 from serve_app.live.session import LiveSession
 from serve_app.merging.gaps import GapRepair
-from serve_app.output.segments import Segmenter
 from serve_app.tasks import stop
 from serve_app.transcript import Segment, Token
 from serve_app.window import SAMPLE_RATE, Samples, Window
@@ -36,14 +35,17 @@ async def transcribe(
     *,
     overlap_s: float,
     max_in_flight: Callable[[], int],
+    channels: Channels | None = None,
 ) -> AsyncGenerator[Event, None]:
     """Transcribe a recording, cut by the planner into windows that overlap by `overlap_s` seconds.
+
+    With `channels`, every channel has windows of its own, and all come in the order in which they end.
 
     At most `max_in_flight()` windows, called before each, are with `recognise` at once. Errors of `windows` and `recognise` pass
     through; however the flow ends, no window is left running.
     """
-    merger, segmenter = Merger(overlap_s), Segmenter()
-    recognise_and_repair = GapRepair(recognise)
+    joined = joiner(overlap_s, channels)
+    repairs: defaultdict[int, GapRepair] = defaultdict(lambda: GapRepair(recognise))
     running: deque[tuple[Window, asyncio.Future[list[Token]]]] = deque()
     planning: asyncio.Future[Window | None] | None = None
     is_planned = False
@@ -63,17 +65,16 @@ async def transcribe(
                 if window is None:
                     is_planned = True
                 else:
-                    planned, samples = planned + 1, window.end_sample
-                    running.append((window, asyncio.ensure_future(recognise_and_repair(window))))
+                    planned, samples = planned + 1, max(samples, window.end_sample)
+                    running.append((window, asyncio.ensure_future(repairs[window.channel](window))))
             while running and running[0][1].done():
                 window, tokens = running[0][0], running.popleft()[1].result()
                 done += 1
-                final = merger.add(window.start_sample, window.end_sample, [t.moved(window.start_sample) for t in tokens])
-                for segment in segmenter.add(final):
+                for segment in joined.add(window, tokens):
                     segments.append(segment)
                     yield SegmentFinal(segment)
-                yield Progress(done, planned, window.end_sample / SAMPLE_RATE)
-        for segment in segmenter.add(merger.finish()) + segmenter.finish():
+                yield Progress(done, planned, joined.end_sample / SAMPLE_RATE)
+        for segment in joined.finish():
             segments.append(segment)
             yield SegmentFinal(segment)
         yield Done(tuple(segments), samples / SAMPLE_RATE)

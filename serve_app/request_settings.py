@@ -43,6 +43,16 @@ class LimitSettings(SettingsGroup):
     )
 
 
+class ChannelSettings(SettingsGroup):
+    """Recordings whose channels are transcribed one by one."""
+
+    drop_crosstalk: bool = Field(
+        True,
+        description="A word is left out where another channel has the same one at the same time, 10 dB louder; a request may say "
+        "otherwise.",
+    )
+
+
 class DecodingSettings(SettingsGroup):
     """How files are decoded."""
 

@@ -18,6 +18,7 @@ from serve_app.decoders.pool import DecoderPool
 from serve_app.decoders.recording import Recording
 from serve_app.errors import AudioTooLong, ModelNotFound
 from serve_app.events import Done, Event, LiveEvent
+from serve_app.joining import Channels
 from serve_app.live.endpointing import Endpointing, VoiceActivityDetector
 from serve_app.live.session import LiveSession
 from serve_app.observe import job_trace
@@ -43,10 +44,14 @@ class JobOptions:
     entry_point: EntryPoint = "rest"
     is_background: bool = False
     """Nobody waits for it: all of its windows are in the bulk lane."""
+    drops_crosstalk: bool | None = None
+    """Of several channels: words that one hears from another are left out; None: as the settings say."""
 
-    def transcript(self, done: Done, warnings: tuple[str, ...], model: ModelSettings) -> Transcript:
+    def transcript(
+        self, done: Done, warnings: tuple[str, ...], model: ModelSettings, channels: tuple[int, ...] = ()
+    ) -> Transcript:
         """The transcript of a recording that is done."""
-        return Transcript(done.segments, done.duration_s, model.name, self.language or "unknown", warnings)
+        return Transcript(done.segments, done.duration_s, model.name, self.language or "unknown", warnings, channels)
 
 
 class Recogniser(Protocol):
@@ -155,7 +160,7 @@ class SpeechService:
         async def recognise(window: Window) -> list[Token]:
             lane = urgent if window.index == 0 or window.is_retry else Lane.BULK
             meter.received(window.end_sample / SAMPLE_RATE, lane)
-            demand.planned(window.end_sample / SAMPLE_RATE, recording.expected_s)
+            demand.planned(window.end_sample / SAMPLE_RATE, recording.expected_s, max(1, len(recording.channels)))
             if known is not None and (tokens := known.find(window)) is not None:
                 return tokens
             tokens = await _recognise(recogniser, window, lane, job, meter, trace)
@@ -168,6 +173,12 @@ class SpeechService:
             share = admission.windows_per_background_job if options.is_background else admission.windows_per_job
             return min(recogniser.target_windows_in_flight(cut.window_s), share)
 
+        channels = None
+        if recording.is_multichannel:
+            drops_crosstalk = options.drops_crosstalk
+            if drops_crosstalk is None:
+                drops_crosstalk = self.settings.channels.drop_crosstalk
+            channels = Channels(lambda: len(recording.channels), drops_crosstalk)
         with self.admission.job(is_background=options.is_background), self.demand.file(model.name) as demand:
             windows = _limited(recording.windows(cut.window_s, cut.overlap_s), self.settings.limits.max_audio_s)
             flow = transcribe(
@@ -175,6 +186,7 @@ class SpeechService:
                 recognise,
                 overlap_s=cut.overlap_s,
                 max_in_flight=max_in_flight,
+                channels=channels,
             )
             async with aclosing(flow):
                 async for event in flow:
@@ -190,7 +202,7 @@ class SpeechService:
         async with aclosing(self.transcribe_events(recording, model, options)) as events:
             async for event in events:
                 if isinstance(event, Done):
-                    return options.transcript(event, recording.warnings, model)
+                    return options.transcript(event, recording.warnings, model, recording.channels)
         raise AssertionError("the pipeline ends with Done")
 
     async def transcribe_stream(
@@ -239,9 +251,9 @@ async def _recognise(
 ) -> list[Token]:
     """Tokens of one window. Silence needs no model.
 
-    The first window is sent all the same: it finds out whether the model is available, and waits until it is loaded.
+    The very first window is sent all the same: it finds out whether the model is available, and waits until it is loaded.
     """
-    if window.index > 0 and not window.samples.any():
+    if (window.index > 0 or window.channel > 0) and not window.samples.any():
         return []
     if trace is None:
         tokens = await recogniser.recognise(window, lane, job)

@@ -14,6 +14,7 @@ from serve_app.live.windows import MIN_NEW_AUDIO, LiveWindows
 from serve_app.model_source import problem_of
 from serve_app.output.cues import CueRules
 from serve_app.request_settings import AuthSettings as AuthSettings
+from serve_app.request_settings import ChannelSettings as ChannelSettings
 from serve_app.request_settings import DecodingSettings as DecodingSettings
 from serve_app.request_settings import IngressSettings as IngressSettings
 from serve_app.request_settings import JobSettings as JobSettings
@@ -242,6 +243,7 @@ class Settings(BaseSettings):
     batching: BatchingSettings = Field(BatchingSettings(), description="How a replica forms batches.")
     limits: LimitSettings = Field(LimitSettings(), description="Limits of requests.")
     decoding: DecodingSettings = Field(DecodingSettings(), description="How files are decoded.")
+    channels: ChannelSettings = Field(ChannelSettings(), description="Recordings whose channels are transcribed one by one.")
     live: LiveSettings = Field(LiveSettings(), description="Live streams.")
     subtitles: SubtitleSettings = Field(SubtitleSettings(), description="Rules for the cues of srt and vtt.")
     auth: AuthSettings = Field(AuthSettings(), description="API keys and their limits.")

@@ -7,7 +7,7 @@ The times of tokens are samples at 16 kHz. The times of words and segments, whic
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -86,6 +86,8 @@ class Segment:
     end_s: float
     words: tuple[Word, ...]
     tokens: tuple[Token, ...]
+    channel: int | None = None
+    """The channel of the recording, from 0; None if the channels are mixed."""
 
     @property
     def mean_log_probability(self) -> float:
@@ -102,6 +104,12 @@ class Transcript:
     model: str
     language: str
     warnings: tuple[str, ...] = ()
+    channels: tuple[int, ...] = ()
+    """The channels that were transcribed, from 0, also those without words; empty if they are mixed."""
+
+    def of_channel(self, channel: int) -> "Transcript":
+        """What was said in one channel."""
+        return replace(self, segments=tuple(segment for segment in self.segments if segment.channel == channel))
 
     @property
     def text(self) -> str:

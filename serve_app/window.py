@@ -58,6 +58,8 @@ class Window:
     """True if the window re-decodes a gap of another window. The merge waits for it, so it is scheduled as interactive."""
     levels: Levels | None = None
     """The levels of `samples`, where they were measured already."""
+    channel: int = 0
+    """The channel of the recording, from 0; 0 too where channels are mixed."""
 
     @property
     def end_sample(self) -> int:

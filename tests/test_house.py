@@ -46,6 +46,7 @@ PURE = [
     *("observe.tracing", "observe.job_trace", "observe.window_trace", "observe.tracers", "observe.otel_tracer"),
     *(
         "chunking",
+        "joining",
         "pipeline",
         "service",
         "settings",
@@ -71,6 +72,7 @@ LAYERS = [
     ["jobs.service", "jobs.worker", "jobs.transcription"],
     ["service"],
     ["pipeline", "decoders", "engine.protocol", "engine.batch_queue", "engine.batch_policy"],
+    ["joining"],
     ["chunking", "live", "cluster"],
     ["settings"],
     ["audio", "merging", "output", "observe", "live.windows", "seed_variables", "jobs.progress", "jobs.stores"],

@@ -111,9 +111,11 @@ class Export(BaseModel):
 
     @field_validator("segments")
     @classmethod
-    def _words_are_limited(cls, segments: list[GivenSegment]) -> list[GivenSegment]:
+    def _segments_are_valid(cls, segments: list[GivenSegment]) -> list[GivenSegment]:
         if sum(max(len(segment.words), _count_words(segment.text)) for segment in segments) > MAX_WORDS:
             raise ValueError(f"a transcript may have at most {MAX_WORDS:,} words")
+        if len({segment.channel is None for segment in segments}) > 1:
+            raise ValueError("either all segments have a `channel`, or none has")
         return segments
 
 
@@ -170,13 +172,22 @@ def _rendered(body: bytes, subtitles: SubtitleSettings, checkpoint: Checkpoint) 
     for segment in given.segments:
         checkpoint()
         segments.append(segment.with_words_of_text().clipped(given.duration))
+    channels = sorted({segment.channel for segment in segments if segment.channel is not None})
     transcript = Transcript(
-        tuple(map(_segment, range(len(segments)), segments)), given.duration, "", given.language, tuple(given.warnings or ())
+        tuple(map(_segment, range(len(segments)), segments)),
+        given.duration,
+        "",
+        given.language,
+        tuple(given.warnings or ()),
+        tuple(channels),
     )
     if given.response_format == "verbose_json":
         # A `Segment` made here has no tokens: return the token ids, avg_logprob, ... as they were given.
         verbose = to_verbose_json(transcript, with_words=True)
-        return JSONResponse(verbose | {"segments": [segment.model_dump() for segment in segments]})
+        dumped = [segment.model_dump() for segment in segments]
+        for channel in verbose.get("channels", ()):
+            channel["segments"] = [segment for segment in dumped if segment["channel"] == channel["channel"]]
+        return JSONResponse(verbose | {"segments": dumped})
     changes = cue_changes(max_lines=given.max_lines, max_line_chars=given.max_line_chars, max_cue_s=given.max_cue_s)
     return Rendering(given.response_format, cue_changes=changes).respond(transcript, subtitles, Timing(0, 0), checkpoint)
 
@@ -204,4 +215,4 @@ def _count_words(text: str) -> int:
 
 def _segment(index: int, given: GivenSegment) -> Segment:
     words = tuple(Word(word.word, word.start, word.end, word.probability) for word in given.words)
-    return Segment(index, given.text, given.start, given.end, words, ())
+    return Segment(index, given.text, given.start, given.end, words, (), given.channel)

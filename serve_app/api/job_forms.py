@@ -6,8 +6,8 @@ import math
 from contextlib import aclosing
 from typing import Any, BinaryIO
 
+from serve_app.decoders.recording import Recording
 from serve_app.errors import RequestError
-from serve_app.service import SpeechService
 
 MAX_METADATA_BYTES = 4096
 _MAX_DEPTH = 32
@@ -19,9 +19,8 @@ PROBE_S = 10.0
 _PIECE_BYTES = 1 << 20
 
 
-async def length_s(service: SpeechService, file: BinaryIO, track: int | None) -> float | None:
+async def length_s(recording: Recording) -> float | None:
     """The length that a file states, seconds; None: none. Raises AudioError for a file without audio that can be decoded."""
-    recording = service.decoders.open(file, track=track)
     async with aclosing(recording.windows(PROBE_S, 0)) as windows:
         await anext(windows, None)
     return recording.expected_s

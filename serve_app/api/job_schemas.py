@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from serve_app.api.schemas import ChannelNumber
 from serve_app.jobs.model import Delivery, Job, JobStatus
 from serve_app.jobs.request import JobRequest
 
@@ -65,6 +66,7 @@ class JobSegment(BaseModel):
     start: float
     end: float
     text: str
+    channel: ChannelNumber = None
 
 
 class JobRestart(BaseModel):

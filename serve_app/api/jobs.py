@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Form, Header, Path, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from serve_app.api import job_events, job_forms, keywords, language, response_formats
+from serve_app.api.channels import ChannelChoice, channel_choice
 from serve_app.api.chunking_strategy import ChunkingStrategy, chunking_strategy
 from serve_app.api.client_address import client_address
 from serve_app.api.errors import ERROR_RESPONSES
@@ -98,6 +99,7 @@ def create_router(service: SpeechService, jobs: JobService) -> APIRouter:
         phrases: Annotated[Phrases, Depends(keywords.from_form)] = Phrases(),  # noqa: B008
         strategy: Annotated[ChunkingStrategy, Depends(chunking_strategy)] = ChunkingStrategy(),  # noqa: B008
         track: Track = None,
+        channels: Annotated[ChannelChoice, Depends(channel_choice)] = ChannelChoice(),  # noqa: B008
         temperature: Temperature = None,
         webhook_url: Annotated[str | None, Form(description="Gets a signed POST request when the job has ended.")] = None,
         metadata: Annotated[
@@ -122,6 +124,7 @@ def create_router(service: SpeechService, jobs: JobService) -> APIRouter:
             keywords=keywords.check(phrases, chosen, are_refused=service.refuses_keywords(chosen)),
             language=language.check(asked_languages, chosen),
             track=track,
+            **asdict(channels),
             filename=(file.filename or "")[:1024],
             rendering=asdict(rendering),
         )
@@ -131,7 +134,7 @@ def create_router(service: SpeechService, jobs: JobService) -> APIRouter:
             request=asked.to_json(),
             upload_bytes=file.size or 0,
             ttl_s=job_forms.ttl_s_of(ttl_s, limits.default_ttl_s, limits.max_ttl_s),
-            audio_s=await job_forms.length_s(service, file.file, track),
+            audio_s=await job_forms.length_s(service.decoders.open(file.file, track=track, multichannel=channels.multichannel)),
             priority=Priority[priority.upper()],
             metadata=job_forms.metadata_of(metadata),
             webhook_url=jobs.checked_webhook(webhook_url),

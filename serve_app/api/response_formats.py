@@ -12,7 +12,7 @@ from pydantic import Field
 from serve_app.api.threads import Checkpoint, run_in_thread
 from serve_app.errors import RequestError
 from serve_app.output import export, subtitles
-from serve_app.output.cues import CueRules, shape
+from serve_app.output.cues import CueRules
 from serve_app.settings import SubtitleSettings
 from serve_app.transcript import Transcript
 
@@ -84,7 +84,7 @@ class Rendering:
             case "srt":
                 return _srt(transcript, rules, checkpoint)
             case "vtt":
-                return subtitles.to_vtt(shape(transcript.segments, rules, transcript.duration_s, checkpoint))
+                return subtitles.to_vtt(subtitles.cues_of(transcript, rules, checkpoint))
             case "csv":
                 return subtitles.to_csv(transcript)
             case "tsv":
@@ -151,4 +151,4 @@ def cue_changes(**fields: float | None) -> tuple[tuple[str, float], ...]:
 
 
 def _srt(transcript: Transcript, rules: CueRules, checkpoint: Checkpoint) -> str:
-    return subtitles.to_srt(shape(transcript.segments, rules, transcript.duration_s, checkpoint))
+    return subtitles.to_srt(subtitles.cues_of(transcript, rules, checkpoint))

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator
 
 from serve_app.api import keywords, language, response_formats, streaming
 from serve_app.api.auth import Keys
+from serve_app.api.channels import ChannelChoice, channel_choice
 from serve_app.api.chunking_strategy import ChunkingStrategy, chunking_strategy
 from serve_app.api.errors import ERROR_RESPONSES
 from serve_app.api.forms import FormRequest, FormRoute
@@ -95,6 +96,7 @@ def create_router(service: SpeechService, keys: Keys) -> APIRouter:
         phrases: Annotated[Phrases, Depends(keywords.from_form)] = Phrases(),  # noqa: B008
         strategy: Annotated[ChunkingStrategy, Depends(chunking_strategy)] = ChunkingStrategy(),  # noqa: B008
         track: Track = None,
+        channels: Annotated[ChannelChoice, Depends(channel_choice)] = ChannelChoice(),  # noqa: B008
         temperature: Temperature = None,
     ) -> Response:
         """Transcribe a file."""
@@ -106,11 +108,13 @@ def create_router(service: SpeechService, keys: Keys) -> APIRouter:
             windows=strategy.windows(service.settings.windows_for(chosen)),
             keywords=keywords.check(phrases, chosen, are_refused=service.refuses_keywords(chosen)),
             language=language.check(asked_languages, chosen),
+            drops_crosstalk=channels.drops_crosstalk,
         )
-        recording = service.decoders.open(file.file, track=track)
+        recording = service.decoders.open(file.file, track=track, multichannel=channels.multichannel)
 
         def content(done: Done) -> str | dict[str, Any]:
-            return rendering.content(options.transcript(done, recording.warnings, chosen), service.settings.subtitles, timing)
+            transcript = options.transcript(done, recording.warnings, chosen, recording.channels)
+            return rendering.content(transcript, service.settings.subtitles, timing)
 
         if stream:
             extras = Extras(

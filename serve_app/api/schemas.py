@@ -1,6 +1,6 @@
 """Wire schemas of responses, with OpenAI's names; the domain types are in `transcript.py`."""
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
@@ -31,10 +31,24 @@ class LogProbability(BaseModel):
     logprob: float = Field(description="Natural logarithm of the model's probability.")
 
 
+ChannelNumber = Annotated[
+    int | None,
+    Field(exclude_if=lambda channel: channel is None, description="Present with `multichannel`: a channel of the file, from 0."),
+]
+
+
+class ChannelText(BaseModel):
+    """A channel of the recording, in `json`."""
+
+    channel: int
+    text: str
+
+
 class TranscriptionJson(BaseModel):
     """`response_format=json`."""
 
     text: str
+    channels: list[ChannelText] | None = Field(None, description="Present with `multichannel`: each channel by itself.")
     logprobs: list[LogProbability] | None = Field(None, description="Present when `include[]` has `logprobs`.")
     usage: Usage
 
@@ -66,6 +80,7 @@ class TranscriptDelta(StreamEvent):
 
     type: Literal["transcript.text.delta"] = "transcript.text.delta"
     delta: str
+    channel: ChannelNumber = None
     logprobs: list[LogProbability] | None = Field(None, description="Present when `include[]` has `logprobs`.")
 
 
@@ -112,6 +127,7 @@ class VerboseSegment(BaseModel):
     compression_ratio: float = Field(description="Length of the text divided by its length after deflate, in bytes.")
     no_speech_prob: float = Field(description="Always 0: a transducer has no such output.")
     words: list[SegmentWord] = Field(description="Words of the segment, in the form of Whisper's own output.")
+    channel: ChannelNumber = None
 
 
 class VerboseWord(BaseModel):
@@ -119,6 +135,14 @@ class VerboseWord(BaseModel):
     start: float = Field(description="Seconds.")
     end: float = Field(description="Seconds.")
     confidence: float = Field(description="The model's probability of the least certain token of the word.")
+    channel: ChannelNumber = None
+
+
+class ChannelTranscript(ChannelText):
+    """A channel of the recording, in `verbose_json`."""
+
+    segments: list[VerboseSegment]
+    words: list[VerboseWord] | None = Field(None, description="Present when `timestamp_granularities[]` has `word`.")
 
 
 class TranscriptionVerboseJson(BaseModel):
@@ -130,6 +154,7 @@ class TranscriptionVerboseJson(BaseModel):
     text: str
     segments: list[VerboseSegment]
     words: list[VerboseWord] | None = Field(None, description="Present when `timestamp_granularities[]` has `word`.")
+    channels: list[ChannelTranscript] | None = Field(None, description="Present with `multichannel`: each channel by itself.")
     logprobs: list[LogProbability] | None = Field(None, description="Present when `include[]` has `logprobs`.")
     usage: Usage
     warnings: list[str] | None = Field(None, description="Present when parts of the file could not be decoded.")

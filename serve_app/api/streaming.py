@@ -106,7 +106,8 @@ async def _messages(events: AsyncGenerator[Event, None], extras: Extras) -> Asyn
             if isinstance(event, SegmentFinal):
                 delta = f" {event.segment.text}" if text else event.segment.text
                 text += delta
-                yield TranscriptDelta(delta=delta, logprobs=_logprobs(event.segment.tokens, extras))
+                logprobs = _logprobs(event.segment.tokens, extras)
+                yield TranscriptDelta(delta=delta, channel=event.segment.channel, logprobs=logprobs)
             elif isinstance(event, Progress) and extras.length_s is not None:
                 yield TranscriptProgress(
                     audio_s=round(event.done_s, 3),

@@ -1,4 +1,4 @@
-"""Decode any audio or video file to blocks of mono int16 samples at 16 kHz, incrementally.
+"""Decode any audio or video file to blocks of int16 samples at 16 kHz, mono or channel by channel, incrementally.
 
 PyAV includes FFmpeg, so every container and codec of FFmpeg works without a system package. The damaged parts of a file are
 skipped, with a warning. A file without any audio raises AudioError.
@@ -72,6 +72,9 @@ MAX_GAP_S = 3600.0
 MAX_DEMUXER_ERRORS_IN_A_ROW = 1000
 """Number of errors between two packets after which a file ends, because a demuxer may report the same damage endlessly."""
 
+MAX_CHANNELS = 8
+"""Maximum number of channels that are decoded one by one."""
+
 SPARE_BYTES = 32 << 20
 """A process that cannot allocate this is out of memory, bytes."""
 
@@ -79,8 +82,15 @@ SPARE_BYTES = 32 << 20
 class AudioFile:
     """A media file to decode. `warnings` is complete once all blocks are read. The source must stay open until then."""
 
-    def __init__(self, source: BinaryIO, *, track: int | None = None, formats: Collection[str] = ()) -> None:
-        """`track`: number of the audio stream, from 0; None: the default one. `formats`: allowed containers; empty: all."""
+    def __init__(
+        self, source: BinaryIO, *, track: int | None = None, formats: Collection[str] = (), multichannel: bool = False
+    ) -> None:
+        """`track`: number of the audio stream, from 0; None: the default one. `formats`: allowed containers; empty: all.
+        `multichannel`: channels are not mixed.
+        """
+        self._is_multichannel = multichannel
+        self.channels: int | None = None
+        """Number of channels of the blocks; None before the first one, and where they are mixed."""
         self._source = source
         self._track = track
         self._options = OPEN_OPTIONS | ({"format_whitelist": ",".join(formats)} if formats else {})
@@ -108,7 +118,9 @@ class AudioFile:
         return self._decoded_samples / SAMPLE_RATE * self._size_bytes / self._read_bytes
 
     def blocks(self) -> Generator[Samples, None, None]:
-        """Decode the audio stream `track`. Each block is int16 [samples]. Raises AudioError if there is none.
+        """Decode the audio stream `track`. Each block is int16 [samples], with `multichannel` [channels, samples].
+
+        Raises AudioError if there is none, or it has more than MAX_CHANNELS of them.
 
         Raises MemoryError if the process has no memory left.
         """
@@ -121,16 +133,16 @@ class AudioFile:
         held: list[Samples] = []
         for piece in self._pieces():
             held.append(piece)
-            self._held_samples += len(piece)
-            self._decoded_samples += len(piece)
+            self._held_samples += piece.shape[-1]
+            self._decoded_samples += piece.shape[-1]
             if self._held_samples >= BLOCK_SAMPLES:
-                yield np.concatenate(held)
+                yield np.concatenate(held, axis=-1)
                 held, self._held_samples = [], 0
         if self._decoded_samples == 0:
             raise AudioError("The file holds no audio samples.")
         self._is_short = self._duration is not None and self._duration.is_short(self._decoded_samples / SAMPLE_RATE)
         if held:
-            yield np.concatenate(held)
+            yield np.concatenate(held, axis=-1)
 
     def _pieces(self) -> Iterator[Samples]:
         try:
@@ -143,9 +155,12 @@ class AudioFile:
             self._duration = Duration(container, stream)
             start_s = None if container.start_time is None else container.start_time / av.time_base
             for silence_s, frame in _with_gaps(self._frames(container, stream), start_s):
+                if self._is_multichannel and self.channels is None:
+                    self.channels = _checked(frame.layout.nb_channels)
+                    self._resample = Resampler(self.channels)
                 if silence_s > 0:
                     yield from self._resampled(None)
-                    yield from _silence(silence_s)
+                    yield from _silence(silence_s, self.channels)
                 yield from self._resampled(frame)
             yield from self._resampled(None)
 
@@ -241,11 +256,18 @@ def _with_gaps(frames: Iterable[AudioFrame], start_s: float | None) -> Iterator[
         yield silence_s, frame
 
 
-def _silence(seconds: float) -> Iterator[Samples]:
+def _silence(seconds: float, channels: int | None) -> Iterator[Samples]:
     left_samples = round(seconds * SAMPLE_RATE)
     while left_samples > 0:
-        yield np.zeros(min(left_samples, BLOCK_SAMPLES), np.int16)
+        count = min(left_samples, BLOCK_SAMPLES)
+        yield np.zeros(count if channels is None else (channels, count), np.int16)
         left_samples -= BLOCK_SAMPLES
+
+
+def _checked(channels: int) -> int:
+    if channels > MAX_CHANNELS:
+        raise AudioError(f"The audio has {channels} channels; at most {MAX_CHANNELS} can be told apart.", param="multichannel")
+    return channels
 
 
 def _check_memory(error: Exception) -> None:

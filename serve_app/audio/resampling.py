@@ -1,4 +1,4 @@
-"""Convert decoded frames of any sample rate and channel layout to mono int16 at 16 kHz."""
+"""Convert decoded frames of any sample rate and channel layout to int16 at 16 kHz, mono or channel by channel."""
 
 import functools
 from collections.abc import Iterator
@@ -36,11 +36,13 @@ FORMATS_WITH_NAN = frozenset({"flt", "dbl"})
 class Resampler:
     """Resamples one stream with libswresample. The sample rate, sample format and layout may change in the middle of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int | None = None) -> None:
+        """`channels`: number of channels of the result, which are those of the frames; None: they are mixed to mono."""
+        self._channels = channels
         self._converter: _Converter | None = None
 
     def __call__(self, frame: AudioFrame | None, wanted: int = 1) -> Iterator[Samples]:
-        """Yield the samples that `frame` completes, int16 [samples]; None flushes the resampler.
+        """Yield the samples that `frame` completes, int16 [samples] or [channels, samples]; None flushes the resampler.
 
         Frames are gathered until they make `wanted` samples or MAX_GATHERED_BYTES, because each conversion has a cost of its own.
         Samples that are not finite become 0. Raises av.FFmpegError or ValueError if FFmpeg cannot convert what was gathered.
@@ -52,28 +54,34 @@ class Resampler:
             converter = None
         if frame is not None:
             if converter is None:
-                converter = self._converter = _Converter(frame)
+                converter = self._converter = _Converter(frame, self._channels)
             yield from converter.push(frame, wanted)
 
 
 class _Converter:
     """Converts the frames of one format."""
 
-    def __init__(self, frame: AudioFrame) -> None:
+    def __init__(self, frame: AudioFrame, separate: int | None) -> None:
+        """`separate`: see Resampler."""
         self._format, self._layout, self._rate_hz = frame.format.name, frame.layout.name, frame.sample_rate
         channels = frame.layout.nb_channels
         if channels > MAX_CHANNELS:
             raise ValueError(f"It has {channels} channels.")
-        weights = _mix_weights(self._layout)
-        self._resampler = AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
+        self._channels, self._separate = channels, separate
+        layout = "mono" if separate is None else self._layout
+        self._resampler = AudioResampler(format="s16", layout=layout, rate=SAMPLE_RATE)
         self._may_have_nan = self._format in FORMATS_WITH_NAN
         self._mixer: MonoMixer | None = None
         self._even_mixer: Graph | None = None
-        # Mixed before they are resampled, several channels cost about as much as one. PyAV makes no array of the other formats.
-        if channels > 1 and not self._format.startswith("s64") and (frame.format.is_packed or channels <= MAX_PLANES):
-            self._mixer = MonoMixer(np.full(channels, 1 / channels, np.float32) if weights is None else weights, self._rate_hz)
-        elif weights is None:
-            self._even_mixer = _even_mixer(frame)
+        if separate is None:
+            weights = _mix_weights(self._layout)
+            # Mixed before they are resampled, several channels cost about as much as one. PyAV makes no array of the other
+            # formats.
+            if channels > 1 and not self._format.startswith("s64") and (frame.format.is_packed or channels <= MAX_PLANES):
+                weights = np.full(channels, 1 / channels, np.float32) if weights is None else weights
+                self._mixer = MonoMixer(weights, self._rate_hz)
+            elif weights is None:
+                self._even_mixer = _even_mixer(frame)
         self._fifo, self._gathered = AudioFifo(), 0
         self._delay = 0 if self._rate_hz == SAMPLE_RATE else RESAMPLER_DELAY
         self._unit = 1 if self._mixer is None else self._mixer.block_samples
@@ -99,7 +107,7 @@ class _Converter:
     def finish(self) -> Iterator[Samples]:
         yield from self._gathered_samples(1)
         for out in self._resampler.resample(None):
-            yield out.to_ndarray()[0]
+            yield self._samples(out)
 
     def _gathered_samples(self, unit: int) -> Iterator[Samples]:
         """Convert what was gathered, as far as it is a multiple of `unit` samples."""
@@ -109,10 +117,18 @@ class _Converter:
 
     def _converted(self, frame: AudioFrame) -> Iterator[Samples]:
         for out in self._resampler.resample(self._mono(frame)):
-            yield out.to_ndarray()[0]
+            yield self._samples(out)
+
+    def _samples(self, out: AudioFrame) -> Samples:
+        samples: Samples = out.to_ndarray()[0]
+        if self._separate is None:
+            return samples
+        channels = samples.reshape(-1, self._channels).T[: self._separate]
+        # The layout may change in the middle of a file.
+        return np.pad(channels, ((0, self._separate - len(channels)), (0, 0)))
 
     def _mono(self, frame: AudioFrame) -> AudioFrame:
-        """The frame with finite samples, mixed to mono if it is one that PyAV makes an array of."""
+        """The frame with finite samples, mixed to mono if that is wanted and it is one that PyAV makes an array of."""
         if self._even_mixer is not None:
             self._even_mixer.push(frame)
             return cast(AudioFrame, self._even_mixer.pull())

@@ -44,13 +44,16 @@ class FileDemand:
         self._max_audio_s = max_audio_s
         self._length_s = 0.0
         self._done_s = 0.0
+        self._channels = 1
 
     @property
     def remaining_s(self) -> float:
-        return max(0.0, self._length_s - self._done_s)
+        return self._channels * max(0.0, self._length_s - self._done_s)
 
-    def planned(self, until_s: float, announced_s: float | None) -> None:
-        """The recording is cut into windows up to here. `announced_s`: the length that the file announces, None if unknown."""
+    def planned(self, until_s: float, announced_s: float | None, channels: int = 1) -> None:
+        """The recording is cut into windows up to here. `announced_s`: the length that the file announces, None if unknown.
+        `channels`: how many of them are transcribed."""
+        self._channels = channels
         self._length_s = max(until_s, min(announced_s or 0.0, self._max_audio_s))
 
     def take(self, event: Event) -> None:

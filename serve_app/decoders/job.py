@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import os
 import queue
 import threading
@@ -9,9 +10,10 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, cast
 
+from serve_app.audio.copies import Copies
 from serve_app.audio.decoding import AudioFile
 from serve_app.audio.dither import without_zeros
-from serve_app.chunking import windows
+from serve_app.chunking import channel_windows, windows
 from serve_app.decoders.messages import Close, Ended, Failed, Grown, Message, Open, Request, Starved, WindowDone
 from serve_app.decoders.sandbox import ProcessorTime
 from serve_app.decoders.shared_memory import SharedMemory
@@ -122,7 +124,10 @@ class Job:
             if size_bytes is None
             else SizedSource(descriptor, size_bytes, size_bytes if opening.is_complete else 0, self._wait_beyond)
         )
-        self._audio = AudioFile(cast(BinaryIO, self._source), track=opening.track, formats=opening.formats)
+        self._audio = AudioFile(
+            cast(BinaryIO, self._source), track=opening.track, formats=opening.formats, multichannel=opening.multichannel
+        )
+        self._copies = Copies()
 
     def tell(self, message: Request | Grown | Close) -> None:
         """Take a message of the ingress."""
@@ -145,10 +150,9 @@ class Job:
         outcome: Message | None = None
         self._begin_slice()
         try:
-            for window in windows(self._blocks(), opening.window_s, opening.overlap_s):
-                if window.index >= opening.first_window:
-                    self._hand_over(without_zeros(window))
-            outcome = Ended(number, self._audio.announced_s, list(self._audio.warnings))
+            for window in itertools.islice(self._windows(), opening.first_window, None):
+                self._hand_over(without_zeros(window))
+            outcome = Ended(number, self._audio.announced_s, list(self._audio.warnings), self._copies.channels)
         except _Closed:
             pass
         except AudioError as error:
@@ -166,9 +170,15 @@ class Job:
         if outcome is not None and not self._is_closed:
             self._send(outcome)
 
+    def _windows(self) -> Iterator[Window]:
+        window_s, overlap_s = self._opening.window_s, self._opening.overlap_s
+        if not self._opening.multichannel:
+            return windows(self._blocks(), window_s, overlap_s)
+        return channel_windows(map(self._copies.silenced, self._blocks()), window_s, overlap_s)
+
     def _blocks(self) -> Iterator[Samples]:
         for block in self._audio.blocks():
-            self._decoded_s += len(block) / SAMPLE_RATE
+            self._decoded_s += block.shape[-1] / SAMPLE_RATE
             yield block
             self._end_slice()
             self._begin_slice()
@@ -182,8 +192,9 @@ class Job:
             self._check_open()
             slot = self._free_slots.get()
             self._memory.write(slot, window.samples, levels)
-            number, announced_s = self._opening.job, self._audio.announced_s
-            self._send(WindowDone(number, slot, window.index, window.start_sample, len(window.samples), announced_s))
+            number, audio = self._opening.job, self._audio
+            place = window.index, window.start_sample, len(window.samples)
+            self._send(WindowDone(number, slot, *place, audio.announced_s, window.channel, audio.channels))
 
     def _wait_beyond(self, position: int) -> int:
         with self._outside_of_slice(), self._grown:

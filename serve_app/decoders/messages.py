@@ -1,7 +1,7 @@
 """The messages between an ingress and a decoder process: one JSON array a line, the kind first. Audio is in the shared memory."""
 
 import json
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,9 @@ class Open:
     is_complete: bool
     """False: the file grows."""
     first_window: int
-    """Windows with a smaller index are not sent: they were received already."""
+    """So many windows are not sent: they were received already."""
+    multichannel: bool = False
+    """Every channel has windows of its own; else they are mixed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,9 @@ class WindowDone:
     start_sample: int
     samples: int
     announced_s: float | None
+    channel: int = 0
+    channels: int | None = None
+    """How many there are, with `multichannel`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +89,8 @@ class Ended:
     job: int
     announced_s: float | None
     warnings: list[str]
+    copies: list[int] = field(default_factory=list)
+    """With `multichannel`: the channels that only repeat the first one, whose windows are digital silence."""
 
 
 @dataclass(frozen=True, slots=True)

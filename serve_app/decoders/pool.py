@@ -53,13 +53,20 @@ class DecoderPool:
         with self._lock:
             self._start_missing()
 
-    def open(self, file: BinaryIO | GrowingFile, *, track: int | None = None, formats: Collection[str] = ()) -> Recording:
+    def open(
+        self,
+        file: BinaryIO | GrowingFile,
+        *,
+        track: int | None = None,
+        formats: Collection[str] = (),
+        multichannel: bool = False,
+    ) -> Recording:
         """A recording to decode.
 
         `track`: number of the audio stream, from 0; None: the default one. `formats`: allowed containers, by FFmpeg's names;
-        empty: all.
+        empty: all. `multichannel`: every channel has windows of its own; else they are mixed.
         """
-        return Recording(next(self._numbers), file, self._scheduled, track, formats)
+        return Recording(next(self._numbers), file, self._scheduled, track, formats, multichannel=multichannel)
 
     async def recognises(self, head: bytes) -> bool:
         """Whether FFmpeg recognises a media file in `head`, its first bytes, and decodes audio from it."""

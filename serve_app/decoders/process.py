@@ -138,10 +138,10 @@ class DecoderProcess:
         match message:
             case Ready():
                 self.is_ready = True
-            case WindowDone(number, slot, index, start, samples):
+            case WindowDone(number, slot, index, start, samples, _, channel):
                 audio, levels = self._memory.read(slot, samples)
                 self.send(SlotFree(slot))
-                receive(self, number, message, Window(index, start, audio, levels=levels))
+                receive(self, number, message, Window(index, start, audio, levels=levels, channel=channel))
             case Starved(number) | Ended(number) | Failed(number):
                 receive(self, number, message, None)
             case _:

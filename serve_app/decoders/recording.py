@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator
 from typing import Any, BinaryIO, cast
 
@@ -29,10 +30,22 @@ class Recording:
     """
 
     def __init__(
-        self, number: int, file: BinaryIO | GrowingFile, schedule: Schedule, track: int | None, formats: Collection[str]
+        self,
+        number: int,
+        file: BinaryIO | GrowingFile,
+        schedule: Schedule,
+        track: int | None,
+        formats: Collection[str],
+        *,
+        multichannel: bool = False,
     ) -> None:
         self.number = number
         self.warnings: tuple[str, ...] = ()
+        self.is_multichannel = multichannel
+        """Every channel has windows of its own; else they are mixed."""
+        self.channels: tuple[int, ...] = ()
+        """The channels, from 0, once there is a window. Those that only repeat the first one are left out once all windows are
+        read: they are digital silence. Empty if the channels are mixed."""
         self.announced_s: float | None = None
         """Duration of the audio, seconds: as the file states it, else estimated. None before the first window, or if unknown."""
         self.process: DecoderProcess | None = None
@@ -45,7 +58,9 @@ class Recording:
         self._formats = list(formats)
         self._cut = (0.0, 0.0)
         self._size_bytes = 0
-        self._next_window = 0
+        self._copies: list[int] = []
+        self._received: Counter[int] = Counter()
+        """Windows by channel."""
         self._starved_at: int | None = None
         self._descriptor = -1
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -54,6 +69,7 @@ class Recording:
     async def windows(self, window_s: float, overlap_s: float) -> AsyncGenerator[Window, None]:
         """Windows of at most `window_s` that overlap by `overlap_s`, seconds, without digital silence and with levels.
 
+        Those of several channels come in the order in which they end.
         The next window is decoded while one is used. Raises AudioError, StorageFull, or EngineError if the server is at
         fault.
         """
@@ -66,6 +82,7 @@ class Recording:
                     raise item
                 self._send(Request(self.number))
                 yield item
+            self.channels = tuple(channel for channel in self.channels if channel not in self._copies)
 
     @property
     def expected_s(self) -> float | None:
@@ -82,21 +99,26 @@ class Recording:
         file, is_complete = self._file, not isinstance(self._file, GrowingFile)
         self._size_bytes = os.fstat(self._descriptor).st_size
         size_bytes = file.final_bytes if isinstance(file, GrowingFile) else self._size_bytes
-        opening = Open(self.number, *self._cut, self._track, self._formats, size_bytes, is_complete, self._next_window)
+        received, number = self._received.total(), self.number
+        opening = Open(number, *self._cut, self._track, self._formats, size_bytes, is_complete, received, self.is_multichannel)
         process.send(opening, self._descriptor)
         process.send(Request(self.number))
 
     def receive(self, message: Message, window: Window | None) -> None:
         """Take a message of the process. Raises ValueError if it is none that can follow."""
         match message:
-            case WindowDone(_, _, index, _, _, announced_s) if window is not None and index == self._next_window:
-                self._next_window += 1
+            case WindowDone(_, _, index, _, _, announced_s, channel, channels) if (
+                window is not None and index == self._received[channel]
+            ):
+                self._received[channel] += 1
                 self.announced_s = announced_s
+                self.channels = tuple(range(channels or 0))
                 self._call(self._arrived.put_nowait, window)
             case Starved(_, position):
                 self._call(self._starve, position)
-            case Ended(_, announced_s, warnings):
+            case Ended(_, announced_s, warnings, copies):
                 self.announced_s, self.warnings = announced_s, tuple(warnings)
+                self._copies = copies
                 self._call(self._arrived.put_nowait, None)
             case Failed(_, text, param, is_expected):
                 self.fail(AudioError(text, param=param) if is_expected else EngineError(UNFORESEEN))

@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from serve_app.audio.decoding import AudioFile, preload
+from serve_app.audio.decoding import MAX_CHANNELS, AudioFile, preload
 from serve_app.audio.dither import without_zeros
 from serve_app.chunking import windows
 from serve_app.decoders import messages
@@ -69,7 +69,7 @@ class Worker:
         self._time_slices.begin(0)
         descriptor = self._descriptors.receive(self._descriptor_source)
         self._time_slices.end()
-        windows_bytes = 4 * round(2 * opening.window_s * SAMPLE_RATE)
+        windows_bytes = 4 * round(2 * opening.window_s * SAMPLE_RATE) * (MAX_CHANNELS if opening.multichannel else 1)
         memory_bytes = MEMORY_PER_JOB_BYTES + windows_bytes + min(opening.size_bytes or 0, MAX_INDEX_BYTES)
         self._address_space.add(memory_bytes)
         job = Job(opening, descriptor, self._memory, self._time_slices, self._free_slots, self._send)

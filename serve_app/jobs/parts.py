@@ -21,15 +21,17 @@ _SIZE_BYTES = 8
 
 
 class WindowKey(NamedTuple):
-    """What identifies a window of a recording: where it starts, its length, and whether it decodes a gap again; samples."""
+    """What identifies a window of a recording: where it starts and its length in samples, whether it decodes a gap again, and its
+    channel."""
 
     start_sample: int
     samples: int
     is_retry: bool
+    channel: int = 0
 
     @classmethod
     def of(cls, window: Window) -> "WindowKey":
-        return cls(window.start_sample, len(window.samples), window.is_retry)
+        return cls(window.start_sample, len(window.samples), window.is_retry, window.channel)
 
 
 class FinalSegment(NamedTuple):
@@ -38,10 +40,11 @@ class FinalSegment(NamedTuple):
     start_s: float
     end_s: float
     text: str
+    channel: int | None = None
 
     @classmethod
     def of(cls, segment: Segment) -> "FinalSegment":
-        return cls(segment.start_s, segment.end_s, segment.text)
+        return cls(segment.start_s, segment.end_s, segment.text, segment.channel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ def unpack_part(data: bytes) -> Part:
 
 
 def pack_transcript(transcript: Transcript) -> bytes:
-    head = (transcript.duration_s, transcript.model, transcript.language, transcript.warnings)
+    head = (transcript.duration_s, transcript.model, transcript.language, transcript.warnings, transcript.channels)
     details = ((segment.words, segment.tokens) for segment in transcript.segments)
     return _joined(_pack(map(FinalSegment.of, transcript.segments)), _pack([head, *details]))
 
@@ -75,12 +78,12 @@ def pack_transcript(transcript: Transcript) -> bytes:
 def unpack_transcript(data: bytes) -> Transcript:
     _, rest = _sections(data)
     items = _unpack(rest)
-    duration_s, model, language, warnings = next(items)
+    duration_s, model, language, warnings, channels = next(items)
     segments = (
-        Segment(index, text, start_s, end_s, tuple(Word(*word) for word in words), tuple(Token(*token) for token in tokens))
-        for index, ((start_s, end_s, text), (words, tokens)) in enumerate(zip(unpack_segments(data), items, strict=True))
+        Segment(index, text, start_s, end_s, tuple(Word(*w) for w in words), tuple(Token(*t) for t in tokens), channel)
+        for index, ((start_s, end_s, text, channel), (words, tokens)) in enumerate(zip(unpack_segments(data), items, strict=True))
     )
-    return Transcript(tuple(segments), duration_s, model, language, tuple(warnings))
+    return Transcript(tuple(segments), duration_s, model, language, tuple(warnings), tuple(channels))
 
 
 def unpack_segments(data: bytes) -> list[FinalSegment]:

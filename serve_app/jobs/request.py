@@ -18,6 +18,10 @@ class JobRequest:
     language: str | None = None
     """ISO 639-1 code of the spoken language, where it is certain."""
     track: int | None = None
+    multichannel: bool = False
+    """Every channel is transcribed by itself."""
+    drops_crosstalk: bool | None = None
+    """None: as the settings say."""
     filename: str = ""
     """As the client named the file."""
     rendering: Mapping[str, Any]

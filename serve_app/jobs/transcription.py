@@ -73,6 +73,7 @@ class Transcription:
             language=self._request.language,
             entry_point="jobs",
             is_background=True,
+            drops_crosstalk=self._request.drops_crosstalk,
         )
         progress = await self._resume(model, options.windows or self._service.settings.windows_for(model))
         try:
@@ -82,9 +83,9 @@ class Transcription:
         if file is None:
             return UPLOAD_LOST
         with file:
-            recording = self._service.decoders.open(file, track=self._request.track)
+            recording = self._service.decoders.open(file, track=self._request.track, multichannel=self._request.multichannel)
             done = await self._work(self._service.transcribe_events(recording, model, options, progress), progress, recording)
-        transcript = options.transcript(done, recording.warnings, model)
+        transcript = options.transcript(done, recording.warnings, model, recording.channels)
         return Completed(await asyncio.to_thread(pack_transcript, transcript), done.duration_s)
 
     def _windows(self) -> WindowSettings | None:

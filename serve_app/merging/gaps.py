@@ -112,7 +112,7 @@ def retry_window(window: Window, gap: Gap) -> Window:
     """The window in which a gap is decoded again: its speech energy with CONTEXT on either side, aligned to encoder frames."""
     start = max(0, gap.speech_start - CONTEXT)
     samples = window.samples[start : gap.speech_end + CONTEXT]
-    return Window(window.index, window.start_sample + start, samples, is_retry=True)
+    return Window(window.index, window.start_sample + start, samples, is_retry=True, channel=window.channel)
 
 
 def filled(tokens: Sequence[Token], gap: Gap, retried: Sequence[Token]) -> list[Token]:

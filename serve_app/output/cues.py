@@ -97,6 +97,7 @@ class Cue:
     start_s: float
     end_s: float
     lines: tuple[str, ...]
+    channel: int | None = None
 
 
 class _Unit(NamedTuple):

@@ -3,6 +3,7 @@
 import math
 import zlib
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 from serve_app.output.segments import WORD_MARK
@@ -17,15 +18,26 @@ LANGUAGE_NAMES = {
 """English names by ISO 639-1 code: `language` of OpenAI's `verbose_json` is the name."""
 
 
+def channel_name(channel: int) -> str:
+    """As people read it."""
+    return f"Channel {channel}"
+
+
 def to_text(transcript: Transcript) -> str:
-    """OpenAI's `text`: the transcript on one line, with a line end."""
-    return transcript.text + "\n"
+    """OpenAI's `text`: the transcript on one line, with a line end; with channels one line for each turn."""
+    if not transcript.channels:
+        return transcript.text + "\n"
+    turns = groupby(transcript.segments, key=lambda segment: segment.channel)
+    return "".join(
+        f"{channel_name(channel or 0)}: {' '.join(segment.text for segment in segments)}\n" for channel, segments in turns
+    )
 
 
 def to_json(transcript: Transcript, *, with_logprobs: bool = False) -> dict[str, Any]:
-    """OpenAI's `json`: the text, `usage` and optionally `logprobs`."""
+    """OpenAI's `json`: the text, `usage` and optionally `logprobs`. An addition: `channels`, if there are any."""
     logprobs = {"logprobs": to_logprobs(transcript.tokens)} if with_logprobs else {}
-    return {"text": transcript.text, **logprobs, "usage": _usage(transcript)}
+    texts = [{"channel": channel, "text": transcript.of_channel(channel).text} for channel in transcript.channels]
+    return {"text": transcript.text, **({"channels": texts} if texts else {}), **logprobs, "usage": _usage(transcript)}
 
 
 def to_logprobs(tokens: Sequence[Token]) -> list[dict[str, Any]]:
@@ -40,9 +52,10 @@ def to_logprobs(tokens: Sequence[Token]) -> list[dict[str, Any]]:
 def to_verbose_json(
     transcript: Transcript, *, with_words: bool, with_logprobs: bool = False, task: str = "transcribe"
 ) -> dict[str, Any]:
-    """OpenAI's `verbose_json`, with three additions.
+    """OpenAI's `verbose_json`, with four additions.
 
-    Words have a `confidence`. Segments have `words`, as in Whisper's own JSON. `warnings` is present if there are any.
+    Words have a `confidence`. Segments have `words`, as in Whisper's own JSON. `warnings` is present if there are any. If there
+    are channels, segments and words have a `channel`, and `channels` has each by itself.
     """
     verbose: dict[str, Any] = {
         "task": task,
@@ -52,7 +65,9 @@ def to_verbose_json(
         "segments": [to_segment(segment, transcript.duration_s) for segment in transcript.segments],
     }
     if with_words:
-        verbose["words"] = [to_word(word, transcript.duration_s) for word in transcript.words]
+        verbose["words"] = _words(transcript)
+    if transcript.channels:
+        verbose["channels"] = [_channel(transcript, channel, with_words=with_words) for channel in transcript.channels]
     if with_logprobs:
         verbose["logprobs"] = to_logprobs(transcript.tokens)
     verbose["usage"] = _usage(transcript)
@@ -76,12 +91,32 @@ def to_segment(segment: Segment, duration_s: float = math.inf) -> dict[str, Any]
         "compression_ratio": round(len(text) / len(zlib.compress(text)), 4),
         "no_speech_prob": 0.0,
         "words": [{**_word(word, duration_s), "probability": round(word.confidence, 4)} for word in segment.words],
+        **_channel_of(segment),
     }
 
 
 def to_word(word: Word, duration_s: float = math.inf) -> dict[str, Any]:
     """A word of `verbose_json`. Its end is limited to `duration_s`, the length of the audio."""
     return {**_word(word, duration_s), "confidence": round(word.confidence, 4)}
+
+
+def _words(transcript: Transcript) -> list[dict[str, Any]]:
+    return [
+        {**to_word(word, transcript.duration_s), **_channel_of(segment)}
+        for segment in transcript.segments
+        for word in segment.words
+    ]
+
+
+def _channel_of(segment: Segment) -> dict[str, Any]:
+    return {} if segment.channel is None else {"channel": segment.channel}
+
+
+def _channel(transcript: Transcript, channel: int, *, with_words: bool) -> dict[str, Any]:
+    alone = transcript.of_channel(channel)
+    segments = [to_segment(segment, transcript.duration_s) for segment in alone.segments]
+    words = {"words": _words(alone)} if with_words else {}
+    return {"channel": channel, "text": alone.text, "segments": segments, **words}
 
 
 def _word(word: Word, duration_s: float) -> dict[str, Any]:

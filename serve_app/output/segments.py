@@ -39,6 +39,17 @@ class Segmenter:
             self._tokens.append(token)
         return segments
 
+    def pass_silence(self, until_sample: int) -> list[Segment]:
+        """No later token starts before this: return the segment that a pause has ended by then, without waiting for its word."""
+        if not self._tokens or until_sample - self._tokens[-1].end_sample < MAX_PAUSE_S * SAMPLE_RATE:
+            return []
+        return self._end_word(next_start_sample=until_sample)
+
+    @property
+    def start_sample(self) -> int | None:
+        """Where the segment that is not complete yet starts; None if there is none."""
+        return next((tokens[0].start_sample for tokens in [*self._words[:1], self._tokens] if tokens), None)
+
     @property
     def unfinished(self) -> tuple[Word, ...]:
         """The words of the segment that is not complete yet. The last word may be incomplete."""
