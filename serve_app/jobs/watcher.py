@@ -35,7 +35,9 @@ class JobWatcher:
                     with suppress(StoreUnavailable):
                         self._tell(await self._store.get_many({job.job_id for job in self._waiting.values()}))
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._has_news.wait(), POLL_S)
+                    # Not wait_for: that of Python 3.11 may lose a cancellation.
+                    async with asyncio.timeout(POLL_S):
+                        await self._has_news.wait()
         finally:
             self._is_closed = True
             self._tell({})

@@ -109,7 +109,9 @@ class JobWorker:
                     self._start(*claimed)
                 else:
                     with suppress(TimeoutError):
-                        await asyncio.wait_for(self._has_news.wait(), POLL_S)
+                        # Not wait_for: that of Python 3.11 may lose a cancellation.
+                        async with asyncio.timeout(POLL_S):
+                            await self._has_news.wait()
         finally:
             await stop(*(running.task for running in self._running.values()))
 
