@@ -221,7 +221,8 @@ class ModelReplica:
         began_s = time.monotonic()
         running = self._loop.run_in_executor(thread, stage, *arguments)
         try:
-            return await asyncio.wait_for(running, self._batching.batch_timeout_s)
+            async with asyncio.timeout(self._batching.batch_timeout_s):
+                return await running
         except TimeoutError:
             hung = EngineBroken(f"A batch did not end within {self._batching.batch_timeout_s:.0f} s.")
             self._exit(hung)
@@ -289,7 +290,8 @@ class ModelReplica:
                 self._demand = None
                 log.warning("the status registry is unreachable: %s", error)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._status_changed.wait(), HEARTBEAT_S)
+                async with asyncio.timeout(HEARTBEAT_S):
+                    await self._status_changed.wait()
             self._status_changed.clear()
 
     def __del__(self) -> None:

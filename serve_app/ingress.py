@@ -116,7 +116,8 @@ class Ingress:
             await asyncio.wait([reply], timeout=CHECK_S)
             if not reply.done():
                 await self._close_if_removed()
-            status = await asyncio.wait_for(reply, REPLY_TIMEOUT_S)
+            async with asyncio.timeout(REPLY_TIMEOUT_S):
+                status = await reply
         except Exception as error:
             response.cancel()  # type: ignore[no-untyped-call]
             log.warning("the status registry is unreachable: %r", error)

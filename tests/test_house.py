@@ -172,3 +172,9 @@ def test_no_module_is_called_utils() -> None:
 def test_annotations_that_serve_reads_are_not_deferred(module: str) -> None:
     """With deferred annotations Serve passes `build_app` a raw dict and says nothing."""
     assert "__future__" not in imports_of(MODULES[f"serve_app.{module}"])
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_timeouts_lose_no_cancellation(module: str) -> None:
+    """Python 3.11's `asyncio.wait_for` does, where its result comes at the same moment; `asyncio.timeout` does not."""
+    assert "wait_for(" not in MODULES[module].read_text()

@@ -132,7 +132,8 @@ class JobService:
         """Keep a copy of `source`, from its first byte on, and queue its job; or return the job that was made with the same
         idempotency key, and False. Raises StorageFull and what `JobStore.create` does."""
         try:
-            await asyncio.wait_for(self._bound.wait(), BIND_S)
+            async with asyncio.timeout(BIND_S):
+                await self._bound.wait()
         except TimeoutError:
             raise StoreUnavailable from None
         limits = OwnerLimits(

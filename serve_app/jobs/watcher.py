@@ -34,7 +34,8 @@ class JobWatcher:
                     with suppress(*UNAVAILABLE):
                         self._tell(await self._store.get_many({job.job_id for job in self._waiting.values()}))
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._has_news.wait(), POLL_S)
+                    async with asyncio.timeout(POLL_S):
+                        await self._has_news.wait()
                 # However many jobs end: those that end in the meantime are seen by one query.
                 await asyncio.sleep(MIN_POLL_S)
         except asyncio.CancelledError:

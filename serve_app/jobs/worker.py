@@ -96,7 +96,8 @@ class JobWorker:
                     self._start(*claimed)
                 else:
                     with suppress(TimeoutError):
-                        await asyncio.wait_for(self._has_news.wait(), POLL_S)
+                        async with asyncio.timeout(POLL_S):
+                            await self._has_news.wait()
         finally:
             await stop(*(running.task for running in self._running.values()))
 
@@ -147,7 +148,8 @@ class JobWorker:
         except asyncio.CancelledError:
             # Where it has ended meanwhile, the lease is lost.
             with suppress(LeaseLost, TimeoutError, *UNAVAILABLE):
-                await asyncio.wait_for(self._store.hand_back(lease), HAND_BACK_S)
+                async with asyncio.timeout(HAND_BACK_S):
+                    await self._store.hand_back(lease)
             raise
         except Exception:
             # The lease ends by itself.

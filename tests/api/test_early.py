@@ -100,6 +100,29 @@ async def test_windows_are_recognised_before_the_last_byte_arrives(app: Any, ser
     assert len(server.windows) == 2 * windows
 
 
+async def test_channels_are_transcribed_while_they_arrive(app: Any, server: FakeService) -> None:
+    stereo = media.wav(np.stack([SPEECH, SPEECH[::-1]], axis=1), 8_000)
+    body = form(stereo, {"response_format": "verbose_json", "multichannel": "true"})
+    upload = Upload(app, body)
+    upload.send(1_000_000)
+    await until(lambda: {(0, 1), (1, 1)} <= {(window.channel, window.index) for window in server.windows})
+    answer = await upload.finish()
+    windows = len(server.windows)
+    assert answer.json() == (await at_once(app, body)).json()
+    assert [channel["channel"] for channel in answer.json()["channels"]] == [0, 1]
+    assert len(server.windows) == 2 * windows
+
+
+async def test_channels_that_are_asked_for_after_the_file(app: Any) -> None:
+    stereo = media.wav(np.stack([SPEECH, SPEECH[::-1]], axis=1), 8_000)
+    before, after = {"response_format": "verbose_json"}, {"multichannel": "true"}
+    upload = Upload(app, form(stereo, before, after))
+    upload.send(1_000_000)
+    late = (await upload.finish()).json()
+    assert late == (await at_once(app, form(stereo, before | after))).json()
+    assert len(late["channels"]) == 2
+
+
 SAME = ["wav", "flac", "mp3", "mp3 without a header", "m4a", "mp4, header first", "opus", "webm", "mkv", "aac", "avi", "mpeg-ts"]
 
 

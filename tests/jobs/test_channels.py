@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve_app.jobs import worker as worker_module
+from serve_app.jobs import transcription
 from serve_app.jobs.model import Job, JobState, NewJob, new_id
 from serve_app.jobs.parts import (
     FinalSegment,
     Part,
     WindowKey,
-    _pack,
     pack_part,
     pack_transcript,
     unpack_part,
@@ -63,7 +62,7 @@ async def submit(jobs: JobService) -> Job:
 
 
 async def test_no_window_is_decoded_twice_in_any_channel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_module, "SAVE_S", 0.02)
+    monkeypatch.setattr(transcription, "SAVE_S", 0.02)
     whole = HoldingService(tmp_path / "whole")
     jobs = JobService.of(whole.service)
     running = asyncio.ensure_future(jobs.run())
@@ -112,12 +111,3 @@ def test_channels_are_stored() -> None:
     assert unpack_transcript(pack_transcript(mono)) == mono
     part = Part(((WindowKey(0, 100, False, 1), (Token("▁a", 1, 0, 1, 0.5),)),), (FinalSegment(0.0, 1.0, "One.", 1),))
     assert unpack_part(pack_part(part)) == part
-
-
-def test_what_was_stored_without_channels_can_be_read() -> None:
-    token, word = Token("▁One.", 1, 0, 1, 0.9), Word("One.", 0, 1, 0.9)
-    found = unpack_transcript(_pack([[["One.", 0.0, 1.0, [word], [token]]], 5.0, "first", "en", []]))
-    assert found == Transcript((Segment(0, "One.", 0.0, 1.0, (word,), (token,)),), 5.0, "first", "en")
-    part = unpack_part(_pack([[[[0, 100, False], [token]]], [[0.0, 1.0, "One."]]]))
-    assert part == Part(((WindowKey(0, 100, False), (token,)),), (FinalSegment(0.0, 1.0, "One."),))
-    assert not JobRequest.from_json({"model": "first", "rendering": {}}).multichannel

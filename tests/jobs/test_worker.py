@@ -12,6 +12,7 @@ from serve_app.jobs import transcription as transcription_module
 from serve_app.jobs import worker as worker_module
 from serve_app.jobs.model import JobState
 from serve_app.jobs.parts import WindowKey, pack_transcript, unpack_transcript
+from serve_app.jobs.service import JobService
 from serve_app.jobs.uploads import Uploads
 from serve_app.settings import JobSettings, LimitSettings
 from serve_app.transcript import Transcript
@@ -180,3 +181,15 @@ async def test_many_short_jobs_run_together(tmp_path: Path) -> None:
 def test_results_are_kept_as_they_are() -> None:
     empty = Transcript((), 0.0, "first", "unknown", ("a warning",))
     assert unpack_transcript(pack_transcript(empty)) == empty
+
+
+async def test_a_cancellation_is_not_lost_where_there_is_news_at_the_same_moment(tmp_path: Path) -> None:
+    jobs = JobService.of(fake_in(tmp_path).service)
+    for part in (jobs._worker, jobs.watcher):
+        running = asyncio.ensure_future(part.run())
+        await asyncio.sleep(0.2)
+        part.wake()
+        running.cancel()
+        await asyncio.wait([running], timeout=5)
+        assert running.cancelled()
+    await jobs.store.close()
