@@ -43,6 +43,7 @@ main.add_command(jobs)
     help="Format of the transcripts.",
 )
 @click.option("--track", type=click.IntRange(min=0), help="Number of the audio track, from 0. Without it: the default track.")
+@click.option("--channels", "multichannel", is_flag=True, help="Every channel of a recording by itself.")
 @click.option("--words", is_flag=True, help="With --format verbose_json: the time of every word.")
 @click.option(
     "--output-dir",
@@ -66,6 +67,7 @@ def transcribe(
     language: str | None,
     response_format: str,
     track: int | None,
+    multichannel: bool,
     words: bool,
     keywords: tuple[str, ...],
     output_dir: Path | None,
@@ -92,6 +94,7 @@ def transcribe(
         "model": model,
         "language": language,
         "track": None if track is None else str(track),
+        "multichannel": "true" if multichannel else None,
         "timestamp_granularities[]": ["word", "segment"] if words else [],
         "keywords[]": list(keywords),
     }

@@ -28,6 +28,7 @@ ACTIVE: tuple[State, ...] = ("queued", "running")
 @click.argument("files", nargs=-1, required=True)
 @server_options
 @click.option("--track", type=click.IntRange(min=0), help="Number of the audio track, from 0. Without it: the default track.")
+@click.option("--channels", "multichannel", is_flag=True, help="Every channel of a recording by itself.")
 @click.option("--priority", type=click.Choice(["normal", "low"]), default="normal", show_default=True)
 @click.option("--webhook-url", help="Gets a signed POST request when a job has ended.")
 @click.option("--metadata", help="A JSON object that the jobs and their webhook messages have, too.")
@@ -40,6 +41,7 @@ def submit(
     language: str | None,
     keywords: tuple[str, ...],
     track: int | None,
+    multichannel: bool,
     priority: str,
     webhook_url: str | None,
     metadata: str | None,
@@ -54,6 +56,7 @@ def submit(
         "language": language,
         "keywords[]": list(keywords),
         "track": None if track is None else str(track),
+        "multichannel": "true" if multichannel else None,
         "priority": priority,
         "webhook_url": webhook_url,
         "metadata": metadata,

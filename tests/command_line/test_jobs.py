@@ -90,6 +90,19 @@ def test_from_submit_to_cancel(server: Serving, files: list[str], tmp_path: Path
     assert [job["id"] for job in jobs_of(server)] == [ids[1]]
 
 
+def test_channels(server: Serving, tmp_path: Path) -> None:
+    path = tmp_path / "call.wav"
+    path.write_bytes(media.wav(np.random.default_rng(2).normal(0, 0.1, (3 * 16_000, 2))))
+    direct = run(server, "transcribe", str(path), "--channels")
+    assert direct.exit_code == 0, direct.output
+    assert {line.partition(":")[0] for line in direct.stdout.splitlines()} == {"Channel 0", "Channel 1"}
+    by_job = run(server, "transcribe", str(path), "--channels", "--as-jobs")
+    assert by_job.stdout == direct.stdout
+    (job,) = ids_of(run(server, "submit", str(path), "--channels"))
+    assert run(server, "jobs", "watch", job).exit_code == 0
+    assert run(server, "jobs", "result", job).stdout == direct.stdout
+
+
 def test_a_job_that_fails(server: Serving, fake: FakeService, files: list[str]) -> None:
     fake.hold.clear()
     (job,) = ids_of(run(server, "submit", files[0]))
