@@ -1,6 +1,7 @@
 """Both stores, each in a fresh database, with a clock that tests set."""
 
 import itertools
+import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -18,6 +19,12 @@ from tests.jobs.receivers import Receiver, receiver
 from tests.jobs.stores import LEASE_S, Clock
 
 _schemas = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def log_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Serve, where an earlier test of this process has started it, keeps its log from pytest."""
+    monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)
 
 Connect = Callable[[bool], Connection[Any]]
 """`connect(reads_only)`: another connection to the same database."""
