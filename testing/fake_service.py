@@ -5,7 +5,7 @@ import functools
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import uvicorn
@@ -122,9 +122,9 @@ class EngineService(FakeService):
 
 
 @contextmanager
-def serving(app: Any) -> Iterator[str]:
-    """Run an ASGI application in a thread; yields its address."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", ws="websockets-sansio", lifespan="off"))
+def serving(app: Any, *, lifespan: Literal["on", "off"] = "off", port: int = 0) -> Iterator[str]:
+    """Run an ASGI application in a thread; yields its address. Port 0: any that is free."""
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="critical", ws="websockets-sansio", lifespan=lifespan))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -3,18 +3,23 @@
 import asyncio
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Mount
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.api import create_api
 from serve_app.jobs.service import JobService
+from serve_app.settings import JobSettings, LimitSettings
 from serve_app.tasks import stop
 from testing.fake_service import FakeService
+from testing.fake_service import serving as serving_app
 
 
 @asynccontextmanager
@@ -82,3 +87,48 @@ def serving(fake: FakeService, prefix: str = "") -> Iterator[Serving]:
         yield served
     finally:
         served.stop()
+
+
+@dataclass
+class JobServer:
+    """A running server."""
+
+    url: str
+    fake: FakeService
+    loop: asyncio.AbstractEventLoop
+
+    def shut_down(self) -> None:
+        """Hand the jobs back and end the answers that follow them, as a server that stops does."""
+        self.loop.call_soon_threadsafe(self.fake.service.admission.close)
+
+    def release(self) -> None:
+        """Let windows go on that wait for `fake.hold`."""
+        self.loop.call_soon_threadsafe(self.fake.hold.set)
+
+
+@contextmanager
+def serving_jobs(
+    folder: Path, *, around: Callable[[ASGIApp], ASGIApp] = lambda app: app, port: int = 0, **settings: Any
+) -> Iterator[JobServer]:
+    """Run the API with jobs in a thread. The folder is that of the jobs; `around` wraps the application."""
+    jobs = JobSettings(**{"directory": folder} | settings.pop("jobs", {}))
+    fake = FakeService(jobs=jobs, **{"limits": LimitSettings()} | settings)
+    app: ASGIApp | None = None
+
+    async def with_lifespan(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal app
+        if scope["type"] != "lifespan":
+            assert app is not None
+            await app(scope, receive, send)
+            return
+        await receive()
+        fake.loop = asyncio.get_running_loop()
+        async with working(fake) as service:
+            app = around(create_api(fake.service, job_service=service))
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    with serving_app(with_lifespan, lifespan="on", port=port) as url:
+        assert fake.loop is not None
+        yield JobServer(url, fake, fake.loop)

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from serve_app.api.response_formats import ResponseFormat
 from serve_app.api.schemas import ChannelNumber
 from serve_app.jobs.model import Delivery, Job, JobStatus
 from serve_app.jobs.request import JobRequest
@@ -36,6 +37,7 @@ class JobBody(BaseModel):
     state: State
     model: str
     filename: str = Field(description="The name of the file in the form; empty if it had none.")
+    response_format: ResponseFormat | None = Field(description="In which the result is, unless it is asked for in another.")
     priority: PriorityName
     metadata: dict[str, Any] | None
     done_s: float = Field(description="Seconds of the audio that are transcribed.")
@@ -83,6 +85,7 @@ def body_of(status: JobStatus) -> JobBody:
         state=job.state.value,
         model=request.model,
         filename=request.filename,
+        response_format=request.rendering.get("response_format"),
         priority="low" if job.priority else "normal",
         metadata=None if job.metadata is None else dict(job.metadata),
         done_s=round(job.done_s, 3),

@@ -2,23 +2,25 @@
 
 import asyncio
 import contextlib
-import shutil
-import sys
-import tempfile
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from serve_app import __version__
 from serve_app.command_line.client import Client, Failure
 from serve_app.command_line.job_client import JobClient
-from serve_app.command_line.job_commands import INTERRUPTED, jobs, submit
-from serve_app.command_line.job_runner import run_jobs
-from serve_app.command_line.jobs import EXTENSIONS, Job, plan
-from serve_app.command_line.options import server_options
+from serve_app.command_line.job_commands import jobs
+from serve_app.command_line.job_transcripts import transcribe_by_jobs
+from serve_app.command_line.options import INTERRUPTED, file_options, format_fields, server_options, speech_fields
+from serve_app.command_line.parallel import in_parallel
 from serve_app.command_line.progress import ProgressDisplay
+from serve_app.command_line.recordings import Recording, make_folder, plan, spooled
+from serve_app.command_line.submit_command import submit
+from serve_app.command_line.transcripts import write_transcripts
+
+LEFT = "Interrupted. The jobs go on on the server; the same command fetches their transcripts and sends what is missing."
 
 
 @click.group()
@@ -33,89 +35,75 @@ main.add_command(jobs)
 
 @main.command()
 @click.argument("files", nargs=-1, required=True)
-@server_options
-@click.option(
-    "--format",
-    "response_format",
-    type=click.Choice(list(EXTENSIONS)),
-    default="text",
-    show_default=True,
-    help="Format of the transcripts.",
-)
-@click.option("--track", type=click.IntRange(min=0), help="Number of the audio track, from 0. Without it: the default track.")
-@click.option("--channels", "multichannel", is_flag=True, help="Every channel of a recording by itself.")
-@click.option("--words", is_flag=True, help="With --format verbose_json: the time of every word.")
+@file_options
 @click.option(
     "--output-dir",
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for one transcript per recording; created if missing. Without it the transcripts go to standard output.",
 )
-@click.option(
-    "--jobs", "max_parallel", type=click.IntRange(min=1), default=2, show_default=True, help="Files to transcribe in parallel."
-)
-@click.option(
-    "--as-jobs",
-    is_flag=True,
-    help="By jobs of the server, which go on if this command is interrupted: the same command fetches their transcripts later.",
-)
 @click.option("--overwrite", is_flag=True, help="Transcribe every file, and overwrite transcripts in --output-dir.")
+@click.option("--jobs", "by_jobs", is_flag=True, help="Send the files as jobs, which go on when this command is interrupted.")
+@click.option("--forget", "forgets", is_flag=True, help="With --jobs and --output-dir: delete jobs whose transcript is written.")
 def transcribe(
     files: tuple[str, ...],
     url: str,
     api_key: str | None,
-    model: str | None,
-    language: str | None,
     response_format: str,
-    track: int | None,
-    multichannel: bool,
     words: bool,
-    keywords: tuple[str, ...],
     output_dir: Path | None,
     max_parallel: int,
-    as_jobs: bool,
     overwrite: bool,
+    by_jobs: bool,
+    forgets: bool,
+    **speech_options: Any,
 ) -> None:
-    """Transcribe FILES: paths, patterns such as 'talks/**/*.mp3', or - for standard input.
+    """Transcribe FILES: paths, patterns such as 'talks/**/*.mp3', or - for standard input; with --jobs also folders.
 
     Transcripts appear in --output-dir only when they are complete. A recording whose transcript is there is skipped.
 
+    With --jobs, the same command goes on after an interruption: it finds the jobs that it has made.
+
     Exit code: 0 if every file is done or skipped, 1 if one or more failed, 2 if the command line is wrong, 130 after Ctrl-C.
     """
-    if words and response_format != "verbose_json":
-        raise click.UsageError("--words needs --format verbose_json.")
-    recordings = plan(files, output_dir, response_format)
-    if output_dir is not None:
-        try:
-            output_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise click.UsageError(f"{output_dir} cannot be created: {error.strerror}.") from None
-    fields = {
-        "response_format": response_format,
-        "model": model,
-        "language": language,
-        "track": None if track is None else str(track),
-        "multichannel": "true" if multichannel else None,
-        "timestamp_granularities[]": ["word", "segment"] if words else [],
-        "keywords[]": list(keywords),
-    }
+    if forgets and not (by_jobs and output_dir):
+        raise click.UsageError("--forget needs --jobs and --output-dir.")
+    speech, rendering = speech_fields(**speech_options), format_fields(response_format, words)
+    recordings = plan(files, output_dir, response_format, with_folders=by_jobs)
+    make_folder(output_dir)
     with contextlib.ExitStack() as stack:
+        display = stack.enter_context(ProgressDisplay())
         try:
-            display = stack.enter_context(ProgressDisplay())
-            todo: list[Job] = []
-            for job in recordings:
-                if job.is_finished and not overwrite:
-                    display.say(f"{job.name}: skipped, {job.output} is there")
+            todo: list[Recording] = []
+            for each in recordings:
+                if each.is_finished and not overwrite:
+                    display.say(f"{each.name}: skipped, {each.output} is there")
                 else:
-                    todo.append(stack.enter_context(_spooled(job)) if job.is_standard_input else job)
-            given = {name: value for name, value in fields.items() if value}
-            client: JobClient | Client = JobClient(url, api_key, given) if as_jobs else Client(url, api_key, given)
-            stack.enter_context(client)
-            failures = run_jobs(todo, client, display, max_parallel)
+                    todo.append(stack.enter_context(spooled(each)) if each.is_standard_input else each)
+            if by_jobs:
+                job_client = stack.enter_context(JobClient(url, api_key))
+                failures = transcribe_by_jobs(
+                    todo, job_client, speech, rendering, display, max_parallel=max_parallel, forgets=forgets
+                )
+            else:
+                client = stack.enter_context(Client(url, api_key, speech | rendering))
+                failures = _transcribe(todo, client, display, max_parallel)
         except KeyboardInterrupt:
-            if as_jobs:
-                click.echo("What was sent stays on the server; the same command goes on with it.", err=True)
+            if by_jobs:
+                display.say(LEFT)
             raise SystemExit(INTERRUPTED) from None
+        except Failure as failure:
+            raise click.ClickException(str(failure)) from None
     raise SystemExit(1 if failures else 0)
+
+
+def _transcribe(recordings: Sequence[Recording], client: Client, display: ProgressDisplay, max_parallel: int) -> int:
+    """Write the transcripts of the recordings; returns the number of failures."""
+
+    def transcript(recording: Recording) -> str:
+        with display.row(recording.name) as row:
+            return client.transcribe(recording.source, row)
+
+    return write_transcripts(recordings, in_parallel(enumerate(recordings), transcript, max_parallel), display)
 
 
 @main.command()
@@ -163,15 +151,3 @@ def listen(
             asyncio.run(live_client.listen(url, api_key, {n: v for n, v in fields.items() if v}, audio, screen))
     except Failure as failure:
         raise click.ClickException(str(failure)) from None
-
-
-@contextlib.contextmanager
-def _spooled(job: Job) -> Iterator[Job]:
-    """The job with standard input copied to a file, which can be sent again. The file has no name, so it is always removed."""
-    with tempfile.TemporaryFile() as file:
-        try:
-            shutil.copyfileobj(sys.stdin.buffer, file)
-            file.flush()
-        except OSError as error:
-            raise click.ClickException(f"Standard input cannot be stored: {error.strerror}.") from None
-        yield replace(job, source=file.fileno())

@@ -12,7 +12,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 import httpx2
 
-from serve_app.command_line.jobs import Source
+from serve_app.command_line.recordings import Source
 
 CONNECT_S = 10.0
 """Connect timeout, seconds."""
@@ -29,9 +29,13 @@ MAX_WAIT_S = 600
 UNKNOWN_WAIT_S = 10
 """Wait if `Retry-After` is not a number of seconds, seconds."""
 
+LOST_WAIT_S, MAX_LOST_WAIT_S = 1, 60
+"""Wait after the first lost connection in a row, seconds; it doubles up to the maximum."""
+
+GATEWAY_ERRORS = (HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT)
+
 NOT_STARTED = b"/-/routes"
 """Part of the plain text with which Serve answers 404 until the application has started."""
-
 
 Result = TypeVar("Result")
 
@@ -48,6 +52,16 @@ class Busy(Failure):
         self.wait_s = wait_s
 
 
+class Refused(Failure):
+    """The server has answered with an error."""
+
+    def __init__(self, message: str, status: int, code: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        """As OpenAI's error object has it; empty where the body is none."""
+
+
 class Watcher(Protocol):
     """Receives the progress of one recording."""
 
@@ -58,20 +72,13 @@ class Watcher(Protocol):
     def refused(self, message: str, wait_s: int) -> None: ...
 
 
-class Transcriber(Protocol):
-    """Thread-safe."""
-
-    def transcribe(self, source: Source, watcher: Watcher) -> str:
-        """The transcript of a recording. Raises Failure."""
-        ...
-
-
-class ServerClient:
-    """Thread-safe."""
+class Connection:
+    """To a server. Thread-safe."""
 
     def __init__(self, url: str, api_key: str | None) -> None:
-        self.url = url
-        self.http = httpx2.Client(
+        self._url = url
+        self._has_answered = False
+        self._http = httpx2.Client(
             headers={b"Authorization": f"Bearer {api_key}".encode()} if api_key else {},
             timeout=httpx2.Timeout(SILENCE_S, connect=CONNECT_S, pool=None),
             # No keep-alive: the server would close an idle connection at about the time of the next attempt.
@@ -82,38 +89,56 @@ class ServerClient:
         return self
 
     def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
-        self.http.close()
+        self._http.close()
 
-    def persistently(self, request: Callable[[], Result], watcher: Watcher) -> Result:
-        """What `request` returns, which is called again while the server is busy. Raises Failure."""
+    def attempt(self, request: Callable[[], Result], watcher: Watcher, *, is_repeatable: bool = False) -> Result:
+        """The result of `request`, which is called again while the server is busy. Raises Failure.
+
+        `is_repeatable`: also after a lost connection, or where a proxy says that the server is gone, if it has answered before.
+        """
         attempts = 1
         while True:
+            wait_s = min(LOST_WAIT_S * 2 ** (attempts - 1), MAX_LOST_WAIT_S)
+            may_repeat = is_repeatable and self._has_answered
+            failure: Failure
             try:
-                return self.call(request)
+                result = request()
+                self._has_answered = True
+                return result
             except Busy as busy:
-                if attempts == MAX_ATTEMPTS:
-                    raise Failure(f"{busy} (asked {MAX_ATTEMPTS} times)") from None
-                attempts += 1
-                watcher.refused(str(busy), busy.wait_s)
-                time.sleep(busy.wait_s)
+                failure, wait_s = busy, busy.wait_s
+            except Refused as refused:
+                if not (may_repeat and refused.status in GATEWAY_ERRORS):
+                    raise
+                failure = refused
+            except httpx2.HTTPError as error:
+                failure = self._failure(error)
+                if not may_repeat:
+                    raise failure from error
+            except OSError as error:
+                raise Failure(f"cannot be read: {_cause(error)}") from error
+            except (ValueError, LookupError, TypeError) as error:
+                raise Failure(f"the response is not valid: {error!r}") from error
+            if attempts == MAX_ATTEMPTS:
+                raise Failure(f"{failure} (asked {MAX_ATTEMPTS} times)") from None
+            attempts += 1
+            watcher.refused(str(failure), wait_s)
+            time.sleep(wait_s)
 
-    def call(self, request: Callable[[], Result]) -> Result:
-        """What `request` returns. Raises Failure for every error that it may meet."""
-        try:
-            return request()
-        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            raise Failure(f"{httpx2.URL(self.url).copy_with(userinfo=b'')} cannot be reached: {_reason(error)}") from error
-        except httpx2.TimeoutException as error:
-            raise Failure(f"the server sent nothing for {SILENCE_S:.0f} s") from error
-        except httpx2.HTTPError as error:
-            raise Failure(f"the request failed: {_reason(error)}") from error
-        except OSError as error:
-            raise Failure(f"cannot be read: {_reason(error)}") from error
-        except (ValueError, LookupError, TypeError) as error:
-            raise Failure(f"the response is not valid: {error!r}") from error
+    def _failure(self, error: httpx2.HTTPError) -> Failure:
+        if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
+            return Failure(f"{self.address} cannot be reached: {_cause(error)}")
+        if isinstance(error, httpx2.TimeoutException):
+            return Failure(f"the server sent nothing for {SILENCE_S:.0f} s")
+        return Failure(f"the request failed: {_cause(error)}")
+
+    @property
+    def address(self) -> str:
+        """For messages: without a password."""
+        return str(httpx2.URL(self._url).copy_with(userinfo=b""))
 
 
-class Client(ServerClient):
+class Client(Connection):
     """Thread-safe. `fields` are the form fields of every request besides the file."""
 
     def __init__(self, url: str, api_key: str | None, fields: Mapping[str, str | list[str]]) -> None:
@@ -122,14 +147,14 @@ class Client(ServerClient):
 
     def transcribe(self, source: Source, watcher: Watcher) -> str:
         """The transcript in the `response_format` of the fields, sent again while the server is busy. Raises Failure."""
-        return self.persistently(lambda: self._request(source, watcher), watcher)
+        return self.attempt(lambda: self._request(source, watcher), watcher)
 
     def _request(self, source: Source, watcher: Watcher) -> str:
-        url = f"{self.url}/v1/audio/transcriptions"
+        url = f"{self._url}/v1/audio/transcriptions"
         with Upload(source, watcher.sent) as file:
             form: dict[str, Any] = {"data": self._fields, "files": {"file": (file_name(source), file)}}
             # A transcript of many hours is a large event.
-            with self.http.sse(url, method="POST", max_event_size=None, **form) as events:
+            with self._http.sse(url, method="POST", max_event_size=None, **form) as events:
                 if events.response.status_code != HTTPStatus.OK:
                     raise refusal(events.response)
                 for event in events:
@@ -159,6 +184,7 @@ class Upload(io.FileIO):
 
 
 def file_name(source: Source) -> str:
+    """The name of a recording in the form."""
     # A name that is not UTF-8 cannot be sent unchanged.
     return "stdin" if isinstance(source, int) else os.fsencode(source.name).decode(errors="replace")
 
@@ -170,12 +196,13 @@ def refusal(response: httpx2.Response) -> Failure:
     if status == HTTPStatus.NOT_FOUND and NOT_STARTED in body:
         return Busy("the server is still starting", UNKNOWN_WAIT_S)
     try:
-        message = _message(json.loads(body))
+        error = json.loads(body)
+        message, code = _message(error), str(error["error"].get("code"))
     except (ValueError, LookupError, TypeError):
-        message = f"HTTP {status} {response.reason_phrase}".rstrip()
+        message, code = f"HTTP {status} {response.reason_phrase}".rstrip(), ""
     if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE) and wait is not None:
         return Busy(message, min(int(wait[:9]), MAX_WAIT_S) if wait.isdecimal() else UNKNOWN_WAIT_S)
-    return Failure(message)
+    return Refused(message, status, code)
 
 
 def _message(body: Any) -> str:
@@ -188,10 +215,16 @@ def one_line(text: object) -> str:
     return " ".join("".join(sign if sign.isprintable() else " " for sign in str(text)).split())
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """The reason of a failure, in one line; other errors are told in full."""
+    return str(error) if isinstance(error, Failure) else repr(error)
+
+
+def _cause(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def as_text(content: Any) -> str:
+    """A transcript as it is written: text, or a JSON value."""
     text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, indent=2)
     return text if text.endswith("\n") else f"{text}\n"

@@ -1,18 +1,20 @@
-"""HTTP client of jobs: sends a recording as a job, follows it through lost connections, and fetches its transcript."""
+"""HTTP client of the server's jobs."""
 
-import hashlib
-import json
 import time
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
-from typing import Any, Literal
+from itertools import islice
+from typing import Any, Protocol, TypedDict, cast
+from urllib.parse import quote
 
 import httpx2
 
 from serve_app.command_line.client import (
-    Busy,
+    CONNECT_S,
+    LOST_WAIT_S,
+    Connection,
     Failure,
-    ServerClient,
+    Refused,
     Upload,
     Watcher,
     as_text,
@@ -20,145 +22,162 @@ from serve_app.command_line.client import (
     one_line,
     refusal,
 )
-from serve_app.command_line.jobs import Source
-
-DIGEST = "parakeet-serve"
-"""Key in the `metadata` of jobs that `transcribe --as-jobs` makes: what was sent, so that it finds them again."""
-
-RECONNECT_S = 2.0
-"""Time until a lost connection is opened again, seconds."""
-
-MAX_LOST = 300
-"""Connections in a row that may be lost, ten minutes at least."""
+from serve_app.command_line.options import Fields
+from serve_app.command_line.recordings import Source
 
 PAGE = 100
-_PIECE_BYTES = 1 << 20
+"""Jobs in an answer of the server at most."""
 
-State = Literal["queued", "running", "completed", "failed", "cancelled"]
-ENDED: tuple[State, ...] = ("completed", "failed", "cancelled")
+MAX_FOLLOWED = 16
+"""Jobs to follow at once. The server has a limit for each address."""
 
-JobBody = dict[str, Any]
-"""A job as the server describes it, see docs/jobs.md."""
+EVENTS_SILENCE_S = 60.0
+"""Read timeout of events, seconds. The server sends something every 15 s."""
+
+ACTIVE = ("queued", "running")
+"""States of jobs that have not ended."""
+
+STATES = (*ACTIVE, "completed", "failed", "cancelled")
 
 
-class JobClient(ServerClient):
-    """Thread-safe. `fields` are the form fields of every job besides the file."""
+class Job(TypedDict):
+    """What is used of a job, as the server describes it."""
 
-    def __init__(self, url: str, api_key: str | None, fields: Mapping[str, str | list[str]]) -> None:
-        super().__init__(url, api_key)
-        self._fields = dict(fields)
+    id: str
+    state: str
+    filename: str
+    response_format: str | None
+    metadata: dict[str, Any] | None
+    done_s: float
+    audio_s: float | None
+    created_at: float
+    error: Any
 
-    def submit(self, source: Source, watcher: Watcher, key: str | None = None, **fields: str) -> JobBody:
-        """Make a job; with a key, the same one however often it is called. Raises Failure."""
-        headers = {} if key is None else {"Idempotency-Key": key}
 
-        def send() -> JobBody:
+class JobWatcher(Watcher, Protocol):
+    """Receives the progress of one job."""
+
+    def queued(self) -> None: ...
+
+
+class JobClient(Connection):
+    """Thread-safe. All methods raise Failure."""
+
+    def submit(self, source: Source, fields: Mapping[str, str | list[str]], key: str, watcher: Watcher) -> Job:
+        """Send a recording. With the same `key` and the same request, it is the same job."""
+
+        def request() -> Job:
             with Upload(source, watcher.sent) as file:
-                files = {"file": (file_name(source), file)}
-                job: JobBody = self._json("POST", "/v1/jobs", data=self._fields | fields, files=files, headers=headers)
-                return job
+                form: dict[str, Any] = {"data": fields, "files": {"file": (file_name(source), file)}}
+                return cast(Job, self._json("POST", "", headers={"Idempotency-Key": key}, **form))
 
-        return self.persistently(send, watcher)
+        return self.attempt(request, watcher, is_repeatable=True)
 
-    def list(self, state: State | None = None, limit: int | None = None) -> Iterator[JobBody]:
-        """The jobs of this key, newest first. Raises Failure."""
-        before: int | None = None
-        number = 0
-        while True:
-            parameters: dict[str, Any] = {"limit": PAGE if limit is None else min(PAGE, limit - number)}
-            parameters |= {name: value for name, value in (("state", state), ("before", before)) if value is not None}
-            page = self.call(lambda parameters=parameters: self._json("GET", "/v1/jobs", params=parameters))  # type: ignore[misc]
-            yield from page["data"]
-            number, before = number + len(page["data"]), page["next"]
-            if before is None or number == limit:
-                return
+    def check(self, watcher: Watcher) -> None:
+        """Raise Failure where the server has no jobs, or not for this key."""
+        self._page({"limit": 1}, watcher)
 
-    def get(self, job_id: str) -> JobBody:
-        """Raises Failure."""
-        job: JobBody = self.call(lambda: self._json("GET", f"/v1/jobs/{job_id}"))
-        return job
+    def listed(self, watcher: Watcher, *, state: str | None = None, limit: int | None = None) -> list[Job]:
+        """The newest jobs, the newest first."""
+        return list(islice(self._pages(watcher, state, limit), limit))
 
-    def cancel(self, job_id: str) -> None:
-        """Cancel a job, or forget one that has ended. Raises Failure."""
-        self.call(lambda: self._response("DELETE", f"/v1/jobs/{job_id}"))
+    def get(self, job_id: str, watcher: Watcher) -> Job:
+        return cast(Job, self.attempt(lambda: self._json("GET", _path(job_id)), watcher, is_repeatable=True))
 
-    def result(self, job_id: str, response_format: str | None = None, *, words: bool = False) -> str:
-        """The transcript; without a format, in that which the job was made with. Raises Failure."""
-        parameters: dict[str, Any] = {} if response_format is None else {"response_format": response_format}
-        if words:
-            parameters["timestamp_granularities[]"] = ["word", "segment"]
-        response = self.call(lambda: self._response("GET", f"/v1/jobs/{job_id}/result", params=parameters))
-        is_json = response.headers.get("content-type", "").startswith("application/json")
-        return as_text(json.loads(response.content) if is_json else response.text)
-
-    def watch(self, job_id: str, watcher: Watcher) -> JobBody:
-        """The job once it has ended; lost connections are opened again. Raises Failure."""
-        last_id, lost = "", 0
-        while True:
-            try:
-                for event_id, name, body in self._events(job_id, last_id):
-                    last_id, lost = event_id or last_id, 0
-                    if name in ("state", "progress"):
-                        watcher.transcribed(body["done_s"], body["audio_s"])
-                    if name == "state" and body["state"] in ENDED:
-                        return body
-            except (Busy, httpx2.HTTPError) as error:
-                lost += 1
-                if lost == MAX_LOST:
-                    raise Failure(f"the connection was lost {MAX_LOST} times: {one_line(error)}") from error
-            # The server may have ended the events because it stops.
-            time.sleep(RECONNECT_S)
-
-    def transcribe(self, source: Source, watcher: Watcher) -> str:
-        """The transcript in the `response_format` of the fields, of a job that was made earlier if there is one. Raises
-        Failure."""
-        digest = self.digest(source)
-        job = next((job for job in self.list() if (job["metadata"] or {}).get(DIGEST) == digest), None)
-        if job is None or job["state"] in ("failed", "cancelled"):
-            key = None if job else digest
-            job = self.submit(source, watcher, key, metadata=json.dumps({DIGEST: digest}))
-        ended = self.watch(job["id"], watcher)
-        if ended["state"] != "completed":
-            raise Failure(reason(ended))
-        return self.result(ended["id"])
-
-    def digest(self, source: Source) -> str:
-        """Of the file and the fields. Raises Failure."""
-        hashed = hashlib.sha256(json.dumps(self._fields, sort_keys=True).encode())
+    def follow(self, job: Job, watcher: JobWatcher) -> Job:
+        """The job once it has ended. A broken connection is made again, and goes on where it was."""
+        last_id = ""
 
         def read() -> None:
-            with Upload(source, lambda *_: None) as file:
-                while piece := file.read(_PIECE_BYTES):
-                    hashed.update(piece)
+            """Until the job has ended or the connection is lost. Raises httpx2.HTTPError if nothing came at all."""
+            nonlocal job, last_id
+            has_news = False
+            try:
+                with self._http.sse(
+                    self._jobs_url(f"{_path(job['id'])}/events"),
+                    headers={"Last-Event-ID": last_id} if last_id else {},
+                    timeout=httpx2.Timeout(EVENTS_SILENCE_S, connect=CONNECT_S, pool=None),
+                ) as events:
+                    self._check(events.response)
+                    for event in events:
+                        has_news, last_id = True, event.id
+                        if event.event in ("state", "progress"):
+                            job = cast(Job, event.json())
+                            _show(job, watcher)
+            except httpx2.HTTPError:
+                if not has_news:
+                    raise
 
-        self.call(read)
-        return hashed.hexdigest()
+        _show(job, watcher)
+        while True:
+            if job["state"] not in ACTIVE:
+                return job
+            self.attempt(read, watcher, is_repeatable=True)
+            if job["state"] in ACTIVE:
+                watcher.refused("the connection was lost", LOST_WAIT_S)
+                time.sleep(LOST_WAIT_S)
 
-    def _events(self, job_id: str, last_id: str) -> Iterator[tuple[str, str, JobBody]]:
-        headers = {"Last-Event-ID": last_id} if last_id else {}
-        with self.http.sse(f"{self.url}/v1/jobs/{job_id}/events", headers=headers, max_event_size=None) as events:
-            if events.response.status_code != HTTPStatus.OK:
-                raise self._explained(refusal(events.response), events.response.status_code)
-            for event in events:
-                body: Any = event.json()
-                yield event.id or "", event.event, body
+    def result(self, job_id: str, fields: Fields, watcher: Watcher) -> str:
+        """The transcript, rendered as `fields` say; those that are missing are as they were when the job was made."""
 
-    def _json(self, method: str, path: str, **options: Any) -> Any:
-        return json.loads(self._response(method, path, **options).content)
+        def request() -> str:
+            response = self._http.get(self._jobs_url(f"{_path(job_id)}/result"), params=fields)
+            self._check(response)
+            is_json = response.headers["Content-Type"].startswith("application/json")
+            return as_text(response.json() if is_json else response.content.decode())
 
-    def _response(self, method: str, path: str, **options: Any) -> httpx2.Response:
-        response = self.http.request(method, f"{self.url}{path}", **options)
-        if response.status_code >= HTTPStatus.BAD_REQUEST:
-            raise self._explained(refusal(response), response.status_code)
-        return response
+        return self.attempt(request, watcher, is_repeatable=True)
 
-    @staticmethod
-    def _explained(failure: Failure, status: int) -> Failure:
-        if status == HTTPStatus.NOT_FOUND and "Unknown route" in str(failure):
-            return Failure("this server has no jobs: its settings have no `jobs.directory`")
-        return failure
+    def delete(self, job_id: str, watcher: Watcher) -> None:
+        """Cancel a job that has not ended, or forget one that has."""
+        self.attempt(lambda: self._check(self._http.delete(self._jobs_url(_path(job_id)))), watcher)
+
+    def _pages(self, watcher: Watcher, state: str | None, limit: int | None) -> Iterator[Job]:
+        query: dict[str, Any] = {"limit": min(limit or PAGE, PAGE)} | ({"state": state} if state else {})
+        while True:
+            page = self._page(query, watcher)
+            yield from page["data"]
+            if not page["has_more"]:
+                return
+            query["before"] = page["next"]
+
+    def _page(self, query: Mapping[str, Any], watcher: Watcher) -> Any:
+        return self.attempt(lambda: self._json("GET", "", params=query), watcher, is_repeatable=True)
+
+    def _json(self, method: str, path: str, **request: Any) -> Any:
+        response = self._http.request(method, self._jobs_url(path), **request)
+        self._check(response)
+        return response.json()
+
+    def _jobs_url(self, path: str) -> str:
+        return f"{self._url}/v1/jobs{path}"
+
+    def _check(self, response: httpx2.Response) -> None:
+        if response.is_success:
+            return
+        failure = refusal(response)
+        # A job or a model that is not found has its own code.
+        if isinstance(failure, Refused) and failure.status == HTTPStatus.NOT_FOUND and not failure.code.endswith("_not_found"):
+            raise Failure(f"{self.address} has no jobs: its settings name no folder for them (`jobs.directory`)")
+        raise failure
 
 
-def reason(job: JobBody) -> str:
-    """Why a job has no transcript, in one line."""
-    return one_line(job["error"]["message"]) if job["error"] else f"the job is {job['state']}"
+def title(job: Job) -> str:
+    """What a job is called in progress and messages: its id, and its file if that has a name."""
+    return one_line(f"{job['id']} {job['filename']}")
+
+
+def end_of(job: Job) -> str:
+    """How a job has ended, with the reason of a failure."""
+    return f"failed: {one_line(job['error']['message'])}" if job["state"] == "failed" else one_line(job["state"])
+
+
+def _path(job_id: str) -> str:
+    return f"/{quote(job_id, safe='')}"
+
+
+def _show(job: Job, watcher: JobWatcher) -> None:
+    if job["state"] == "queued":
+        watcher.queued()
+    else:
+        watcher.transcribed(job["done_s"], job["audio_s"])

@@ -1,202 +1,160 @@
-"""The commands `submit` and `jobs`: recordings that the server transcribes while nobody waits."""
+"""The command `jobs`: lists, follows, fetches and cancels the jobs of the server."""
 
-import contextlib
 import json
-import threading
-import time
-import uuid
-from collections.abc import Iterator, Sequence
-from datetime import timedelta
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, get_args
 
 import click
+from click.core import ParameterSource
 
 from serve_app.command_line.client import Failure
-from serve_app.command_line.job_client import JobBody, JobClient, State, reason
-from serve_app.command_line.jobs import EXTENSIONS, plan, write_atomically
-from serve_app.command_line.options import connection_options, server_options
+from serve_app.command_line.job_client import ACTIVE, MAX_FOLLOWED, STATES, Job, JobClient, end_of, title
+from serve_app.command_line.job_display import follow, forget, opened, table
+from serve_app.command_line.options import WORDS, connection_options, format_fields
+from serve_app.command_line.parallel import in_parallel
 from serve_app.command_line.progress import ProgressDisplay
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, by the convention of shells: 128 + SIGINT."""
-
-ACTIVE: tuple[State, ...] = ("queued", "running")
+from serve_app.command_line.recordings import EXTENSIONS, Destination, check_outputs, make_folder
+from serve_app.command_line.transcripts import write_transcripts
 
 
-@click.command()
-@click.argument("files", nargs=-1, required=True)
-@server_options
-@click.option("--track", type=click.IntRange(min=0), help="Number of the audio track, from 0. Without it: the default track.")
-@click.option("--channels", "multichannel", is_flag=True, help="Every channel of a recording by itself.")
-@click.option("--priority", type=click.Choice(["normal", "low"]), default="normal", show_default=True)
-@click.option("--webhook-url", help="Gets a signed POST request when a job has ended.")
-@click.option("--metadata", help="A JSON object that the jobs and their webhook messages have, too.")
-@click.option("--ttl", "ttl_s", type=float, help="How long results are kept, seconds. Without it: as the server says.")
-def submit(
-    files: tuple[str, ...],
-    url: str,
-    api_key: str | None,
-    model: str | None,
-    language: str | None,
-    keywords: tuple[str, ...],
-    track: int | None,
-    multichannel: bool,
-    priority: str,
-    webhook_url: str | None,
-    metadata: str | None,
-    ttl_s: float | None,
-) -> None:
-    """Send FILES (paths, or patterns such as 'talks/**/*.mp3') as jobs, and print their ids, one a line.
-
-    The server transcribes them by itself: `parakeet-serve jobs` tells how far it is, and fetches the transcripts.
-    """
-    fields: dict[str, str | list[str] | None] = {
-        "model": model,
-        "language": language,
-        "keywords[]": list(keywords),
-        "track": None if track is None else str(track),
-        "multichannel": "true" if multichannel else None,
-        "priority": priority,
-        "webhook_url": webhook_url,
-        "metadata": metadata,
-        "ttl_s": None if ttl_s is None else str(ttl_s),
-    }
-    recordings = plan(files, None, "text")
-    if any(recording.is_standard_input for recording in recordings):
-        raise click.UsageError("Standard input cannot be sent as a job.")
-    failures = 0
-    given = {name: value for name, value in fields.items() if value}
-    with JobClient(url, api_key, given) as client, _interruptible(), ProgressDisplay() as display:
-        for recording in recordings:
-            try:
-                with display.row(recording.name) as row:
-                    # A request that is repeated, because its answer was lost or the server was busy, makes no second job.
-                    job = client.submit(recording.source, row, key=uuid.uuid4().hex)
-                display.write(f"{job['id']}\n".encode())
-            except Failure as failure:
-                failures += 1
-                display.say(f"{recording.name}: failed: {failure}")
-    raise SystemExit(1 if failures else 0)
-
-
-@click.group()
-def jobs() -> None:
-    """Jobs of this key on the server: list, follow, fetch and cancel them."""
-
-
-@jobs.command("list")
+@click.group(invoke_without_command=True)
 @connection_options
-@click.option("--state", type=click.Choice(list(get_args(State))), help="Only those in this state.")
-@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many, newest first.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON, an object a line.")
-def list_(url: str, api_key: str | None, state: State | None, limit: int, as_json: bool) -> None:
-    """List jobs, newest first."""
-    with JobClient(url, api_key, {}) as client, _failing():
-        for job in client.list(state, limit):
-            click.echo(json.dumps(job) if as_json else _line(job))
+@click.option("--state", type=click.Choice(STATES), help="Only those in this state.")
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Maximum number of jobs.")
+@click.option("--json", "as_json", is_flag=True, help="Everything that the server says about them, as a JSON array.")
+@click.pass_context
+def jobs(context: click.Context, url: str, api_key: str | None, state: str | None, limit: int, as_json: bool) -> None:
+    """List the jobs of this key, newest first; or watch, fetch or cancel some."""
+    if context.invoked_subcommand is not None:
+        if any(context.get_parameter_source(name) is ParameterSource.COMMANDLINE for name in context.params):
+            raise click.UsageError(f"Options are written after `{context.invoked_subcommand}`.")
+        return
+    with opened(url, api_key) as (client, display):
+        with display.row("jobs") as row:
+            found = client.listed(row, state=state, limit=limit)
+        if as_json:
+            display.write(f"{json.dumps(found, indent=2)}\n".encode())
+        elif found:
+            display.write(table(found).encode())
+        else:
+            display.say("There are no such jobs.")
 
 
 @jobs.command()
 @click.argument("ids", nargs=-1)
 @connection_options
 def watch(ids: tuple[str, ...], url: str, api_key: str | None) -> None:
-    """Follow jobs until they have ended; without IDS, all that have not. Exit code: 1 if one of them failed."""
-    with JobClient(url, api_key, {}) as client, _failing(), _interruptible():
-        wanted = [client.get(job_id) for job_id in ids] or [job for state in ACTIVE for job in client.list(state)]
-        with ProgressDisplay() as display:
-            failures = _watch(wanted, client, display)
+    """Follow jobs until they have ended. Without IDS: all that are queued or running.
+
+    Exit code: 0 if all have ended well or were cancelled, 1 if one failed or cannot be followed, 130 after Ctrl-C.
+    """
+    with opened(url, api_key) as (client, display):
+        if not ids:
+            with display.row("jobs") as row:
+                active = [job for state in ACTIVE for job in client.listed(row, state=state)]
+            # Oldest first, as they end about in this order.
+            ids = tuple(job["id"] for job in sorted(active, key=lambda job: job["created_at"]))
+            if not ids:
+                display.say("No jobs are queued or running.")
+        failures = follow(ids, client, display)
     raise SystemExit(1 if failures else 0)
 
 
 @jobs.command()
 @click.argument("ids", nargs=-1, required=True)
 @connection_options
-@click.option("--format", "response_format", type=click.Choice(list(EXTENSIONS)), default="text", show_default=True)
-@click.option("--words", is_flag=True, help="With --format verbose_json: the time of every word.")
+@click.option("--format", "response_format", type=click.Choice(list(EXTENSIONS)), help="Without it: as the job was sent.")
+@WORDS
 @click.option(
+    "-o",
     "--output-dir",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for one transcript per job, named like its recording. Without it they go to standard output.",
+    help="Folder for the transcripts, created if missing. Without it they go to standard output.",
 )
+@click.option("--overwrite", is_flag=True, help="Overwrite transcripts in --output-dir.")
+@click.option("--forget", "forgets", is_flag=True, help="Delete each job once its transcript is written.")
 def result(
-    ids: tuple[str, ...], url: str, api_key: str | None, response_format: str, words: bool, output_dir: Path | None
+    ids: tuple[str, ...],
+    url: str,
+    api_key: str | None,
+    response_format: str | None,
+    words: bool,
+    output_dir: Path | None,
+    overwrite: bool,
+    forgets: bool,
 ) -> None:
-    """Fetch the transcripts of completed jobs, in any format and any number of times."""
-    if words and response_format != "verbose_json":
-        raise click.UsageError("--words needs --format verbose_json.")
-    with JobClient(url, api_key, {}) as client, _failing():
-        for job_id in ids:
-            text = client.result(job_id, response_format, words=words)
-            if output_dir is None:
-                click.echo(text, nl=False)
-                continue
-            output_dir.mkdir(parents=True, exist_ok=True)
-            # A name without folders: it comes from the server.
-            stem = Path(client.get(job_id)["filename"]).stem or job_id
-            path = output_dir / f"{stem}.{EXTENSIONS[response_format]}"
-            if path.exists():
-                path = path.with_stem(f"{stem}-{job_id}")
-            write_atomically(path, text.encode())
-            click.echo(path)
+    """Fetch the transcripts of completed jobs.
+
+    Exit code: 0 if every transcript is written or skipped, 1 if one or more are not, 2 if the command line is wrong.
+    """
+    rendering = format_fields(response_format, words)
+    with opened(url, api_key) as (client, display):
+        found, failures = _get(dict.fromkeys(ids), client, display)
+        destinations = [Destination(title(job), output_dir and output_dir / _file_name(job, response_format)) for job in found]
+        check_outputs(destinations)
+        make_folder(output_dir)
+        todo: list[tuple[Job, Destination]] = []
+        for job, destination in zip(found, destinations, strict=True):
+            if destination.is_finished and not overwrite:
+                display.say(f"{destination.name}: skipped, {destination.output} is there")
+            else:
+                todo.append((job, destination))
+
+        def fetch(job: Job) -> str:
+            with display.row(title(job)) as row:
+                return client.result(job["id"], rendering, row)
+
+        def forget_job(index: int) -> None:
+            job, destination = todo[index]
+            forget(job, destination.name, client, display)
+
+        transcripts = in_parallel(enumerate(job for job, _ in todo), fetch, MAX_FOLLOWED)
+        failures += write_transcripts([each for _, each in todo], transcripts, display, forget_job if forgets else None)
+    raise SystemExit(1 if failures else 0)
 
 
 @jobs.command()
 @click.argument("ids", nargs=-1, required=True)
 @connection_options
 def cancel(ids: tuple[str, ...], url: str, api_key: str | None) -> None:
-    """Cancel jobs; those that have ended are forgotten, with their transcripts."""
-    with JobClient(url, api_key, {}) as client, _failing():
+    """Cancel jobs that are queued or running. The server keeps them, without a transcript.
+
+    Exit code: 0 if all are cancelled, 1 if one had ended otherwise or does not exist.
+    """
+    failures = 0
+    with opened(url, api_key) as (client, display):
         for job_id in ids:
-            client.cancel(job_id)
+            with display.row(job_id) as row:
+                try:
+                    job = client.get(job_id, row)
+                    if job["state"] in ACTIVE:
+                        client.delete(job_id, row)
+                    elif job["state"] != "cancelled":
+                        raise Failure(f"it has ended: {end_of(job)}")
+                    display.say(f"{title(job)}: cancelled")
+                except Failure as failure:
+                    failures += 1
+                    display.say(f"{job_id}: not cancelled: {failure}")
+    raise SystemExit(1 if failures else 0)
 
 
-def _watch(wanted: Sequence[JobBody], client: JobClient, display: ProgressDisplay) -> int:
-    """Follow the jobs, each with a row; returns how many did not complete."""
-    outcomes: list[str | None] = [""] * len(wanted)
-
-    def follow(index: int, job: JobBody) -> None:
-        name = job["filename"] or job["id"]
-        try:
-            with display.row(name) as row:
-                ended = client.watch(job["id"], row)
-            outcomes[index] = None if ended["state"] == "completed" else reason(ended)
-        except Failure as failure:
-            outcomes[index] = str(failure)
-        display.say(f"{name}: {'done' if outcomes[index] is None else f'failed: {outcomes[index]}'} ({job['id']})")
-
-    # Daemon threads, so that Ctrl-C does not wait for the network.
-    threads = [threading.Thread(target=follow, args=each, daemon=True) for each in enumerate(wanted)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return sum(outcome is not None for outcome in outcomes)
+def _get(ids: Iterable[str], client: JobClient, display: ProgressDisplay) -> tuple[list[Job], int]:
+    """The jobs, and how many of them could not be had."""
+    found: list[Job] = []
+    failures = 0
+    for job_id in ids:
+        with display.row(job_id) as row:
+            try:
+                found.append(client.get(job_id, row))
+            except Failure as failure:
+                failures += 1
+                display.say(f"{job_id}: failed: {failure}")
+    return found, failures
 
 
-def _line(job: JobBody) -> str:
-    """One line of the list."""
-    done = timedelta(seconds=int(job["done_s"]))
-    length = "?" if job["audio_s"] is None else timedelta(seconds=int(job["audio_s"]))
-    age = timedelta(seconds=int(time.time() - job["created_at"]))
-    columns: tuple[Any, ...] = (job["id"], f"{job['state']:<9}", f"{done} of {length}", f"{age} ago", job["filename"])
-    return "  ".join(map(str, columns)) + (f"  {reason(job)}" if job["error"] else "")
-
-
-@contextlib.contextmanager
-def _failing() -> Iterator[None]:
-    """A Failure ends the command with its message."""
-    try:
-        yield
-    except Failure as failure:
-        raise click.ClickException(str(failure)) from None
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """After Ctrl-C the jobs stay on the server."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        click.echo("The jobs stay on the server: parakeet-serve jobs watch", err=True)
-        raise SystemExit(INTERRUPTED) from None
+def _file_name(job: Job, response_format: str | None) -> str:
+    """Of its transcript, as `transcribe` calls it; without what is not for file names, as any client may have chosen the name."""
+    name = "".join(sign if sign.isprintable() else "_" for sign in job["filename"] or job["id"])
+    stem = Path(name.replace("\\", "/")).stem
+    # Without a format, the result is JSON.
+    return f"{stem}.{EXTENSIONS.get(response_format or job['response_format'] or 'json', 'txt')}"

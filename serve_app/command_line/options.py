@@ -1,10 +1,20 @@
-"""Command-line options that several commands share: the server's address and key, and fields of the request."""
+"""What several commands share: options, the form fields that they mean, and an exit code."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 import httpx2
+
+from serve_app.command_line.recordings import EXTENSIONS
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, by the convention of shells: 128 + SIGINT."""
+
+Fields = dict[str, str | list[str]]
+"""Fields of a form, or parameters of a query."""
+
+Decorator = Callable[..., Any]
 
 
 def _checked_url(_context: click.Context, _option: click.Parameter, value: str) -> str:
@@ -25,7 +35,7 @@ def _checked_key(_context: click.Context, _option: click.Parameter, value: str |
     return (value or "").split(",")[0].strip() or None
 
 
-OPTIONS = (
+CONNECTION: Sequence[Decorator] = (
     click.option(
         "--url",
         default="http://127.0.0.1:8000",
@@ -42,22 +52,82 @@ OPTIONS = (
         callback=_checked_key,
         help="API key, if the server requires one; of several separated by commas, the first is used.",
     ),
+)
+"""In the order of the help text, as the others."""
+
+SPEECH: Sequence[Decorator] = (
     click.option("--model", help="Name of a model. Without it: the server's default model."),
     click.option("--language", help="Language of the speech, as a code (en) or an English name."),
     click.option("--keyword", "keywords", multiple=True, help="A word or phrase that is likely to occur. Can be repeated."),
 )
-"""In the order of the help text."""
+
+FORMAT = click.option(
+    "--format",
+    "response_format",
+    type=click.Choice(list(EXTENSIONS)),
+    default="text",
+    show_default=True,
+    help="Format of the transcripts.",
+)
+
+WORDS = click.option("--words", is_flag=True, help="With --format verbose_json: the time of every word.")
+
+CHANNELS = click.option("--channels", "multichannel", is_flag=True, help="Every channel of a recording by itself.")
+
+FILES: Sequence[Decorator] = (
+    FORMAT,
+    click.option("--track", type=click.IntRange(min=0), help="Number of the audio track, from 0. Without it: the default track."),
+    CHANNELS,
+    WORDS,
+    click.option(
+        "--parallel",
+        "max_parallel",
+        type=click.IntRange(min=1, max=256),
+        default=2,
+        show_default=True,
+        help="Files to send at once.",
+    ),
+)
+
+
+def _add(options: Sequence[Decorator], command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Decorator: adds `url` and `api_key` to a command."""
-    for option in reversed(OPTIONS[:2]):
-        command = option(command)
-    return command
+    return _add(CONNECTION, command)
 
 
 def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Decorator: adds `url`, `api_key`, `model`, `language` and `keywords` to a command."""
-    for option in reversed(OPTIONS):
-        command = option(command)
-    return command
+    return _add([*CONNECTION, *SPEECH], command)
+
+
+def file_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: adds those of `server_options`, `response_format`, `track`, `multichannel`, `words` and `max_parallel`."""
+    return _add([*CONNECTION, *SPEECH, *FILES], command)
+
+
+def speech_fields(
+    *, model: str | None, language: str | None, track: int | None, multichannel: bool, keywords: Sequence[str]
+) -> Fields:
+    """What is transcribed, and how."""
+    fields: dict[str, Any] = {
+        "model": model,
+        "language": language,
+        "track": None if track is None else str(track),
+        "multichannel": "true" if multichannel else None,
+        "keywords[]": list(keywords),
+    }
+    return {name: value for name, value in fields.items() if value}
+
+
+def format_fields(response_format: str | None, words: bool) -> Fields:
+    """How the transcript is rendered. Raises click.UsageError."""
+    if words and response_format != "verbose_json":
+        raise click.UsageError("--words needs --format verbose_json.")
+    fields: Fields = {} if response_format is None else {"response_format": response_format}
+    return fields | {"timestamp_granularities[]": ["word", "segment"]} if words else fields

@@ -86,9 +86,12 @@ class Row:
     def sent(self, sent_bytes: int, total_bytes: int) -> None:
         self._update(sent_bytes, total_bytes, f"sent {decimal(sent_bytes)} of {decimal(total_bytes)}")
 
+    def queued(self) -> None:
+        self._update(0, math.inf, "queued")
+
     def transcribed(self, audio_s: float, total_s: float | None) -> None:
-        of_all = "" if total_s is None else f" of {_clock(total_s)}"
-        self._update(audio_s, math.inf if total_s is None else total_s, f"transcribed {_clock(audio_s)}{of_all}")
+        of_all = "" if total_s is None else f" of {clock(total_s)}"
+        self._update(audio_s, math.inf if total_s is None else total_s, f"transcribed {clock(audio_s)}{of_all}")
 
     def refused(self, message: str, wait_s: int) -> None:
         self._update(0, math.inf, f"again in {wait_s} s: {message}")
@@ -99,5 +102,6 @@ class Row:
         self.progress.update(self.task, completed=completed, total=total, status=status)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """As 1:02:03."""
     return str(timedelta(seconds=int(seconds)))

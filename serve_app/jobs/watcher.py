@@ -31,8 +31,10 @@ class JobWatcher:
             while True:
                 self._has_news.clear()
                 if self._waiting:
+                    # Who comes meanwhile is told after the next query.
+                    waiting = dict(self._waiting)
                     with suppress(*UNAVAILABLE):
-                        self._tell(await self._store.get_many({job.job_id for job in self._waiting.values()}))
+                        self._tell(waiting, await self._store.get_many({job.job_id for job in waiting.values()}))
                 with suppress(TimeoutError):
                     async with asyncio.timeout(POLL_S):
                         await self._has_news.wait()
@@ -40,7 +42,7 @@ class JobWatcher:
                 await asyncio.sleep(MIN_POLL_S)
         except asyncio.CancelledError:
             self._is_closed = True
-            self._tell({})
+            self._tell(self._waiting, {})
             raise
 
     async def changes(self, job: Job) -> AsyncGenerator[Job, None]:
@@ -70,8 +72,9 @@ class JobWatcher:
         finally:
             del self._waiting[changed]
 
-    def _tell(self, jobs: Mapping[str, Job]) -> None:
-        for changed, seen in self._waiting.items():
+    @staticmethod
+    def _tell(waiting: Mapping[asyncio.Future[Job | None], Job], jobs: Mapping[str, Job]) -> None:
+        for changed, seen in waiting.items():
             job = jobs.get(seen.job_id)
             if job != seen and not changed.done():
                 changed.set_result(job)

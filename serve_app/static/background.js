@@ -2,7 +2,7 @@
 
 const LONG_S = 30 * 60;
 const LARGE_BYTES = 200e6;
-const MAX_LOOK_MS = 3000; // So long the browser may take to find out a file's length.
+const MAX_LOOK_MS = 10_000; // So long the browser may take to find out a file's length.
 
 /** Whether a file is sent as a job. `which`: "all" files, "none", or "long" ones. */
 export async function isBackground(file, which) {

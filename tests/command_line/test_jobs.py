@@ -1,166 +1,213 @@
-"""`parakeet-serve submit`, `jobs` and `transcribe --as-jobs`, on the real API, store and worker."""
+"""`parakeet-serve submit`, `jobs` and `jobs watch` over real HTTP, against the API with its real jobs."""
 
 import json
 import os
-import re
-import signal
+import pty
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from subprocess import PIPE
-from typing import Any
 
 import httpx2
-import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
-from serve_app.command_line import job_client, main
-from serve_app.settings import JobSettings, LimitSettings
-from testing import media
-from testing.fake_service import NOISE, FakeService
-from testing.fake_service import serving as serving_api
-from testing.job_service import Serving, serving
-from testing.paths import ROOT
+from serve_app.api import create_api
+from serve_app.command_line import client, job_client
+from serve_app.settings import AuthSettings, LimitSettings
+from testing.fake_service import NOISE, FakeService, serving
+from testing.job_service import JobServer, serving_jobs
+from tests.command_line.commands import LONG, Breaking, listed, run, submit, until
+from tests.command_line.test_transcribe import ENVIRONMENT, files
 
-WITHIN_S = 30.0
-
-
-@pytest.fixture
-def fake(tmp_path: Path) -> FakeService:
-    return FakeService(jobs=JobSettings(directory=tmp_path / "jobs"), limits=LimitSettings())
+WATCH = [sys.executable, "-m", "serve_app.command_line", "jobs", "watch"]
 
 
-@pytest.fixture
-def server(fake: FakeService) -> Iterator[Serving]:
-    with serving(fake) as server:
-        yield server
+class TestSubmit:
+    def test_prints_ids_in_the_order_of_the_files(self, server: JobServer) -> None:
+        options = ["--priority", "low", "--metadata", '{"n": 1}', "--ttl", "3600", "--format", "srt", "--model", "second"]
+        done = run(server, "submit", *files("b.wav", "a.wav"), *options, "-", "--parallel", "3", input=NOISE)
+        ids, jobs = done.stdout.splitlines(), {job["id"]: job for job in listed(server)}
+        assert (done.exit_code, [jobs[each]["filename"] for each in ids]) == (0, ["b.wav", "a.wav", "stdin"])
+        assert sorted(done.stderr.splitlines()) == sorted(f"{jobs[each]['filename']}: {each}" for each in ids)
+        job = httpx2.get(f"{server.url}/v1/jobs/{ids[0]}", params={"wait": 30}).json()
+        assert (job["priority"], job["metadata"], job["model"]) == ("low", {"n": 1}, "second")
+        assert job["expires_at"] - job["ended_at"] == pytest.approx(3600)
+        assert job["response_format"] == "srt"
+
+    def test_waits_for_the_end(self, server: JobServer) -> None:
+        done = run(server, "submit", *files("a.wav"), "--wait")
+        job_id = done.stdout.strip()
+        assert (done.exit_code, done.stderr) == (0, f"a.wav: {job_id}\n{job_id} a.wav: completed\n")
+        server.fake.failure = ValueError("internal")
+        failed = run(server, "submit", "a.wav", "--wait")
+        assert failed.exit_code == 1
+        assert "a.wav: failed: " in failed.stderr
+        assert "internal" not in failed.stderr
+
+    lost = Breaking("POST", "/jobs", 0)
+
+    @pytest.mark.parametrize("settings", [{"around": lost}])
+    def test_a_lost_answer_makes_no_second_job(self, server: JobServer) -> None:
+        (job_id,) = submit(server, *files("a.wav"))
+        assert [job["id"] for job in listed(server)] == [job_id]
+        first, second = (headers[b"idempotency-key"] for headers in self.lost.headers)
+        assert first == second
+        submit(server, "a.wav")
+        assert len(listed(server)) == 2
+
+    @pytest.mark.parametrize("settings", [{"jobs": {"max_jobs_per_key": 1}}])
+    def test_is_sent_again_while_there_are_too_many_jobs(self, server: JobServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        server.fake.hold.clear()
+        submit(server, *files("a.wav", "b.wav")[:1])
+        monkeypatch.setattr(client, "MAX_WAIT_S", 0)
+        monkeypatch.setattr(client, "MAX_ATTEMPTS", 2)
+        refused = run(server, "submit", "b.wav")
+        assert (refused.exit_code, refused.stdout) == (1, "")
+        again, failed = refused.stderr.splitlines()
+        assert again.startswith("b.wav: again in 0 s: ")
+        assert failed.startswith("b.wav: failed: ")
+        assert failed.endswith("(asked 2 times)")
+
+    @pytest.mark.parametrize("settings", [{"limits": LimitSettings(max_upload_bytes=1_000_000)}])
+    def test_a_refusal_is_final(self, server: JobServer) -> None:
+        done = run(server, "submit", *files("a.wav"), *files("large.wav", data=bytes(30_000_000)))
+        assert (done.exit_code, len(done.stdout.splitlines())) == (1, 1)
+        assert "large.wav: failed: The upload is larger than the 1 MB that this server accepts.\n" in done.stderr
+
+    def test_metadata_is_checked_before_anything_is_sent(self, server: JobServer) -> None:
+        assert run(server, "submit", *files("a.wav"), "--metadata", "[1]").exit_code == 2
+        assert listed(server) == []
 
 
-@pytest.fixture
-def files(tmp_path: Path) -> list[str]:
-    paths = [tmp_path / f"{name}.wav" for name in ("one", "two")]
-    for path, data in zip(paths, (NOISE, media.wav(np.random.default_rng(1).normal(0, 0.1, 3 * 16_000))), strict=True):
-        path.write_bytes(data)
-    return list(map(str, paths))
+class TestList:
+    def test_is_a_table(self, server: JobServer) -> None:
+        assert run(server, "jobs").stderr == "There are no such jobs.\n"
+        first, second = submit(server, *files("a.wav", "b c.wav"), "--wait")
+        server.fake.hold.clear()
+        (third,) = submit(server, *files("long.wav", data=LONG))
+        lines = [line.split("  ") for line in run(server, "jobs", "--state", "completed").stdout.splitlines()]
+        table = [[cell.strip() for cell in line if cell] for line in lines]
+        assert table[0] == ["id", "state", "file", "progress", "age"]
+        assert {tuple(row[:4]) for row in table[1:]} == {
+            (first, "completed", "a.wav", "100%"),
+            (second, "completed", "b c.wav", "100%"),
+        }
+        assert third in run(server, "jobs", "--limit", "1").stdout
+
+    def test_pages(self, server: JobServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(job_client, "PAGE", 2)
+        submit(server, *files(*(f"{n}.wav" for n in range(5))))
+        ids = [job["id"] for job in listed(server)]
+        for limit in (1, 3, 4, 9):
+            done = run(server, "jobs", "--json", "--limit", str(limit))
+            assert [job["id"] for job in json.loads(done.stdout)] == ids[:limit]
+
+    def test_options_before_a_subcommand_are_refused(self, server: JobServer) -> None:
+        wrong = run("http://127.0.0.1:1", "jobs", "--url", server.url, "watch")
+        assert wrong.exit_code == 2
+        assert "after `watch`" in wrong.stderr
 
 
-def run(server: Serving, *arguments: str) -> Result:
-    return CliRunner().invoke(main, [*arguments, "--url", server.url])
+class TestWatch:
+    def test_all_that_have_not_ended(self, server: JobServer) -> None:
+        submit(server, *files("done.wav"), "--wait")
+        server.fake.hold.clear()
+        ids = submit(server, *files("a.wav", "b.wav"))
+        server.release()
+        done = run(server, "jobs", "watch")
+        assert done.exit_code == 0
+        # They may have ended before they were listed.
+        assert set(done.stderr.splitlines()) <= {f"{ids[0]} a.wav: completed", f"{ids[1]} b.wav: completed"} | {
+            "No jobs are queued or running."
+        }
+
+    def test_the_exit_code_says_whether_one_failed(self, server: JobServer) -> None:
+        (good,) = submit(server, *files("a.wav"), "--wait")
+        server.fake.failure = ValueError()
+        (bad,) = submit(server, "a.wav")
+        assert run(server, "jobs", "watch", good).exit_code == 0
+        failed = run(server, "jobs", "watch", good, bad)
+        assert failed.exit_code == 1
+        assert f"{good} a.wav: completed\n" in failed.stderr
+        assert f"{bad} a.wav: failed: " in failed.stderr
+        unknown = run(server, "jobs", "watch", good, "job_x/y")
+        assert unknown.exit_code == 1
+        assert "job_x/y: " in unknown.stderr
+
+    broken = Breaking("GET", "/events", 3)
+
+    @pytest.mark.parametrize("settings", [{"around": broken}])
+    def test_goes_on_after_a_broken_connection(self, server: JobServer) -> None:
+        server.fake.hold.clear()
+        (job_id,) = submit(server, *files("long.wav", data=LONG))
+        command = [*WATCH, job_id, "--url", server.url]
+        with subprocess.Popen(command, env=ENVIRONMENT, stdout=PIPE, stderr=PIPE, text=True) as process:
+            until(lambda: bool(self.broken.headers))
+            server.release()
+            out, errors = process.communicate(timeout=60)
+        assert (process.returncode, out) == (0, "")
+        assert errors.splitlines() == [
+            "long.wav: again in 1 s: the connection was lost",
+            f"{job_id} long.wav: completed",
+        ]
+        first, second = self.broken.headers
+        assert b"last-event-id" not in first
+        assert second[b"last-event-id"]
+
+    def test_goes_on_when_the_server_is_started_again(self, tmp_path: Path) -> None:
+        events = Breaking("GET", "/events", 1000)
+        folder = tmp_path / "jobs"
+        with serving_jobs(folder, around=events) as server:
+            server.fake.hold.clear()
+            (job_id,) = submit(server, *files(str(tmp_path / "long.wav"), data=LONG))
+            port = httpx2.URL(server.url).port
+            process = subprocess.Popen([*WATCH, "--url", server.url], env=ENVIRONMENT, stderr=PIPE, text=True)
+            until(lambda: bool(events.headers))
+            server.shut_down()
+        with process, serving_jobs(folder, port=port or 0):
+            errors = process.communicate(timeout=60)[1].splitlines()
+        assert (process.returncode, errors[-1]) == (0, f"{job_id} long.wav: completed")
+        assert errors[0] == "long.wav: again in 1 s: the connection was lost"
+
+    def test_shows_progress_on_a_terminal(self, server: JobServer) -> None:
+        server.fake.hold.clear()
+        submit(server, *files("long.wav", data=LONG))
+        terminal, its_side = pty.openpty()
+        command = [*WATCH, "--url", server.url]
+        with subprocess.Popen(command, env=ENVIRONMENT, stderr=its_side) as process, open(terminal, "rb", 0) as screen:
+            os.close(its_side)
+            shown = b""
+            while b"long.wav: completed" not in shown:
+                shown += screen.read(65_536)
+                if b"0:00:00 of 0:02:06" in shown:
+                    server.release()
+            assert process.wait() == 0
 
 
-def ids_of(result: Result) -> list[str]:
-    assert result.exit_code == 0, result.output
-    return result.stdout.split()
+COMMANDS = [["jobs"], ["jobs", "watch"], ["submit", "a.wav"], ["transcribe", "a.wav", "--jobs"]]
 
 
-def jobs_of(server: Serving) -> list[dict[str, Any]]:
-    return list(httpx2.get(f"{server.url}v1/jobs").json()["data"])
+class TestFailures:
+    @pytest.fixture(autouse=True)
+    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        files("a.wav")
 
+    def test_a_server_without_jobs(self) -> None:
+        with serving(create_api(FakeService().service)) as url:
+            for command in COMMANDS:
+                done = run(url, *command)
+                assert (done.exit_code, done.stdout) == (1, "")
+                assert done.stderr == f"Error: {url} has no jobs: its settings name no folder for them (`jobs.directory`)\n"
 
-def wait_until_done(server: Serving, count: int) -> None:
-    until_s = time.monotonic() + WITHIN_S
-    while sum(job["state"] == "completed" for job in jobs_of(server)) < count:
-        assert time.monotonic() < until_s
-        time.sleep(0.05)
+    def test_keys(self, tmp_path: Path) -> None:
+        with serving_jobs(tmp_path / "jobs", auth=AuthSettings(keys=("one",))) as server:
+            for command in COMMANDS:
+                assert run(server, *command, "--api-key", "one").exit_code == 0
+                assert run(server, *command).stderr.startswith("Error: A valid API key is needed")
 
-
-def test_from_submit_to_cancel(server: Serving, files: list[str], tmp_path: Path) -> None:
-    ids = ids_of(run(server, "submit", *files, "--metadata", '{"a": 1}', "--priority", "low"))
-    assert len(ids) == 2
-    watched = run(server, "jobs", "watch", *ids)
-    assert watched.exit_code == 0, watched.output
-    assert {f"{name}.wav: done ({job})" for name, job in zip(("one", "two"), ids, strict=True)} == set(
-        watched.stderr.splitlines()
-    )
-    direct = httpx2.post(f"{server.url}v1/audio/transcriptions", files={"file": NOISE}, data={"response_format": "text"}).text
-    assert run(server, "jobs", "result", ids[0]).stdout.strip() == direct.strip()
-    folder = tmp_path / "out"
-    for _ in range(2):
-        assert run(server, "jobs", "result", *ids, "--format", "srt", "--output-dir", str(folder)).exit_code == 0
-    assert sorted(path.name for path in folder.iterdir()) == sorted(
-        ["one.srt", "two.srt", f"one-{ids[0]}.srt", f"two-{ids[1]}.srt"]
-    )
-    listed = run(server, "jobs", "list").stdout.splitlines()
-    assert [re.split(r"\s+", line)[:2] for line in listed] == [[job, "completed"] for job in reversed(ids)]
-    assert json.loads(run(server, "jobs", "list", "--json", "--limit", "1").stdout)["metadata"] == {"a": 1}
-    assert run(server, "jobs", "cancel", ids[0]).exit_code == 0
-    assert [job["id"] for job in jobs_of(server)] == [ids[1]]
-
-
-def test_channels(server: Serving, tmp_path: Path) -> None:
-    path = tmp_path / "call.wav"
-    path.write_bytes(media.wav(np.random.default_rng(2).normal(0, 0.1, (3 * 16_000, 2))))
-    direct = run(server, "transcribe", str(path), "--channels")
-    assert direct.exit_code == 0, direct.output
-    assert {line.partition(":")[0] for line in direct.stdout.splitlines()} == {"Channel 0", "Channel 1"}
-    by_job = run(server, "transcribe", str(path), "--channels", "--as-jobs")
-    assert by_job.stdout == direct.stdout
-    (job,) = ids_of(run(server, "submit", str(path), "--channels"))
-    assert run(server, "jobs", "watch", job).exit_code == 0
-    assert run(server, "jobs", "result", job).stdout == direct.stdout
-
-
-def test_a_job_that_fails(server: Serving, fake: FakeService, files: list[str]) -> None:
-    fake.hold.clear()
-    (job,) = ids_of(run(server, "submit", files[0]))
-    assert run(server, "jobs", "cancel", job).exit_code == 0
-    watched = run(server, "jobs", "watch", job)
-    assert (watched.exit_code, watched.stderr) == (1, f"one.wav: failed: the job is cancelled ({job})\n")
-    assert "has no result" in run(server, "jobs", "result", job).stderr
-    broken = Path(files[1])
-    broken.write_bytes(b"no audio")
-    refused = run(server, "submit", *files)
-    assert refused.exit_code == 1
-    assert len(refused.stdout.split()) == 1
-
-
-def test_watching_goes_on_when_the_server_is_back(
-    server: Serving, fake: FakeService, files: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(job_client, "RECONNECT_S", 0.05)
-    fake.hold.clear()
-    (job,) = ids_of(run(server, "submit", files[0]))
-    command = [sys.executable, "-m", "serve_app.command_line", "jobs", "watch", "--url", server.url]
-    with subprocess.Popen(command, stderr=PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}) as watching:
-        time.sleep(3)
-        server.stop()
-        time.sleep(1)
-        server.start()
-        server.resume()
-        _, output = watching.communicate(timeout=WITHIN_S)
-    assert (watching.returncode, output) == (0, f"one.wav: done ({job})\n")
-
-
-def test_transcribe_as_jobs_goes_on_after_ctrl_c(server: Serving, fake: FakeService, files: list[str], tmp_path: Path) -> None:
-    fake.hold.clear()
-    arguments = ["transcribe", *files, "--as-jobs", "--format", "srt", "--output-dir", str(tmp_path / "out")]
-    command = [sys.executable, "-m", "serve_app.command_line", *arguments, "--url", server.url]
-    with subprocess.Popen(command, stderr=PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}) as first:
-        until_s = time.monotonic() + WITHIN_S
-        while len(jobs_of(server)) < 2 and time.monotonic() < until_s:
-            time.sleep(0.05)
-        first.send_signal(signal.SIGINT)
-        _, output = first.communicate(timeout=WITHIN_S)
-    assert first.returncode == 130
-    assert "stays on the server" in output
-    server.resume()
-    wait_until_done(server, 2)
-    windows = len(fake.windows)
-    assert run(server, *arguments).exit_code == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["one.srt", "two.srt"]
-    assert (tmp_path / "out" / "one.srt").read_text().startswith("1\n00:00:")
-    assert (len(jobs_of(server)), len(fake.windows)) == (2, windows)
-    assert "skipped" in run(server, *arguments).stderr
-
-
-def test_a_server_without_jobs(files: list[str]) -> None:
-    from serve_app.api import create_api
-
-    with serving_api(create_api(FakeService().service)) as url:
-        for arguments in (["submit", files[0]], ["jobs", "list"], ["transcribe", "--as-jobs", files[0]]):
-            result = CliRunner().invoke(main, [*arguments, "--url", url])
-            assert result.exit_code == 1
-            assert "this server has no jobs" in result.stderr
+    def test_an_unreachable_server(self) -> None:
+        for command in COMMANDS:
+            done = run("http://127.0.0.1:1", *command)
+            assert (done.exit_code, done.stdout) == (1, "")
+            assert done.stderr.startswith("Error: http://127.0.0.1:1 cannot be reached: ")

@@ -143,7 +143,7 @@ def test_options_are_sent_as_form_fields(api: str, fake: FakeServer) -> None:
 
 
 def test_standard_output_is_in_the_order_of_the_files(fake: FakeServer) -> None:
-    done = run(fake.url, *files("waits.wav", "b.wav", "opens.wav"), "--jobs", "2")
+    done = run(fake.url, *files("waits.wav", "b.wav", "opens.wav"), "--parallel", "2")
     assert (done.exit_code, done.stdout) == (0, "waits\nb\nopens\n")
 
 
@@ -192,7 +192,7 @@ def test_standard_input(api: str) -> None:
 
 def test_a_failure_is_reported_and_does_not_stop_other_files(fake: FakeServer) -> None:
     names = ["ends", "breaks", "fails", "down", "junk", "other", "a"]
-    done = run(fake.url, *files(*(f"{name}.wav" for name in names)), "--output-dir", "out", "--jobs", "3")
+    done = run(fake.url, *files(*(f"{name}.wav" for name in names)), "--output-dir", "out", "--parallel", "3")
     assert (done.exit_code, done.stdout, written()) == (1, "", {"a.txt": "a\n"})
     lines = dict(line.split(": ", 1) for line in done.stderr.splitlines())
     assert lines["a.wav"] == "out/a.txt"

@@ -26,6 +26,7 @@ def log_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Serve, where an earlier test of this process has started it, keeps its log from pytest."""
     monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)
 
+
 Connect = Callable[[bool], Connection[Any]]
 """`connect(reads_only)`: another connection to the same database."""
 

@@ -113,6 +113,7 @@ def test_a_long_file_is_a_job_by_itself_and_can_be_cancelled(
     hours = folder / "hours.wav"
     hours.write_bytes(media.wav(np.tile(speech, 60 * 60 * 16_000 // len(speech))))
     here = visit()
+    expect(here.page.locator("#background")).to_be_visible(timeout=DONE_MS)
     here.choose(hours)
     cancel = here.page.get_by_role("button", name="Cancel: hours.wav")
     expect(named(here, "hours.wav")).to_contain_text("running", timeout=DONE_MS)
