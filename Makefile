@@ -95,6 +95,7 @@ bench: $(DEV) ## Run a short form of every benchmark; docs/performance.md has th
 	$(BIN)/python -m benchmarks.scale --ingresses 1 2 --clients 32 --seconds 4 --rounds 1
 	$(BIN)/python -m benchmarks.autoscaling --bursts clips
 	$(BIN)/python -m benchmarks.latency --requests 12 --rounds 1 --minutes 3
+	$(BIN)/python -m benchmarks.jobs --jobs 100 --requests 12
 	$(BIN)/python -m benchmarks.front_end --minutes 5 --formats mp3 wav --rounds 1
 	$(BIN)/python -m benchmarks.decoding --minutes 1 --rounds 1
 	$(BIN)/python -m benchmarks.engine --batches 1x10 4x10 --rounds 5
