@@ -50,6 +50,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, collector: TraceCollector) 
         "tracing": {"endpoint": collector.url, "headers": {"x-key": "of-the-collector"}, "sample_ratio": 0},
     }
     env = ALLOCATOR | METRICS | TRACES | LOG
+    # A child process inherits an ignored SIGINT, as a shell gives it to what runs in the background: a handler is not inherited.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with serve_run(ROOT / "configs" / "demo.yaml", tmp_path_factory.mktemp("demo"), args=args, env=env) as server:
         server.wait_for_state("digits", "ready")
         yield server
