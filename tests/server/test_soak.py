@@ -17,6 +17,7 @@ TOLERANCE = 15
 
 
 @pytest.mark.serve
+@pytest.mark.long
 def test_half_a_minute(tmp_path: Path) -> None:
     path = tmp_path / "soak.json"
     options = ["--minutes", "0.5", "--tolerance", str(TOLERANCE), "--json", str(path)]
