@@ -62,10 +62,15 @@ class Uploads:
 
     async def open(self, job_id: str) -> BinaryIO | None:
         """The file of a job, to be read; None: it is gone. Raises OSError."""
+        opening: asyncio.Future[BinaryIO] = asyncio.ensure_future(self._run(open, self.path(job_id), "rb"))
         try:
-            return await self._run(self.path(job_id).open, "rb")
+            return await asyncio.shield(opening)
         except FileNotFoundError:
             return None
+        except asyncio.CancelledError:
+            # A thread cannot be stopped.
+            opening.add_done_callback(lambda done: None if done.exception() else done.result().close())
+            raise
 
     async def create(self, store: JobStore, new: NewJob, source: BinaryIO, limits: OwnerLimits = NO_LIMITS) -> tuple[Job, bool]:
         """Keep a copy of `source`, from its first byte on, and create its job. Returns and raises what `store.create` does.

@@ -23,8 +23,10 @@ _schemas = itertools.count()
 
 @pytest.fixture(autouse=True)
 def log_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Serve, where an earlier test of this process has started it, keeps its log from pytest."""
-    monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)
+    """Ray and Serve, where an earlier test of this process has started them, keep their logs from pytest."""
+    for name in ("ray", "ray.serve"):
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+        monkeypatch.setattr(logging.getLogger(name), "disabled", False)
 
 
 Connect = Callable[[bool], Connection[Any]]

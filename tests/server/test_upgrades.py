@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.serve]
 
 CLIENTS = 10
 FILE_S = 160.0
-FEW, SHORT_S = 4, 60.0
+FEW, SHORT_S = 4, 300.0
 """Clients and length of their files where something is removed."""
 KEPT, REMOVED, NEW = "kept", "removed", "new"
 
