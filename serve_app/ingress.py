@@ -125,8 +125,9 @@ class Ingress:
             return self._models
         if status.is_draining:
             admission.close()
-        if self._jobs is not None and status.configuration != self._configuration:
-            self._jobs.retire()
+        if self._jobs is not None:
+            # Not for good: while Serve replaces both, the new ingress may reach the old registry.
+            self._jobs.is_retired = status.configuration != self._configuration
         self._models = status.models
         return self._models
 

@@ -19,7 +19,6 @@ from serve_app.jobs.webhooks import Deliverer, Outcome
 from serve_app.jobs.worker import JobWorker
 from serve_app.observe import catalogue
 from serve_app.service import SpeechService
-from serve_app.settings import JobSettings
 from serve_app.tasks import stop
 
 log = logging.getLogger("ray.serve")
@@ -55,14 +54,15 @@ class JobService:
         """`webhooks`: what delivers them, and where they may go; None: no job may have one."""
         self.store = store
         self.watcher = JobWatcher(store)
-        self.settings: JobSettings = service.settings.jobs
+        self._settings = service.settings.jobs
         self._uploads = uploads
         self._service = service
         self._worker = JobWorker(store, uploads, service, self.watcher.wake)
         self._webhooks = webhooks
         self.is_running = True
-        """Until `run` has ended: then no lease is held."""
-        self._is_retired = False
+        """Leases may be held."""
+        self.is_retired = False
+        """Another configuration has replaced this one, and its processes do the work. Whoever sees that sets it."""
         self._bound = asyncio.Event()
 
     @classmethod
@@ -79,24 +79,27 @@ class JobService:
         return cls(store, stores.uploads_of(settings), service, webhooks)
 
     async def run(self) -> None:
-        """Work on jobs until the server shuts down, `retire`, or this is cancelled. All leases are handed back then."""
-        record = self._service.recorder.record
+        """Work on jobs, except while `is_retired`, until the server shuts down or this is cancelled. All leases are handed back
+        then."""
+        record, admission = self._service.recorder.record, self._service.admission
         for state in (JobState.COMPLETED, JobState.FAILED):
             record(catalogue.JOBS_ENDED, 0, state)
         for outcome in get_args(Outcome):
             record(catalogue.WEBHOOK_TRIES, 0, outcome)
-        working = asyncio.create_task(self._work())
+        working: asyncio.Task[None] | None = None
         try:
-            while not self._is_retired and not self._service.admission.is_closed:
+            while not admission.is_closed:
+                if self.is_retired:
+                    await stop(working)
+                    working = None
+                elif working is None:
+                    working = asyncio.create_task(self._work())
+                self.is_running = working is not None
                 record(catalogue.JOBS_RUNNING, self._worker.running)
                 await asyncio.sleep(CHECK_S)
         finally:
             await stop(working)
             self.is_running = False
-
-    def retire(self) -> None:
-        """Have `run` end: another configuration has replaced this one, and its processes do the work."""
-        self._is_retired = True
 
     async def _work(self) -> None:
         await self._bind()
@@ -137,9 +140,9 @@ class JobService:
         except TimeoutError:
             raise StoreUnavailable from None
         limits = OwnerLimits(
-            jobs=self.settings.max_jobs_per_key or None,
-            upload_bytes=self.settings.max_upload_bytes_per_key or None,
-            audio_s=3600 * self.settings.max_audio_hours_per_key or None,
+            jobs=self._settings.max_jobs_per_key or None,
+            upload_bytes=self._settings.max_upload_bytes_per_key or None,
+            audio_s=3600 * self._settings.max_audio_hours_per_key or None,
         )
         # Before the copy, which may be large.
         if (earlier := await self.store.earlier(new, limits)) is not None:

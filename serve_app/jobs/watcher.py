@@ -26,7 +26,8 @@ class JobWatcher:
         self._has_news.set()
 
     async def run(self) -> None:
-        """Until it is cancelled; then everybody's wait ends."""
+        """Until it is cancelled; then everybody's wait ends, and nobody waits before it runs again."""
+        self._is_closed = False
         try:
             while True:
                 self._has_news.clear()

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures(soon.__name__)
 
 
 @pytest.mark.parametrize("dies", [True, False], ids=["killed", "stopped"])
-async def test_windows_that_were_saved_are_not_decoded_again(tmp_path: Path, dies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_windows_that_were_saved_are_not_decoded_again(tmp_path: Path, dies: bool) -> None:
     expected, windows = await undisturbed(tmp_path / "other")
     first = HoldingService(3, jobs=JobSettings(directory=tmp_path / "jobs"), limits=LimitSettings())
     async with running(first, dies=dies) as jobs:
@@ -50,7 +50,7 @@ async def test_windows_that_were_saved_are_not_decoded_again(tmp_path: Path, die
         state = (await jobs.store.get_many([job.job_id]))[job.job_id].state
         if dies:
             assert state == JobState.RUNNING
-            await expire_leases(jobs, monkeypatch)
+            await expire_leases(jobs)
         assert await transcript(jobs, job) == expected
     decoded = Counter(map(WindowKey.of, first.windows[:3])) + Counter(map(WindowKey.of, second.windows))
     assert decoded == windows
@@ -72,14 +72,14 @@ async def test_the_work_starts_over_with_another_provenance(tmp_path: Path, monk
     assert Counter(map(WindowKey.of, second.windows)) == windows
 
 
-async def test_of_two_workers_that_believe_they_own_a_job_one_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_of_two_workers_that_believe_they_own_a_job_one_wins(tmp_path: Path) -> None:
     first, second = HoldingService(2, jobs=JobSettings(directory=tmp_path), limits=LimitSettings()), fake_in(tmp_path)
     async with running(first) as sleeping:
         job = await submit(sleeping)
         await until(lambda: len(first.windows) > 2)
         sleeping._worker._max_audio_s = 0.0  # It takes no other job, nor the same one again.
         async with running(second) as waking:
-            await expire_leases(waking, monkeypatch)
+            await expire_leases(waking)
             whole = await transcript(waking, job)
             first.hold.set()
             await until(lambda: sleeping._worker.running == 0)

@@ -89,7 +89,7 @@ async def test_a_window_that_kills_its_replicas_fails_the_job_in_the_end(tmp_pat
     assert len({each.job_id for each in fake.jobs}) == MAX_LOST_WORKERS
 
 
-async def test_jobs_of_a_model_that_is_away_do_not_hold_up_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_jobs_of_a_model_that_is_away_do_not_hold_up_others(tmp_path: Path) -> None:
     class OneIsAway(FakeService):
         async def recognise(self, window: Any, lane: Any, job: Any) -> Any:
             if job.keywords:
@@ -109,7 +109,7 @@ async def test_a_job_that_is_claimed_again_here_is_worked_on_once(tmp_path: Path
     async with running(fake) as jobs:
         job = await submit(jobs)
         await until(lambda: len(fake.windows) > 1)
-        await expire_leases(jobs, monkeypatch)
+        await expire_leases(jobs)
         await until(lambda: len({each.job_id for each in fake.jobs}) == 2 and jobs._worker.running == 1)
         fake._decodes = 1000
         fake.hold.set()
@@ -137,6 +137,12 @@ async def test_an_ingress_that_is_replaced_hands_its_jobs_back(tmp_path: Path) -
     async with running(fake) as jobs:
         job = await submit(jobs)
         await until(lambda: len(fake.windows) > 1)
-        jobs.retire()
+        jobs.is_retired = True
         await until(lambda: not jobs.is_running)
         assert (await jobs.store.get_many([job.job_id]))[job.job_id].state == JobState.QUEUED
+        # It was the registry that was old.
+        jobs.is_retired = False
+        await until(lambda: jobs.is_running)
+        fake._decodes = 1000
+        fake.hold.set()
+        assert (await transcript(jobs, job)).text

@@ -86,10 +86,10 @@ async def undisturbed(folder: Path) -> tuple[Transcript, Counter[WindowKey]]:
         return await transcript(jobs, await submit(jobs)), Counter(map(WindowKey.of, fake.windows))
 
 
-async def expire_leases(jobs: JobService, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The time of all leases passes."""
+async def expire_leases(jobs: JobService) -> None:
+    """The time of all leases passes, and nobody renews one meanwhile."""
     await jobs.store._database.write(  # type: ignore[attr-defined]
-        lambda transaction: transaction.rows("UPDATE jobs SET lease_until_s = 0 WHERE state = 'running'")
+        lambda transaction: transaction.rows("UPDATE jobs SET lease = 'lost', lease_until_s = 0 WHERE state = 'running'")
     )
     await jobs.store.sweep()
 

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from testing import media
 from testing.checked_load import WAIT_S, CheckedLoad
 from testing.paths import ROOT
 from testing.server import Server, serve_run
@@ -73,6 +75,7 @@ def test_a_changed_configuration_loses_nothing_but_what_it_removes(server: Serve
         for load in (kept, removed):
             load.wait_until_begun()
         old = ids(server, f"model {KEPT}")
+        job = submit(server)
         server.deploy(CHANGED)
         removed.wait_until_done()
         kept.wait_until(lambda: bool(ids(server, f"model {KEPT}")) and not ids(server, f"model {KEPT}") & old)
@@ -84,6 +87,7 @@ def test_a_changed_configuration_loses_nothing_but_what_it_removes(server: Serve
     assert [(client.kind, client.lost, client.doubled) for client in kept.clients if client.lost or client.doubled] == []
     assert Counter(file.saw[0] for file in removed.files) == {"error event model_unavailable": FEW}
     assert Counter(stream.saw[0] for stream in removed.streams) == {"error model_unavailable, close 1013": FEW}
+    assert [ended(server, each)["state"] for each in (job, submit(server))] == ["completed"] * 2
 
 
 def test_an_application_that_is_removed_answers_everybody(server: Server) -> None:
@@ -96,6 +100,17 @@ def test_an_application_that_is_removed_answers_everybody(server: Server) -> Non
     assert {stream.saw[0] for stream in load.streams} <= {"error model_unavailable, close 1013", "close 1012"}
     answer = server.client.get("/health")
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unserved")
+
+
+def submit(server: Server) -> str:
+    """The id of a job of two minutes."""
+    noise = np.random.default_rng(3).integers(-8000, 8000, 120 * 16_000, dtype=np.int16)
+    answer = server.client.post("/v1/jobs", files={"file": media.wav(noise)}, data={"model": KEPT})
+    return str(answer.json()["id"])
+
+
+def ended(server: Server, job_id: str) -> dict[str, Any]:
+    return dict(server.client.get(f"/v1/jobs/{job_id}", params={"wait": WAIT_S}).json())
 
 
 def ids(server: Server, name: str) -> set[int]:
