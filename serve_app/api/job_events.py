@@ -7,18 +7,18 @@ The id of an event is `GENERATION.SEGMENTS`: how often the work had begun anew, 
 import asyncio
 import time
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from fastapi.sse import format_sse_event
 from pydantic import BaseModel
 
 from serve_app.api.job_schemas import JobRestart, JobSegment, body_alone
-from serve_app.api.streaming import PING_S
+from serve_app.api.streaming import PING, with_pings
 from serve_app.errors import JobNotFound, JobStateConflict, StoreUnavailable
 from serve_app.jobs.model import Job, JobState
 from serve_app.jobs.parts import FinalSegment, unpack_segments
 from serve_app.jobs.service import JobService
-from serve_app.tasks import stop
 
 END = "end"
 PROGRESS_S = 1.0
@@ -93,29 +93,15 @@ async def events(jobs: JobService, job: Job, position: Position) -> AsyncGenerat
     """The events of a job from `position` on, until it has ended or is deleted, or the server stops. Comments keep the connection
     open."""
     reader, previous = _Reader(jobs, position), None
-    changes = jobs.watcher.changes(job)
-    pending: asyncio.Future[Job | None] | None = None
-    try:
-        while True:
-            pending = asyncio.ensure_future(_next(changes))
-            while not (await asyncio.wait([pending], timeout=PING_S))[0]:
-                yield format_sse_event(comment="ping")
-            changed = pending.result()
+    async with aclosing(with_pings(jobs.watcher.changes(job))) as changes:
+        async for changed in changes:
             if changed is None:
-                return
+                yield PING
+                continue
             try:
                 async for event in reader.news(changed, previous):
                     yield event
-            except StoreUnavailable:
-                # The client goes on with its last id.
-                return
-            except (JobNotFound, JobStateConflict):
+            except (StoreUnavailable, JobNotFound, JobStateConflict):
+                # The client goes on with its last id, or finds out that there is no such job.
                 return
             previous = changed
-    finally:
-        await stop(pending)
-        await changes.aclose()
-
-
-async def _next(changes: AsyncGenerator[Job, None]) -> Job | None:
-    return await anext(changes, None)

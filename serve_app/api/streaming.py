@@ -6,7 +6,7 @@ import math
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi.responses import Response
 from fastapi.sse import EventSourceResponse, format_sse_event
@@ -27,9 +27,12 @@ log = logging.getLogger("ray.serve")
 PING_S = 15.0
 """SSE keep-alive interval, seconds: proxies close connections that are silent for longer."""
 
+PING = format_sse_event(comment="ping")
+
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 """The second one keeps nginx from buffering events."""
 
+Item = TypeVar("Item")
 Message = TranscriptDelta | TranscriptProgress | TranscriptDone | ErrorBody
 
 
@@ -141,36 +144,50 @@ def _usage(done: Done, tokens: int) -> TokenUsage:
     return TokenUsage(input_tokens=frames, output_tokens=tokens, total_tokens=frames + tokens, seconds=math.ceil(done.duration_s))
 
 
-async def _encoded(first: Message, messages: AsyncGenerator[Message, None], failures: list[str]) -> AsyncGenerator[bytes, None]:
-    pending: asyncio.Task[Message | None] | None = None
+async def with_pings(items: AsyncGenerator[Item, None]) -> AsyncGenerator[Item | None, None]:
+    """The same items, and None wherever none has come for PING_S."""
+    pending: asyncio.Task[Item | None] | None = None
     try:
-        yield await _rendered(first)
         while True:
-            pending = asyncio.create_task(_next(messages))
+            pending = asyncio.create_task(_next(items))
             while not (await asyncio.wait([pending], timeout=PING_S))[0]:
-                yield format_sse_event(comment="ping")
-            message = pending.result()
-            if message is None:
+                yield None
+            item = pending.result()
+            if item is None:
                 return
+            yield item
+    finally:
+        await stop(pending)
+        await items.aclose()
+
+
+async def _next(items: AsyncGenerator[Item, None]) -> Item | None:
+    return await anext(items, None)
+
+
+async def _encoded(first: Message, messages: AsyncGenerator[Message, None], failures: list[str]) -> AsyncGenerator[bytes, None]:
+    # Both: a generator that was not begun, as where the client leaves after the first message, closes nothing itself.
+    async with aclosing(messages), aclosing(with_pings(_with_failure(messages))) as sent:
+        yield await _rendered(first)
+        async for message in sent:
+            if message is None:
+                yield PING
+                continue
             if isinstance(message, ErrorBody):
                 failures.append(message.error.code or SpeechError.code)
             yield await _rendered(message)
-    finally:
-        if pending is not None and not pending.done():
-            pending.cancel()
-            await asyncio.wait([pending])
-        await messages.aclose()
 
 
-async def _next(messages: AsyncGenerator[Message, None]) -> Message | None:
-    """The next message, None at the end. A failure is a message too, since the status has already been sent."""
+async def _with_failure(messages: AsyncGenerator[Message, None]) -> AsyncGenerator[Message, None]:
+    """The same messages. A failure is one too, since the status has already been sent."""
     try:
-        return await anext(messages, None)
+        async for message in messages:
+            yield message
     except SpeechError as error:
-        return error_body(error)
+        yield error_body(error)
     except Exception:
         log.exception("a stream failed")
-        return error_body(EngineError(UNFORESEEN))
+        yield error_body(EngineError(UNFORESEEN))
 
 
 async def _rendered(message: Message) -> bytes:
