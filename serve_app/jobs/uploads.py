@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -62,15 +63,10 @@ class Uploads:
 
     async def open(self, job_id: str) -> BinaryIO | None:
         """The file of a job, to be read; None: it is gone. Raises OSError."""
-        opening: asyncio.Future[BinaryIO] = asyncio.ensure_future(self._run(open, self.path(job_id), "rb"))
         try:
-            return await asyncio.shield(opening)
+            return await self._made(lambda: self.path(job_id).open("rb"), lambda file: file.close())
         except FileNotFoundError:
             return None
-        except asyncio.CancelledError:
-            # A thread cannot be stopped.
-            opening.add_done_callback(lambda done: None if done.exception() else done.result().close())
-            raise
 
     async def create(self, store: JobStore, new: NewJob, source: BinaryIO, limits: OwnerLimits = NO_LIMITS) -> tuple[Job, bool]:
         """Keep a copy of `source`, from its first byte on, and create its job. Returns and raises what `store.create` does.
@@ -78,13 +74,10 @@ class Uploads:
         Raises StorageFull if there is no room, or the folder cannot be written. Where no job is made, no file remains. If it is
         unknown whether one was made (StoreUnavailable, cancelled), `tidy` decides.
         """
-        writing = asyncio.ensure_future(self._run(self._write, new.job_id, source))
         try:
-            descriptor = await asyncio.shield(writing)
-        except asyncio.CancelledError:
-            # A thread cannot be stopped; the file goes when it is done.
-            writing.add_done_callback(lambda done: None if done.exception() else self._discard(new.job_id, done.result()))
-            raise
+            descriptor = await self._made(
+                lambda: self._write(new.job_id, source), lambda descriptor: self._discard(new.job_id, descriptor)
+            )
         except OSError as error:
             raise _storage_full(error) from error
         try:
@@ -117,7 +110,7 @@ class Uploads:
             if not await self._run(self.path(job_id).exists):
                 await store.abandon(job_id, UPLOAD_LOST)
         for name in names - active:
-            descriptor = await self._run(self._lock_orphan, name)
+            descriptor = await self._made(partial(self._lock_orphan, name), _close_if_open)
             if descriptor is None:
                 continue
             try:
@@ -195,6 +188,20 @@ class Uploads:
     async def _run(self, work: Callable[..., Result], *arguments: Any) -> Result:
         """In a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+    async def _made(self, make: Callable[[], Result], discard: Callable[[Result], object]) -> Result:
+        """What `make` returns, in a thread. That cannot be stopped: if this is cancelled, `discard` gets it when it is there."""
+        making = asyncio.ensure_future(self._run(make))
+        try:
+            return await asyncio.shield(making)
+        except asyncio.CancelledError:
+            making.add_done_callback(lambda done: None if done.exception() else discard(done.result()))
+            raise
+
+
+def _close_if_open(descriptor: int | None) -> None:
+    if descriptor is not None:
+        os.close(descriptor)
 
 
 def _storage_full(error: OSError) -> StorageFull:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from serve_app import __version__
-from serve_app.errors import RequestError, StorageFull, StoreUnavailable
+from serve_app.errors import RequestError
 from serve_app.jobs.model import Delivery, LeaseLost
-from serve_app.jobs.store import JobStore
+from serve_app.jobs.store import UNAVAILABLE, JobStore
 from serve_app.jobs.webhook_client import NoAnswer, WebhookClient
 from serve_app.jobs.webhook_messages import (
     MAX_TRIES,
@@ -122,7 +122,7 @@ class Deliverer:
         busy = [host for host, count in Counter(self._running.values()).items() if count >= MAX_PER_HOST]
         try:
             return await self._store.claim_delivery(busy)
-        except (StoreUnavailable, StorageFull):
+        except UNAVAILABLE:
             return None
         except Exception:
             log.exception("webhooks: the next message cannot be read")
@@ -171,7 +171,7 @@ class Deliverer:
             except LeaseLost:
                 # It was claimed anew meanwhile, or this was recorded already.
                 return
-            except (StoreUnavailable, StorageFull):
+            except UNAVAILABLE:
                 if self._is_stopping:
                     return
                 await asyncio.sleep(self._poll_s)

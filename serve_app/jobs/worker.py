@@ -161,10 +161,11 @@ class JobWorker:
             ended: Job | None = await persist(lambda: self._store.finish(lease, outcome))
         else:
             after_s = self._defer_s(job) if outcome.waits else RETRY_S
-            log.warning("job %s is tried again in %.0f s: %s", job.job_id, after_s, outcome.error.message)
             ended = await persist(
                 lambda: self._store.defer(lease, outcome.error, after_s=after_s, give_up_s=GIVE_UP_S, is_loss=not outcome.waits)
             )
+            if ended is None:
+                log.warning("job %s is tried again in %.0f s: %s", job.job_id, after_s, outcome.error.message)
         if ended is not None:
             log.info("job %s is %s", job.job_id, ended.state)
             self._service.recorder.record(catalogue.JOBS_ENDED, 1, ended.state)

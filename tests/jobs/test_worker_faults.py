@@ -142,7 +142,7 @@ async def test_an_ingress_that_is_replaced_hands_its_jobs_back(tmp_path: Path) -
         assert (await jobs.store.get_many([job.job_id]))[job.job_id].state == JobState.QUEUED
         # It was the registry that was old.
         jobs.is_retired = False
-        await until(lambda: jobs.is_running)
+        await until(lambda: jobs.is_running and not jobs.watcher._is_closed)
         fake._decodes = 1000
         fake.hold.set()
         assert (await transcript(jobs, job)).text
