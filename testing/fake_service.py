@@ -5,7 +5,7 @@ import functools
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import uvicorn
@@ -33,6 +33,9 @@ SETTINGS = Settings(
 )
 NOISE = media.wav(np.random.default_rng(0).normal(0, 0.1, 3 * 16_000))
 """A WAV file of 3 s."""
+
+LONG = media.wav(np.random.default_rng(1).normal(0, 0.1, 8_000 * 126).astype(np.float32), 8_000)
+"""One of 126 s, five windows."""
 
 
 class LevelVad:
@@ -122,9 +125,9 @@ class EngineService(FakeService):
 
 
 @contextmanager
-def serving(app: Any, *, lifespan: Literal["on", "off"] = "off", port: int = 0) -> Iterator[str]:
-    """Run an ASGI application in a thread; yields its address. Port 0: any that is free."""
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="critical", ws="websockets-sansio", lifespan=lifespan))
+def serving(app: Any) -> Iterator[str]:
+    """Run an ASGI application in a thread; yields its address."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", ws="websockets-sansio", lifespan="off"))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

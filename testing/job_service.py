@@ -5,21 +5,19 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Mount
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from serve_app.api import create_api
 from serve_app.jobs.service import JobService
 from serve_app.settings import JobSettings, LimitSettings
 from serve_app.tasks import stop
 from testing.fake_service import FakeService
-from testing.fake_service import serving as serving_app
 
 
 @asynccontextmanager
@@ -39,16 +37,18 @@ def uploads_in(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "uploads").iterdir() if not path.name.startswith("."))
 
 
-class Serving:
+class JobServer:
     """The API of a service and its jobs, served by a thread. It can be stopped and started again, on the same port."""
 
-    def __init__(self, fake: FakeService, prefix: str) -> None:
-        self._fake, self._prefix, self._port = fake, prefix, 0
+    def __init__(self, fake: FakeService, prefix: str, around: Callable[[ASGIApp], ASGIApp], port: int) -> None:
+        self.fake = fake
+        self._prefix, self._around, self._port = prefix, around, port
         self.start()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}{self._prefix}/"
+        """Without a slash at its end."""
+        return f"http://127.0.0.1:{self._port}{self._prefix}"
 
     def start(self) -> None:
         listening, is_started = socket.create_server(("127.0.0.1", self._port)), threading.Event()
@@ -62,73 +62,42 @@ class Serving:
         self._server.should_exit = self._server.force_exit = True
         self._thread.join()
 
+    def shut_down(self) -> None:
+        """Hand the jobs back and end the answers that follow them, as a server that stops does."""
+        self._loop.call_soon_threadsafe(self.fake.service.admission.close)
+
     def resume(self) -> None:
-        """Set the `hold` of the service."""
-        self._loop.call_soon_threadsafe(self._fake.hold.set)
+        """Let windows go on that wait for the `hold` of the service."""
+        self._loop.call_soon_threadsafe(self.fake.hold.set)
 
     async def _run(self, listening: socket.socket, is_started: threading.Event) -> None:
-        self._loop, is_held = asyncio.get_running_loop(), not self._fake.hold.is_set()
+        self._loop, is_held = asyncio.get_running_loop(), not self.fake.hold.is_set()
         # An event belongs to the loop in which it is waited for.
-        self._fake.hold = asyncio.Event()
+        self.fake.hold = asyncio.Event()
         if not is_held:
-            self._fake.hold.set()
-        async with working(self._fake) as jobs:
-            app = Starlette(routes=[Mount(self._prefix, create_api(self._fake.service, job_service=jobs))])
-            self._server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
+            self.fake.hold.set()
+        async with working(self.fake) as jobs:
+            api = self._around(create_api(self.fake.service, job_service=jobs))
+            app = Starlette(routes=[Mount(self._prefix, api)])
+            config = uvicorn.Config(app, log_level="critical", ws="websockets-sansio", lifespan="off")
+            self._server = uvicorn.Server(config)
             is_started.set()
             await self._server.serve(sockets=[listening])
 
 
 @contextmanager
-def serving(fake: FakeService, prefix: str = "") -> Iterator[Serving]:
-    """Serve the API of a service and its jobs meanwhile, below a prefix."""
-    served = Serving(fake, prefix)
+def serving(
+    fake: FakeService, prefix: str = "", *, around: Callable[[ASGIApp], ASGIApp] = lambda app: app, port: int = 0
+) -> Iterator[JobServer]:
+    """Serve the API of a service and its jobs meanwhile, below a prefix. `around` wraps the application; port 0: any."""
+    served = JobServer(fake, prefix, around, port)
     try:
         yield served
     finally:
         served.stop()
 
 
-@dataclass
-class JobServer:
-    """A running server."""
-
-    url: str
-    fake: FakeService
-    loop: asyncio.AbstractEventLoop
-
-    def shut_down(self) -> None:
-        """Hand the jobs back and end the answers that follow them, as a server that stops does."""
-        self.loop.call_soon_threadsafe(self.fake.service.admission.close)
-
-    def release(self) -> None:
-        """Let windows go on that wait for `fake.hold`."""
-        self.loop.call_soon_threadsafe(self.fake.hold.set)
-
-
-@contextmanager
-def serving_jobs(
-    folder: Path, *, around: Callable[[ASGIApp], ASGIApp] = lambda app: app, port: int = 0, **settings: Any
-) -> Iterator[JobServer]:
-    """Run the API with jobs in a thread. The folder is that of the jobs; `around` wraps the application."""
+def fake_with_jobs(folder: Path, **settings: Any) -> FakeService:
+    """A service whose jobs are in that folder, with limits that do not matter. `settings` replace others."""
     jobs = JobSettings(**{"directory": folder} | settings.pop("jobs", {}))
-    fake = FakeService(jobs=jobs, **{"limits": LimitSettings()} | settings)
-    app: ASGIApp | None = None
-
-    async def with_lifespan(scope: Scope, receive: Receive, send: Send) -> None:
-        nonlocal app
-        if scope["type"] != "lifespan":
-            assert app is not None
-            await app(scope, receive, send)
-            return
-        await receive()
-        fake.loop = asyncio.get_running_loop()
-        async with working(fake) as service:
-            app = around(create_api(fake.service, job_service=service))
-            await send({"type": "lifespan.startup.complete"})
-            await receive()
-        await send({"type": "lifespan.shutdown.complete"})
-
-    with serving_app(with_lifespan, lifespan="on", port=port) as url:
-        assert fake.loop is not None
-        yield JobServer(url, fake, fake.loop)
+    return FakeService(jobs=jobs, **{"limits": LimitSettings()} | settings)

@@ -5,16 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx2
-import numpy as np
 from click.testing import CliRunner, Result
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.command_line import main
-from testing import media
 from testing.job_service import JobServer
-
-LONG = media.wav(np.random.default_rng(1).normal(0, 0.1, 8_000 * 126).astype(np.float32), 8_000)
-"""126 s, five windows."""
 
 
 def run(server: JobServer | str, *arguments: str, input: bytes | None = None) -> Result:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from serve_app.command_line import client, job_client
-from testing.job_service import JobServer, serving_jobs
+from testing.job_service import JobServer, fake_with_jobs, serving
 
 
 @pytest.fixture
@@ -22,6 +22,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, 
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setattr(client, "LOST_WAIT_S", 0)
     monkeypatch.setattr(job_client, "LOST_WAIT_S", 0)
-    with serving_jobs(tmp_path / "jobs", **settings) as server:
+    around = {"around": settings.pop("around")} if "around" in settings else {}
+    with serving(fake_with_jobs(tmp_path / "jobs", **settings), **around) as server:
         yield server
-        server.release()
+        server.resume()

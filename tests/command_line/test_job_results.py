@@ -4,9 +4,9 @@ from pathlib import Path
 
 import httpx2
 
-from testing.fake_service import NOISE
+from testing.fake_service import LONG, NOISE
 from testing.job_service import JobServer
-from tests.command_line.commands import LONG, listed, run, submit
+from tests.command_line.commands import listed, run, submit
 from tests.command_line.test_transcribe import files
 
 
@@ -51,7 +51,7 @@ class TestResult:
         server.fake.hold.clear()
         (running,) = submit(server, "a.wav")
         done = run(server, "jobs", "result", "job_x", running, good)
-        server.release()
+        server.resume()
         assert (done.exit_code, done.stdout) == (1, run(server, "transcribe", "a.wav").stdout)
         assert f"{running} a.wav: failed: " in done.stderr
         assert "job_x: failed: " in done.stderr

@@ -14,9 +14,10 @@ import pytest
 from serve_app.api import create_api
 from serve_app.command_line import client, job_client
 from serve_app.settings import AuthSettings, LimitSettings
-from testing.fake_service import NOISE, FakeService, serving
-from testing.job_service import JobServer, serving_jobs
-from tests.command_line.commands import LONG, Breaking, listed, run, submit, until
+from testing.fake_service import LONG, NOISE, FakeService
+from testing.fake_service import serving as serving_app
+from testing.job_service import JobServer, fake_with_jobs, serving
+from tests.command_line.commands import Breaking, listed, run, submit, until
 from tests.command_line.test_transcribe import ENVIRONMENT, files
 
 WATCH = [sys.executable, "-m", "serve_app.command_line", "jobs", "watch"]
@@ -113,7 +114,7 @@ class TestWatch:
         submit(server, *files("done.wav"), "--wait")
         server.fake.hold.clear()
         ids = submit(server, *files("a.wav", "b.wav"))
-        server.release()
+        server.resume()
         done = run(server, "jobs", "watch")
         assert done.exit_code == 0
         # They may have ended before they were listed.
@@ -143,7 +144,7 @@ class TestWatch:
         command = [*WATCH, job_id, "--url", server.url]
         with subprocess.Popen(command, env=ENVIRONMENT, stdout=PIPE, stderr=PIPE, text=True) as process:
             until(lambda: bool(self.broken.headers))
-            server.release()
+            server.resume()
             out, errors = process.communicate(timeout=60)
         assert (process.returncode, out) == (0, "")
         assert errors.splitlines() == [
@@ -157,14 +158,14 @@ class TestWatch:
     def test_goes_on_when_the_server_is_started_again(self, tmp_path: Path) -> None:
         events = Breaking("GET", "/events", 1000)
         folder = tmp_path / "jobs"
-        with serving_jobs(folder, around=events) as server:
+        with serving(fake_with_jobs(folder), around=events) as server:
             server.fake.hold.clear()
             (job_id,) = submit(server, *files(str(tmp_path / "long.wav"), data=LONG))
             port = httpx2.URL(server.url).port
             process = subprocess.Popen([*WATCH, "--url", server.url], env=ENVIRONMENT, stderr=PIPE, text=True)
             until(lambda: bool(events.headers))
             server.shut_down()
-        with process, serving_jobs(folder, port=port or 0):
+        with process, serving(fake_with_jobs(folder), port=port or 0):
             errors = process.communicate(timeout=60)[1].splitlines()
         assert (process.returncode, errors[-1]) == (0, f"{job_id} long.wav: completed")
         assert errors[0] == "long.wav: again in 1 s: the connection was lost"
@@ -180,7 +181,7 @@ class TestWatch:
             while b"long.wav: completed" not in shown:
                 shown += screen.read(65_536)
                 if b"0:00:00 of 0:02:06" in shown:
-                    server.release()
+                    server.resume()
             assert process.wait() == 0
 
 
@@ -194,14 +195,14 @@ class TestFailures:
         files("a.wav")
 
     def test_a_server_without_jobs(self) -> None:
-        with serving(create_api(FakeService().service)) as url:
+        with serving_app(create_api(FakeService().service)) as url:
             for command in COMMANDS:
                 done = run(url, *command)
                 assert (done.exit_code, done.stdout) == (1, "")
                 assert done.stderr == f"Error: {url} has no jobs: its settings name no folder for them (`jobs.directory`)\n"
 
     def test_keys(self, tmp_path: Path) -> None:
-        with serving_jobs(tmp_path / "jobs", auth=AuthSettings(keys=("one",))) as server:
+        with serving(fake_with_jobs(tmp_path / "jobs", auth=AuthSettings(keys=("one",)))) as server:
             for command in COMMANDS:
                 assert run(server, *command, "--api-key", "one").exit_code == 0
                 assert run(server, *command).stderr.startswith("Error: A valid API key is needed")

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from testing import media
+from testing.fake_service import LONG
 from testing.job_service import JobServer
-from tests.command_line.commands import LONG, Breaking, listed, run, until
+from tests.command_line.commands import Breaking, listed, run, until
 from tests.command_line.test_transcribe import ENVIRONMENT, files, written
 
 COMMAND = [sys.executable, "-m", "serve_app.command_line", "transcribe", "--jobs"]
@@ -50,7 +51,7 @@ def test_the_same_command_goes_on_after_ctrl_c(server: JobServer) -> None:
     ]
     until(lambda: {job["state"] for job in listed(server)} == {"running", "completed"})
     jobs = {job["id"] for job in listed(server)}
-    server.release()
+    server.resume()
     again = run(server, "transcribe", "--jobs", "b.wav", "c.wav", *files("d.wav"), "a.wav", *OUT)
     assert again.exit_code == 0, again.stderr
     assert sorted(written()) == ["a.txt", "b.txt", "c.txt", "d.txt"]

@@ -14,38 +14,35 @@ from serve_app.jobs.model import JobState
 from serve_app.jobs.parts import WindowKey, pack_transcript, unpack_transcript
 from serve_app.jobs.service import JobService
 from serve_app.jobs.uploads import Uploads
-from serve_app.settings import JobSettings, LimitSettings
 from serve_app.transcript import Transcript
 from testing import media
-from testing.job_service import uploads_in
+from testing.job_service import fake_with_jobs, uploads_in
 from testing.open_requests import until
 from tests.jobs.workers import (
     SPEECH,
     HoldingService,
     ended,
     expire_leases,
-    fake_in,
     running,
-    soon,
     submit,
     transcript,
     undisturbed,
 )
 
-pytestmark = pytest.mark.usefixtures(soon.__name__)
+pytestmark = pytest.mark.usefixtures("soon")
 
 
 @pytest.mark.parametrize("dies", [True, False], ids=["killed", "stopped"])
 async def test_windows_that_were_saved_are_not_decoded_again(tmp_path: Path, dies: bool) -> None:
     expected, windows = await undisturbed(tmp_path / "other")
-    first = HoldingService(3, jobs=JobSettings(directory=tmp_path / "jobs"), limits=LimitSettings())
+    first = HoldingService(tmp_path / "jobs", 3)
     async with running(first, dies=dies) as jobs:
         job = await submit(jobs)
 
         await until(lambda: len(first.windows) > 3)
         # Until the three are saved: see SAVE_S.
         await asyncio.sleep(0.5)
-    second = fake_in(tmp_path / "jobs")
+    second = fake_with_jobs(tmp_path / "jobs")
     async with running(second) as jobs:
         state = (await jobs.store.get_many([job.job_id]))[job.job_id].state
         if dies:
@@ -59,13 +56,13 @@ async def test_windows_that_were_saved_are_not_decoded_again(tmp_path: Path, die
 
 async def test_the_work_starts_over_with_another_provenance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, windows = await undisturbed(tmp_path / "other")
-    first = HoldingService(3, jobs=JobSettings(directory=tmp_path / "jobs"), limits=LimitSettings())
+    first = HoldingService(tmp_path / "jobs", 3)
     async with running(first) as jobs:
         job = await submit(jobs)
         await until(lambda: len(first.windows) > 3)
         await asyncio.sleep(0.2)
     monkeypatch.setattr(transcription_module, "__version__", "another")
-    second = fake_in(tmp_path / "jobs")
+    second = fake_with_jobs(tmp_path / "jobs")
     async with running(second) as jobs:
         assert await transcript(jobs, job) == expected
         assert (await jobs.store.get_many([job.job_id]))[job.job_id].generation == 2
@@ -73,7 +70,7 @@ async def test_the_work_starts_over_with_another_provenance(tmp_path: Path, monk
 
 
 async def test_of_two_workers_that_believe_they_own_a_job_one_wins(tmp_path: Path) -> None:
-    first, second = HoldingService(2, jobs=JobSettings(directory=tmp_path), limits=LimitSettings()), fake_in(tmp_path)
+    first, second = HoldingService(tmp_path, 2), fake_with_jobs(tmp_path)
     async with running(first) as sleeping:
         job = await submit(sleeping)
         await until(lambda: len(first.windows) > 2)
@@ -88,7 +85,7 @@ async def test_of_two_workers_that_believe_they_own_a_job_one_wins(tmp_path: Pat
 
 async def test_a_job_waits_while_its_model_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_module, "DEFER_S", 0.05)
-    fake = fake_in(tmp_path)
+    fake = fake_with_jobs(tmp_path)
     fake.failure = ModelUnavailable("the hub is gone")
     async with running(fake) as jobs:
         job = await submit(jobs)
@@ -102,7 +99,7 @@ async def test_a_job_waits_while_its_model_is_unavailable(tmp_path: Path, monkey
 
 async def test_a_model_that_stays_unavailable_fails_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_module, "GIVE_UP_S", -1.0)
-    fake = fake_in(tmp_path)
+    fake = fake_with_jobs(tmp_path)
     fake.failure = ModelUnavailable("the hub is gone")
     async with running(fake) as jobs:
         failed = await ended(jobs, await submit(jobs))
@@ -111,7 +108,7 @@ async def test_a_model_that_stays_unavailable_fails_the_job(tmp_path: Path, monk
 
 
 async def test_a_failure_fails_the_job(tmp_path: Path) -> None:
-    fake = fake_in(tmp_path)
+    fake = fake_with_jobs(tmp_path)
     fake.failure = EngineError("A window failed.")
     async with running(fake) as jobs:
         failed = await ended(jobs, await submit(jobs))
@@ -120,7 +117,7 @@ async def test_a_failure_fails_the_job(tmp_path: Path) -> None:
 
 
 async def test_a_lost_upload_fails_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = fake_in(tmp_path)
+    fake = fake_with_jobs(tmp_path)
     uploads = Uploads(tmp_path / "uploads")
     fake.failure = ModelUnavailable("the hub is gone")
     monkeypatch.setattr(worker_module, "DEFER_S", 0.5)
@@ -135,7 +132,7 @@ async def test_a_lost_upload_fails_the_job(tmp_path: Path, monkeypatch: pytest.M
 
 async def test_a_store_that_is_away_delays_the_work_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, windows = await undisturbed(tmp_path / "other")
-    fake = HoldingService(2, jobs=JobSettings(directory=tmp_path / "jobs"), limits=LimitSettings())
+    fake = HoldingService(tmp_path / "jobs", 2)
     async with running(fake) as jobs:
         job = await submit(jobs)
         await until(lambda: len(fake.windows) > 2)
@@ -160,7 +157,7 @@ async def test_a_store_that_is_away_delays_the_work_only(tmp_path: Path, monkeyp
 
 
 async def test_the_worker_stops_when_the_server_shuts_down(tmp_path: Path) -> None:
-    fake = HoldingService(1, jobs=JobSettings(directory=tmp_path), limits=LimitSettings())
+    fake = HoldingService(tmp_path, 1)
     async with running(fake) as jobs:
         job = await submit(jobs)
         await until(lambda: len(fake.windows) > 1)
@@ -170,7 +167,7 @@ async def test_the_worker_stops_when_the_server_shuts_down(tmp_path: Path) -> No
 
 
 async def test_many_short_jobs_run_together(tmp_path: Path) -> None:
-    fake = fake_in(tmp_path)
+    fake = fake_with_jobs(tmp_path)
     fake.hold.clear()
     async with running(fake) as jobs:
         for _ in range(20):
@@ -184,7 +181,7 @@ def test_results_are_kept_as_they_are() -> None:
 
 
 async def test_a_cancellation_is_not_lost_where_there_is_news_at_the_same_moment(tmp_path: Path) -> None:
-    jobs = JobService.of(fake_in(tmp_path).service)
+    jobs = JobService.of(fake_with_jobs(tmp_path).service)
     for part in (jobs._worker, jobs.watcher):
         running = asyncio.ensure_future(part.run())
         await asyncio.sleep(0.2)

@@ -15,20 +15,19 @@ from serve_app.jobs.model import MAX_LOST_WORKERS, JobState
 from serve_app.jobs.parts import WindowKey
 from serve_app.settings import JobSettings, LimitSettings
 from testing.fake_service import FakeService
+from testing.job_service import fake_with_jobs
 from testing.open_requests import until
 from tests.jobs.workers import (
     HoldingService,
     ended,
     expire_leases,
-    fake_in,
     running,
-    soon,
     submit,
     transcript,
     undisturbed,
 )
 
-pytestmark = pytest.mark.usefixtures(soon.__name__)
+pytestmark = pytest.mark.usefixtures("soon")
 
 
 class Full:
@@ -49,7 +48,7 @@ class Full:
 
 async def test_a_full_disk_delays_the_work_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, windows = await undisturbed(tmp_path / "other")
-    fake = HoldingService(2, jobs=JobSettings(directory=tmp_path / "jobs"), limits=LimitSettings())
+    fake = HoldingService(tmp_path / "jobs", 2)
     async with running(fake) as jobs:
         job = await submit(jobs)
         await until(lambda: len(fake.windows) > 2)
@@ -63,13 +62,13 @@ async def test_a_full_disk_delays_the_work_only(tmp_path: Path, monkeypatch: pyt
 
 
 async def test_without_its_folder_of_uploads_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = HoldingService(1, jobs=JobSettings(directory=tmp_path / "jobs"), limits=LimitSettings())
+    fake = HoldingService(tmp_path / "jobs", 1)
     async with running(fake) as jobs:
         job = await submit(jobs)
         await until(lambda: len(fake.windows) > 1)
     folder, hidden = tmp_path / "jobs" / "uploads", tmp_path / "hidden"
     folder.rename(hidden)
-    async with running(fake_in(tmp_path / "jobs")) as jobs:
+    async with running(fake_with_jobs(tmp_path / "jobs")) as jobs:
         monkeypatch.setattr(service_module, "BIND_S", 0.3)
         with pytest.raises(StoreUnavailable):
             await submit(jobs)
@@ -80,7 +79,7 @@ async def test_without_its_folder_of_uploads_nothing_is_lost(tmp_path: Path, mon
 
 
 async def test_a_window_that_kills_its_replicas_fails_the_job_in_the_end(tmp_path: Path) -> None:
-    fake = fake_in(tmp_path)
+    fake = fake_with_jobs(tmp_path)
     fake.failure = EngineBroken("Its replica is gone.")
     async with running(fake) as jobs:
         failed = await ended(jobs, await submit(jobs))
@@ -105,7 +104,7 @@ async def test_jobs_of_a_model_that_is_away_do_not_hold_up_others(tmp_path: Path
 
 async def test_a_job_that_is_claimed_again_here_is_worked_on_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transcription_module, "RENEW_S", 60.0)
-    fake = HoldingService(1, jobs=JobSettings(directory=tmp_path), limits=LimitSettings())
+    fake = HoldingService(tmp_path, 1)
     async with running(fake) as jobs:
         job = await submit(jobs)
         await until(lambda: len(fake.windows) > 1)
@@ -119,7 +118,7 @@ async def test_a_job_that_is_claimed_again_here_is_worked_on_once(tmp_path: Path
 
 async def test_parts_that_the_database_lost_are_decoded_again(tmp_path: Path) -> None:
     expected, _ = await undisturbed(tmp_path / "other")
-    fake = HoldingService(3, jobs=JobSettings(directory=tmp_path / "jobs"), limits=LimitSettings())
+    fake = HoldingService(tmp_path / "jobs", 3)
     async with running(fake) as jobs:
         job = await submit(jobs)
         await until(lambda: len(fake.windows) > 3)
@@ -133,7 +132,7 @@ async def test_parts_that_the_database_lost_are_decoded_again(tmp_path: Path) ->
 
 
 async def test_an_ingress_that_is_replaced_hands_its_jobs_back(tmp_path: Path) -> None:
-    fake = HoldingService(1, jobs=JobSettings(directory=tmp_path), limits=LimitSettings())
+    fake = HoldingService(tmp_path, 1)
     async with running(fake) as jobs:
         job = await submit(jobs)
         await until(lambda: len(fake.windows) > 1)

@@ -4,15 +4,10 @@ import json
 from typing import Any
 
 import httpx2
-import numpy as np
 
-from testing import media
 from testing.fake_service import NOISE
 
 PATH = "/v1/jobs"
-LONG = media.wav(np.random.default_rng(1).normal(0, 0.1, 8_000 * 126).astype(np.float32), 8_000)
-"""126 s, five windows."""
-
 ALICE, BOB = {"Authorization": "Bearer alice-secret"}, {"Authorization": "Bearer bob-secret"}
 
 

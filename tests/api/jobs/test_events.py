@@ -8,9 +8,9 @@ import pytest
 from serve_app.api import create_api
 from serve_app.api.job_events import Position
 from serve_app.jobs.service import JobService
-from testing.fake_service import FakeService
+from testing.fake_service import LONG, FakeService
 from testing.open_requests import OpenRequest, until
-from tests.api.jobs.requests import LONG, PATH, completed, post, sent_events
+from tests.api.jobs.requests import PATH, completed, post, sent_events
 
 
 class TestEvents:

@@ -20,10 +20,10 @@ from serve_app.jobs.stores import DATABASE_NAME
 from serve_app.jobs.worker import MIN_RUNNING
 from serve_app.settings import AuthSettings
 from serve_app.window import Lane
-from testing.fake_service import NOISE, FakeService, assert_error
+from testing.fake_service import LONG, NOISE, FakeService, assert_error
 from testing.job_service import uploads_in
 from testing.open_requests import until
-from tests.api.jobs.requests import ALICE, BOB, LONG, PATH, completed, post
+from tests.api.jobs.requests import ALICE, BOB, PATH, completed, post
 
 
 class TestOneJob:

@@ -18,7 +18,7 @@ from serve_app.window import Job, Lane, Samples, Window
 from testing import media
 from testing.fake_service import EngineService, FakeService
 from testing.fake_service import serving as serving_app
-from testing.job_service import Serving, serving
+from testing.job_service import JobServer, serving
 from testing.page_visit import DONE_MS, Visit
 from testing.server import Server
 from tests.server.demo.page.conftest import CHROMIUM
@@ -62,7 +62,7 @@ def with_jobs(kind: Callable[..., FakeService], folder: Path, *args: Any, **sett
 
 
 @pytest.fixture
-def pausing(engine: ParakeetEngine, tmp_path: Path) -> Iterator[Serving]:
+def pausing(engine: ParakeetEngine, tmp_path: Path) -> Iterator[JobServer]:
     with serving(with_jobs(PausingService, tmp_path, engine)) as served:
         yield served
 
@@ -127,9 +127,9 @@ def test_a_long_file_is_a_job_by_itself_and_can_be_cancelled(
 
 
 def test_text_appears_while_a_job_runs_and_nothing_is_lost_or_twice_after_a_restart(
-    visit: Callable[..., Visit], pausing: Serving, long: Path
+    visit: Callable[..., Visit], pausing: JobServer, long: Path
 ) -> None:
-    here = visit(pausing.url)
+    here = visit(f"{pausing.url}/")
     in_background(here, long)
     expect(here.page.locator("#segments li[data-index]").first).to_be_visible(timeout=DONE_MS)
     expect(here.page.locator("#facts")).to_have_text(f"{long.name}: in progress")
@@ -149,8 +149,8 @@ def test_text_appears_while_a_job_runs_and_nothing_is_lost_or_twice_after_a_rest
     here.forgive("net::ERR_")
 
 
-def test_the_upload_of_a_job_shows_its_progress(visit: Callable[..., Visit], pausing: Serving, long: Path) -> None:
-    here = visit(pausing.url)
+def test_the_upload_of_a_job_shows_its_progress(visit: Callable[..., Visit], pausing: JobServer, long: Path) -> None:
+    here = visit(f"{pausing.url}/")
     session = here.page.context.new_cdp_session(here.page)
     session.send("Network.enable")
     conditions = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": long.stat().st_size / 4}
@@ -164,7 +164,7 @@ def test_queued_jobs_have_their_place(visit: Callable[..., Visit], tmp_path: Pat
     fake = with_jobs(FakeService, tmp_path, jobs={"max_running_audio_s": 1})
     fake.hold.clear()
     with serving(fake) as served:
-        here = visit(served.url)
+        here = visit(f"{served.url}/")
         in_background(here, *[recording] * (MIN_RUNNING + 2))
         expect(jobs(here, "running")).to_have_count(MIN_RUNNING, timeout=DONE_MS)
         expect(jobs(here, "queued").last).to_contain_text("place 1", timeout=DONE_MS)
@@ -175,7 +175,7 @@ def test_queued_jobs_have_their_place(visit: Callable[..., Visit], tmp_path: Pat
 
 def test_below_a_prefix(visit: Callable[..., Visit], engine: ParakeetEngine, tmp_path: Path, recording: Path, text: str) -> None:
     with serving(with_jobs(EngineService, tmp_path, engine), "/speech") as served:
-        here = visit(served.url)
+        here = visit(f"{served.url}/")
         in_background(here, recording)
         assert here.said() == text
 
@@ -184,7 +184,7 @@ def test_a_failed_job_says_why(visit: Callable[..., Visit], tmp_path: Path, reco
     fake = with_jobs(FakeService, tmp_path)
     fake.failure = ValueError("internal")
     with serving(fake) as served:
-        here = visit(served.url)
+        here = visit(f"{served.url}/")
         in_background(here, recording)
         expect(jobs(here, "failed")).to_contain_text("failed: Internal error", timeout=DONE_MS)
         expect(here.page.locator("#facts")).to_have_text("speech.wav: failed", timeout=DONE_MS)
@@ -197,7 +197,7 @@ def test_every_key_has_its_jobs_and_its_limit(
     auth = AuthSettings(keys=("alice: alice-secret", "bob: bob-secret"))
     fake = with_jobs(PausingService, tmp_path, engine, auth=auth, jobs={"max_jobs_per_key": 1})
     with serving(fake) as served:
-        here = visit(served.url)
+        here = visit(f"{served.url}/")
 
         def use(key: str) -> None:
             here.page.get_by_role("textbox", name="Key").fill(key)
@@ -235,9 +235,9 @@ def test_a_server_without_jobs_offers_none(visit: Callable[..., Visit], engine: 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1440])
 def test_jobs_fit_and_are_accessible(
-    visit: Callable[..., Visit], pausing: Serving, recording: Path, long: Path, scheme: str, width: int
+    visit: Callable[..., Visit], pausing: JobServer, recording: Path, long: Path, scheme: str, width: int
 ) -> None:
-    here = visit(pausing.url, color_scheme=scheme, viewport={"width": width, "height": 800}, bypass_csp=True)
+    here = visit(f"{pausing.url}/", color_scheme=scheme, viewport={"width": width, "height": 800}, bypass_csp=True)
     in_background(here, recording)
     expect(jobs(here, "completed")).to_have_count(1, timeout=DONE_MS)
     here.choose(long)
