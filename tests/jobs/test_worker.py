@@ -3,11 +3,10 @@
 import asyncio
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from serve_app.errors import EngineError, ModelUnavailable, StoreUnavailable
+from serve_app.errors import EngineError, ModelUnavailable
 from serve_app.jobs import transcription as transcription_module
 from serve_app.jobs import worker as worker_module
 from serve_app.jobs.model import JobState
@@ -128,32 +127,6 @@ async def test_a_lost_upload_fails_the_job(tmp_path: Path, monkeypatch: pytest.M
         failed = await ended(jobs, job)
         assert failed.error is not None
         assert failed.error.code == "upload_lost"
-
-
-async def test_a_store_that_is_away_delays_the_work_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected, windows = await undisturbed(tmp_path / "other")
-    fake = HoldingService(tmp_path / "jobs", 2)
-    async with running(fake) as jobs:
-        job = await submit(jobs)
-        await until(lambda: len(fake.windows) > 2)
-        is_away, write, read = True, jobs.store._database.write, jobs.store._database.read  # type: ignore[attr-defined]
-
-        def away(call: Any) -> Any:
-            async def guarded(*arguments: Any, **options: Any) -> Any:
-                if is_away:
-                    raise StoreUnavailable
-                return await call(*arguments, **options)
-
-            return guarded
-
-        monkeypatch.setattr(jobs.store._database, "write", away(write))  # type: ignore[attr-defined]
-        monkeypatch.setattr(jobs.store._database, "read", away(read))  # type: ignore[attr-defined]
-        fake._decodes = 1000
-        fake.hold.set()
-        await asyncio.sleep(0.3)
-        is_away = False
-        assert await transcript(jobs, job) == expected
-    assert Counter(map(WindowKey.of, fake.windows)) == windows
 
 
 async def test_the_worker_stops_when_the_server_shuts_down(tmp_path: Path) -> None:

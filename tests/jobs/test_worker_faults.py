@@ -30,33 +30,34 @@ from tests.jobs.workers import (
 pytestmark = pytest.mark.usefixtures("soon")
 
 
-class Full:
-    """What stands in for methods of a store whose disk is full, for a while."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, store: Any) -> None:
-        self.is_full = True
-        monkeypatch.setattr(store._database, "write", self._guarded(store._database.write))
-
-    def _guarded(self, method: Any) -> Any:
-        async def call(*arguments: Any, **options: Any) -> Any:
-            if self.is_full:
-                raise StorageFull
-            return await method(*arguments, **options)
-
-        return call
-
-
-async def test_a_full_disk_delays_the_work_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "methods"), [(StoreUnavailable, ("write", "read")), (StorageFull, ("write",))], ids=["away", "full disk"]
+)
+async def test_a_store_that_fails_for_a_while_delays_the_work_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception], methods: tuple[str, ...]
+) -> None:
     expected, windows = await undisturbed(tmp_path / "other")
     fake = HoldingService(tmp_path / "jobs", 2)
     async with running(fake) as jobs:
         job = await submit(jobs)
         await until(lambda: len(fake.windows) > 2)
-        disk = Full(monkeypatch, jobs.store)
+        fails = True
+
+        def failing(method: Any) -> Any:
+            async def call(*arguments: Any, **options: Any) -> Any:
+                if fails:
+                    raise error
+                return await method(*arguments, **options)
+
+            return call
+
+        database: Any = jobs.store._database  # type: ignore[attr-defined]
+        for name in methods:
+            monkeypatch.setattr(database, name, failing(getattr(database, name)))
         fake._decodes = 1000
         fake.hold.set()
         await asyncio.sleep(0.3)
-        disk.is_full = False
+        fails = False
         assert await transcript(jobs, job) == expected
     assert Counter(map(WindowKey.of, fake.windows)) == windows
 
