@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -127,34 +128,34 @@ def serve_run(
     log_path = folder / "serve.log"
     program = ["-m", "serve_app.run"] if drains else [str(Path(sys.executable).parent / "serve"), "run"]
     command = [sys.executable, *program, str(path)]
-    temporary = folder / "temporary"
-    temporary.mkdir()
     own = {
         # A cluster of its own, with a dashboard port and folder that no other cluster of this machine uses.
         **{"RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"},
         # Ray's sockets, whose paths must be short, stay where they always are.
-        **{"TMPDIR": str(temporary), "RAY_TMPDIR": "/tmp"},
+        "RAY_TMPDIR": "/tmp",
     }
-    with log_path.open("w") as log:
-        process = subprocess.Popen(
-            command,
-            cwd=folder if dot_env else ROOT,
-            env={**os.environ, **own, **env},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as client:
-            server = Server(f"http://127.0.0.1:{port}", client, log_path, process.pid, temporary, path)
-            _wait_until_up(server, process)
-            yield server
-    finally:
-        process.send_signal(signal.SIGTERM)
+    # Not in `folder`, which may be deep: sockets are in it too, and Ray waits a minute for a dashboard that cannot make its own.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+        with log_path.open("w") as log:
+            process = subprocess.Popen(
+                command,
+                cwd=folder if dot_env else ROOT,
+                env={**os.environ, **own, "TMPDIR": temporary, **env},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
         try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as client:
+                server = Server(f"http://127.0.0.1:{port}", client, log_path, process.pid, Path(temporary), path)
+                _wait_until_up(server, process)
+                yield server
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def is_named(arguments: list[str], name: str) -> bool:

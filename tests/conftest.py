@@ -1,5 +1,6 @@
 """Fixtures that several test modules share."""
 
+import logging
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from fastapi.testclient import TestClient
 from xdist.scheduler import LoadScopeScheduling
 
 from serve_app.api import create_api
+from serve_app.cores import usable_cores
 from serve_app.engine.parakeet import ParakeetEngine
 from serve_app.model_source import bundled_model_path
 from serve_app.window import Samples
@@ -44,6 +46,18 @@ class Lanes(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist carries 
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """For `-n auto`. The lanes of servers leave cores idle while they wait, so that there is work for one more."""
+    return usable_cores() + 1
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers that have no lane give way to the servers."""
+    if os.environ.get("PYTEST_XDIST_WORKER", "gw0") not in ("gw0", "gw1"):
+        os.nice(5)
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Lanes:
     return Lanes(config, log)
 
@@ -59,6 +73,16 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith("PARAKEET_") or name in SEED_VARIABLES:
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def log_is_captured(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Earlier tests of this process may keep the log from pytest: Ray and Serve do not pass theirs on, and NeMo sets the level of
+    every handler that its logger has, also of pytest's."""
+    for name in ("ray", "ray.serve"):
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+        monkeypatch.setattr(logging.getLogger(name), "disabled", False)
+    caplog.handler.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Both stores, each in a fresh database, with a clock that tests set."""
 
 import itertools
-import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -22,14 +21,6 @@ from tests.jobs.receivers import Receiver, receiver
 from tests.jobs.stores import LEASE_S, Clock
 
 _schemas = itertools.count()
-
-
-@pytest.fixture(autouse=True)
-def log_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray and Serve, where an earlier test of this process has started them, keep their logs from pytest."""
-    for name in ("ray", "ray.serve"):
-        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
-        monkeypatch.setattr(logging.getLogger(name), "disabled", False)
 
 
 @pytest.fixture
