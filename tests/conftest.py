@@ -14,6 +14,9 @@ from xdist.scheduler import LoadScopeScheduling
 from serve_app.api import create_api
 from serve_app.cores import usable_cores
 from serve_app.engine.parakeet import ParakeetEngine
+from serve_app.jobs import service as service_module
+from serve_app.jobs import transcription as transcription_module
+from serve_app.jobs import worker as worker_module
 from serve_app.model_source import bundled_model_path
 from serve_app.window import Samples
 from testing.accuracy import add_noise
@@ -83,6 +86,16 @@ def log_is_captured(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFi
         monkeypatch.setattr(logging.getLogger(name), "propagate", True)
         monkeypatch.setattr(logging.getLogger(name), "disabled", False)
     caplog.handler.setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is done now and then for jobs in this process is done often, and what failed is tried again at once."""
+    monkeypatch.setattr(transcription_module, "SAVE_S", 0.02)
+    monkeypatch.setattr(transcription_module, "RENEW_S", 0.05)
+    monkeypatch.setattr(transcription_module, "RETRY_S", 0.02)
+    monkeypatch.setattr(worker_module, "RETRY_S", 0.02)
+    monkeypatch.setattr(service_module, "SWEEP_S", 0.05)
 
 
 @pytest.fixture(scope="session")

@@ -35,6 +35,7 @@ class TestSubmit:
         assert job["expires_at"] - job["ended_at"] == pytest.approx(3600)
         assert job["response_format"] == "srt"
 
+    @pytest.mark.usefixtures("soon")
     def test_waits_for_the_end(self, server: JobServer) -> None:
         done = run(server, "submit", *files("a.wav"), "--wait")
         job_id = done.stdout.strip()
@@ -122,6 +123,7 @@ class TestWatch:
             "No jobs are queued or running."
         }
 
+    @pytest.mark.usefixtures("soon")
     def test_the_exit_code_says_whether_one_failed(self, server: JobServer) -> None:
         (good,) = submit(server, *files("a.wav"), "--wait")
         server.fake.failure = ValueError()

@@ -76,6 +76,7 @@ def test_transcripts_of_jobs_that_are_done_are_fetched_without_an_upload(server:
     assert len(listed(server)) == 3
 
 
+@pytest.mark.usefixtures("soon")
 def test_a_file_whose_job_failed_or_was_cancelled_is_sent_again(server: JobServer) -> None:
     files("a.wav")
     server.fake.failure = ValueError()

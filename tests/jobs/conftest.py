@@ -8,9 +8,6 @@ from typing import Any
 
 import pytest
 
-from serve_app.jobs import service as service_module
-from serve_app.jobs import transcription as transcription_module
-from serve_app.jobs import worker as worker_module
 from serve_app.jobs.database import Connection, Database
 from serve_app.jobs.sql_store import SqlStore
 from serve_app.jobs.sqlite import SqliteConnection
@@ -21,16 +18,6 @@ from tests.jobs.receivers import Receiver, receiver
 from tests.jobs.stores import LEASE_S, Clock
 
 _schemas = itertools.count()
-
-
-@pytest.fixture
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is done now and then is done often."""
-    monkeypatch.setattr(transcription_module, "SAVE_S", 0.02)
-    monkeypatch.setattr(transcription_module, "RENEW_S", 0.05)
-    monkeypatch.setattr(transcription_module, "RETRY_S", 0.02)
-    monkeypatch.setattr(worker_module, "RETRY_S", 0.02)
-    monkeypatch.setattr(service_module, "SWEEP_S", 0.05)
 
 
 Connect = Callable[[bool], Connection[Any]]

@@ -95,6 +95,7 @@ class TestOneJob:
     async def test_an_unknown_model_is_refused_at_once(self, client: httpx2.AsyncClient) -> None:
         assert_error(await post(client, model="third"), 404, "model_not_found", "model")
 
+    @pytest.mark.usefixtures("soon")
     async def test_a_failure_is_the_error_of_the_job(self, client: httpx2.AsyncClient, fake: FakeService, tmp_path: Path) -> None:
         fake.failure = ValueError("internal")
         body = (await post(client, wait=30)).json()

@@ -180,6 +180,7 @@ def test_below_a_prefix(visit: Callable[..., Visit], engine: ParakeetEngine, tmp
         assert here.said() == text
 
 
+@pytest.mark.usefixtures("soon")
 def test_a_failed_job_says_why(visit: Callable[..., Visit], tmp_path: Path, recording: Path) -> None:
     fake = with_jobs(FakeService, tmp_path)
     fake.failure = ValueError("internal")
