@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ PRINT = ["sh", "-c", 'echo "$(id -u) $(id -g) $HOME $USER"']
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 
 
-def run(models: Path, *command: str, as_user: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(models: Path, *command: str, as_user: int = 0, environment: Mapping[str, str] = {}) -> subprocess.CompletedProcess[str]:
     before = ["setpriv", f"--reuid={as_user}", f"--regid={as_user}", "--clear-groups", "--"] if as_user else []
     env = {"PATH": os.environ["PATH"], "MODELS_DIR": str(models), **environment}
     # Read here: pytest's folders and the checkout may be closed to other users.
@@ -31,18 +32,18 @@ def models(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(("environment", "ids"), [({}, (1000, 1000)), ({"PUID": "12345", "PGID": "54321"}, (12345, 54321))])
 def test_root_becomes_the_owner_of_the_models(models: Path, environment: dict[str, str], ids: tuple[int, int]) -> None:
-    assert run(models, *PRINT, **environment).stdout == f"{ids[0]} {ids[1]} /tmp appuser\n"
+    assert run(models, *PRINT, environment=environment).stdout == f"{ids[0]} {ids[1]} /tmp appuser\n"
     assert [(path.stat().st_uid, path.stat().st_gid) for path in (models, models / "model.nemo")] == [ids, ids]
 
 
 def test_another_user_stays_who_it_is(models: Path) -> None:
-    assert run(models, *PRINT, as_user=23456, HOME="/").stdout == "23456 23456 /tmp appuser\n"
+    assert run(models, *PRINT, as_user=23456, environment={"HOME": "/"}).stdout == "23456 23456 /tmp appuser\n"
     assert (models / "model.nemo").stat().st_uid == 0
 
 
 @pytest.mark.parametrize("user_id", ["", "abc", "-1", "1 000"])
 def test_an_id_that_is_none_is_refused(models: Path, user_id: str) -> None:
-    answer = run(models, *PRINT, PUID=user_id, PGID="x")
+    answer = run(models, *PRINT, environment={"PUID": user_id, "PGID": "x"})
     assert (answer.returncode, answer.stdout) == (1, "")
     assert "must be numbers" in answer.stderr
 
