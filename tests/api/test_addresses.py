@@ -6,6 +6,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from serve_app.api import create_api
+from serve_app.settings import AuthSettings
 from testing.fake_service import NOISE, FakeService, assert_error, post
 
 
@@ -58,6 +59,29 @@ def test_the_page_below_a_prefix_is_at_the_slash(server: FakeService) -> None:
         answer = client.get("/speech/a")
         assert (answer.status_code, answer.headers["location"]) == (307, "a/")
         assert client.get("/speech/a/").status_code == 200
+
+
+@pytest.mark.parametrize("forwarded", ["/stt", "/stt/", "/a/b-c"])
+def test_links_name_the_prefix_that_a_proxy_has_removed(mounted: TestClient, prefix: str, forwarded: str) -> None:
+    headers, full = {"X-Forwarded-Prefix": forwarded}, forwarded.rstrip("/") + prefix
+    assert f"url: '{full}/openapi.json'" in mounted.get(f"{prefix}/docs", headers=headers).text
+    assert mounted.get(f"{prefix}/openapi.json", headers=headers).json()["servers"] == [{"url": full}]
+    assert f"Did you mean {full}/health?" in mounted.get(f"{prefix}/v1/health", headers=headers).text
+    assert mounted.get(f"{prefix}/static/app.js", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "forwarded", ["stt", "//evil.example", "/a'b", "/<script>", "/a b", "/", "https://evil.example", "/a" * 9]
+)
+def test_a_forwarded_prefix_that_is_no_plain_path_is_ignored(mounted: TestClient, prefix: str, forwarded: str) -> None:
+    answer = mounted.get(f"{prefix}/docs", headers={"X-Forwarded-Prefix": forwarded})
+    assert answer.text == mounted.get(f"{prefix}/docs").text
+
+
+def test_a_forwarded_prefix_opens_nothing() -> None:
+    server = FakeService(auth=AuthSettings(keys=("secret",)))
+    with TestClient(create_api(server.service)) as client:
+        assert client.get("/v1/models", headers={"X-Forwarded-Prefix": "/static"}).status_code == 401
 
 
 @pytest.mark.parametrize(

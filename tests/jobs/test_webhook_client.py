@@ -194,7 +194,7 @@ class TestTls:
     def contexts(self, tmp_path: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
         """The server's, with a certificate for `hooks.test` and `127.0.0.1`, and the client's, which trusts its authority."""
         pytest.importorskip("cryptography", reason="needs `cryptography` to make a certificate")
-        from tests.jobs.certificates import write_certificates
+        from testing.certificates import write_certificates
 
         authority, certificate = write_certificates(tmp_path, "hooks.test", "127.0.0.1")
         server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -16,6 +16,7 @@ import websockets.sync.client
 from serve_app.api.websocket import PATH
 from testing import media
 from testing.paths import ROOT
+from testing.reverse_proxy import REMOTE_ADDRESS
 from testing.server import STOP_S, Server, serve_run
 from testing.trace_collector import TraceCollector, trace_collector
 
@@ -47,6 +48,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, collector: TraceCollector) 
     args = {
         "live": {"config_s": 5, "max_waiting_per_address": IDLE_STREAMS + 20},
         "log_format": "json",
+        "ingress": {"trusted_proxies": [REMOTE_ADDRESS]},
         "tracing": {"endpoint": collector.url, "headers": {"x-key": "of-the-collector"}, "sample_ratio": 0},
     }
     env = ALLOCATOR | METRICS | TRACES | LOG
