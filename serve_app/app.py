@@ -63,8 +63,8 @@ HEALTH_CHECK_TIMEOUT_S = 15.0
 
 
 ENVIRONMENT = {
-    # Otherwise glibc gives each of the many threads of a Ray worker an arena, and they fill for an hour: 1 MiB a minute of a replica
-    # that does nothing, 2 of a busy one.
+    # Otherwise glibc gives each of a Ray worker's many threads an arena, which fill for an hour: by 1 MiB a minute in a replica
+    # that does nothing, by 2 in a busy one.
     "MALLOC_ARENA_MAX": "1",
 }
 """Of every process of the application that Serve starts."""

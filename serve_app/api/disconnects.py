@@ -1,7 +1,9 @@
 """Stops the work of a request whose client is gone."""
 
 import asyncio
+from contextlib import suppress
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 WATCHED = ("GET", "POST")
@@ -57,4 +59,9 @@ class StopWhenGone:
             if not work.done():
                 work.cancel()
                 await asyncio.wait([work])
-        work.result()
+            if not work.cancelled():
+                # Retrieved: otherwise asyncio logs it where this task is cancelled.
+                work.exception()
+        # Of a client that left in its upload nobody is to be told; Serve would log a traceback.
+        with suppress(ClientDisconnect):
+            work.result()

@@ -51,6 +51,17 @@ async def test_its_work_ends(server: FakeService, fields: dict[str, str]) -> Non
         assert client.sent == []
 
 
+@pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/v1/audio/transcriptions/export"])
+async def test_in_the_middle_of_its_body_nothing_is_raised(server: FakeService, path: str) -> None:
+    async with cleaned_up(server):
+        request = httpx2.Request("POST", f"http://x{path}", files={"file": ("x.wav", LONG)})
+        client = OpenRequest(create_api(server.service), path, dict(request.headers))
+        client.send(request.read()[: len(LONG) // 2])
+        await asyncio.sleep(0.05)
+        client.disconnect()
+        await client.task
+
+
 async def test_its_work_ends_in_the_middle_of_a_stream(server: FakeService) -> None:
     async with cleaned_up(server):
         server.hold.set()
