@@ -11,7 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from serve_app.diarization.chunks import Chunk, ChunkCutter
@@ -43,14 +43,24 @@ class Diarizer(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class SpeakerOptions:
+    """What a request wants to know of who speaks."""
+
+    diarizer: str
+    """Its name."""
+    known: tuple[KnownSpeaker, ...] = ()
+    is_optional: bool = False
+    """Where the diarizer fails, the rest of the transcript has no speakers, and a warning says so."""
+
+
 class Diarization:
     """Of one recording: its windows pass through `tapped`, its events through `joined`."""
 
-    def __init__(self, diarizer: Diarizer, known: Sequence[KnownSpeaker] = (), *, is_optional: bool = False) -> None:
-        """`is_optional`: where the diarizer fails, the rest of the transcript has no speakers, and a warning says so."""
+    def __init__(self, diarizer: Diarizer, options: SpeakerOptions) -> None:
+        """`diarizer`: the one that `options` names."""
         self._diarizer = diarizer
-        self._known = known
-        self._is_optional = is_optional
+        self._options = options
         self._max_behind = round(MAX_BEHIND_S * SAMPLE_RATE)
         self._blocks = deque[Samples]()
         """Audio that is not in the cutter yet."""
@@ -140,7 +150,7 @@ class Diarization:
         try:
             await self._diarize()
         except SpeechError as error:
-            if not self._is_optional:
+            if not self._options.is_optional:
                 raise
             self._give_up(error)
 
@@ -161,7 +171,7 @@ class Diarization:
         self._cutter = cutter = ChunkCutter(await self._diarizer.shape())
         self._has_begun = True
         self._news.set()
-        references = References(self._known)
+        references = References(self._options.known)
         cutter.push(references.samples)
         state: bytes | None = None
         while True:

@@ -19,8 +19,8 @@ from serve_app.api.schemas import SegmentWord, VerboseSegment
 from serve_app.api.threads import Checkpoint, run_in_thread
 from serve_app.cluster.admission import Places
 from serve_app.errors import UploadTooLarge, UploadTooSlow
-from serve_app.output.cues import SPACELESS
 from serve_app.output.export import to_verbose_json
+from serve_app.output.scripts import SPACELESS
 from serve_app.service import SpeechService
 from serve_app.settings import SubtitleSettings
 from serve_app.transcript import Segment, Transcript, Word
