@@ -111,11 +111,11 @@ class SpeechService:
             raise ModelNotFound(f"The model `{name}` does not exist. Models of this server: {known}.", param="model")
         return model
 
-    def find_diarizer(self, name: str | None) -> str:
-        """The name of that diarizer, or of the first one for no name. Raises RequestError."""
+    def find_diarizer(self, name: str | None, param: str = "diarize") -> str:
+        """The name of that diarizer, or of the first one. Raises RequestError. `param`: the field that asks for one."""
         names = [diarizer.name for diarizer in self.settings.diarizers]
         if not names:
-            raise RequestError("This server cannot tell who speaks: its settings name no `diarizers`.", param="diarize")
+            raise RequestError("This server cannot tell who speaks: its settings name no `diarizers`.", param=param)
         if name and name not in names:
             raise RequestError(f"There is no diarizer `{name}`, only {', '.join(names)}.", param="diarizer")
         return name or names[0]

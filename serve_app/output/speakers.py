@@ -72,7 +72,7 @@ class SpeakerJoin:
         return self._released()
 
     def give_up(self) -> list[Segment]:
-        """No frames follow, and what was not given back yet has no speakers."""
+        """No frames follow, although there are words after the last one: from there on, segments have no speakers."""
         self._is_given_up = True
         return self._released()
 
@@ -83,9 +83,6 @@ class SpeakerJoin:
         return 0 < columns == len(self._names) and self._unsure_s > MAX_UNSURE * self._words_s
 
     def _released(self) -> list[Segment]:
-        if self._is_given_up:
-            given_up, self._pending = self._pending, []
-            return [self._numbered(segment, None) for segment in given_up]
         until = math.inf if self._is_complete else self._first_frame + (0 if self._frames is None else len(self._frames))
         ready = 0
         while ready < len(self._pending) and max(_span(word)[1] for word in self._pending[ready].words) <= until:
@@ -94,6 +91,9 @@ class SpeakerJoin:
         segments = [part for segment in done for part in self._divided(segment)]
         if done:
             self._drop_before(_span(done[-1].words[-1])[0])
+        if self._is_given_up:
+            segments += [self._numbered(segment, None) for segment in self._pending]
+            self._pending = []
         return segments
 
     def _drop_before(self, frame: int) -> None:

@@ -126,10 +126,13 @@ def test_a_segment_comes_once_the_diarizer_has_passed_its_end() -> None:
     assert spoken(join.add_frames(frames[13:])) == [("B", "Two.")]
 
 
-def test_what_is_given_up_has_no_speakers() -> None:
-    one, two, three = segments_of(("One.", 2, 6), ("Two.", 8, 14), ("Three.", 20, 24))
+@pytest.mark.parametrize("before", [0, 1, 2, 3])
+def test_after_a_diarizer_was_given_up_there_are_no_speakers(before: int) -> None:
+    """Whatever had come until then."""
+    segments = segments_of(("One.", 2, 6), ("Two.", 8, 14), ("Three.", 20, 24))
     join = SpeakerJoin({})
-    found = join.add_segments([one, two]) + join.add_frames(oracle(7, (0, 0, 7))) + join.give_up() + join.add_segments([three])
+    found = join.add_segments(segments[:before]) + join.add_frames(oracle(7, (0, 0, 7))) + join.give_up()
+    found += join.add_segments(segments[before:])
     assert spoken(found) == [("A", "One."), (None, "Two."), (None, "Three.")]
     assert [segment.index for segment in found] == [0, 1, 2]
 
