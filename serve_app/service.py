@@ -115,7 +115,7 @@ class SpeechService:
         """The name of that diarizer, or of the first one. Raises RequestError. `param`: the field that asks for one."""
         names = [diarizer.name for diarizer in self.settings.diarizers]
         if not names:
-            raise RequestError("This server cannot tell who speaks: its settings name no `diarizers`.", param=param)
+            raise RequestError("This server identifies no speakers: its settings name no `diarizers`.", param=param)
         if name and name not in names:
             raise RequestError(f"There is no diarizer `{name}`, only {', '.join(names)}.", param="diarizer")
         return name or names[0]

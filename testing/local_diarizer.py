@@ -13,7 +13,7 @@ class LocalDiarizer:
     """A `diarizing.Diarizer` on an engine in this process.
 
     `unavailable` is raised by `shape`, `failures` by the steps of these numbers; `hold` delays steps while it is cleared.
-    `chunks` records the steps.
+    `chunks` records the steps, `recordings` counts the calls of `shape`.
     """
 
     def __init__(self, engine: DiarizerEngine | None = None) -> None:
@@ -23,8 +23,10 @@ class LocalDiarizer:
         self.hold = asyncio.Event()
         self.hold.set()
         self.chunks: list[Chunk] = []
+        self.recordings = 0
 
     async def shape(self) -> DiarizerShape:
+        self.recordings += 1
         if self.unavailable is not None:
             raise self.unavailable
         return self._engine.shape

@@ -1,10 +1,12 @@
 """Audio for a simulated diarizer: its four voices are tones, with noise that decides where there are simulated words."""
 
+import base64
 from collections.abc import Sequence
 
 import numpy as np
 
 from serve_app.window import SAMPLE_RATE, Samples
+from testing import media
 
 VOICES_HZ = (250.0, 650.0, 1300.0, 2600.0)
 
@@ -23,3 +25,9 @@ def conversation(turns: Sequence[tuple[int, float]], pause_s: float = 2.5) -> Sa
     for index, (voice, seconds) in enumerate(turns):
         pieces += [tone(voice, seconds, index), rng.normal(0, 10, round(pause_s * SAMPLE_RATE)).astype(np.int16)]
     return np.concatenate(pieces)
+
+
+def data_url(voice: int, seconds: float = 3.0) -> str:
+    """One of the voices, as a reference of a known speaker."""
+    wav = media.wav(tone(voice, seconds).astype(np.float32) / 32768)
+    return f"data:audio/wav;base64,{base64.b64encode(wav).decode()}"

@@ -121,7 +121,7 @@ class _Parser(MultiPartParser):
     """
 
     _is_complete = False
-    _field_bytes = _body_bytes = 0
+    _files = _field_bytes = _body_bytes = 0
     _file_start_bytes: int | None = None
     on_written: Callable[[], None]
 
@@ -158,10 +158,17 @@ class _Parser(MultiPartParser):
         part = self._current_part
         _, options = parse_options_header(part.content_disposition)
         name = options.get(b"name", b"")
-        is_file = name == FILE_FIELD or _canonical(name.decode(errors="replace")) == f"{REFERENCE_FIELD}[]"
-        if is_file and b"filename" not in options:
+        is_reference = _canonical(name.decode(errors="replace")) == f"{REFERENCE_FIELD}[]"
+        if (name == FILE_FIELD or is_reference) and b"filename" not in options:
             part.content_disposition = (part.content_disposition or b"") + b'; filename=""'
         super().on_headers_finished()
+        if part.file is not None and is_reference:
+            # Several of them would hold a lot of memory.
+            part.file.file.rollover()  # type: ignore[attr-defined]  # Starlette's are SpooledTemporaryFiles
+        elif part.file is not None:
+            self._files += 1
+            if self._files > 1:
+                raise MultiPartException("A form may have one file only, and references of known speakers.")
 
     def on_end(self) -> None:
         self._is_complete = True

@@ -69,8 +69,9 @@ TRANSCRIPTION_RESPONSES = ERROR_RESPONSES | {
 }
 
 
-FORM_LIMITS: Any = {"max_files": 1 + MAX_KNOWN, "max_fields": 256, "max_part_size": 65_536}
-"""Fields, and files below 1 MB, are held in memory: their number and size are limited. References of known speakers are files."""
+FORM_LIMITS: Any = {"max_files": 1 + 2 * MAX_KNOWN, "max_fields": 256, "max_part_size": 65_536}
+"""Fields, and a file below 1 MB, are held in memory: their number and size are limited. References of known speakers are files;
+a few too many of them get an error of their own."""
 
 
 def create_router(service: SpeechService, keys: Keys) -> APIRouter:

@@ -101,7 +101,9 @@ async def speaker_choice(
 def _checked(names: Sequence[str], references: int) -> list[str]:
     names = [" ".join(name.split()) for name in names]
     if len(names) != references:
-        raise RequestError(f"There are {len(names)} names of known speakers and {references} references.", param=NAMES)
+        raise RequestError(
+            f"Every known speaker needs a name and a reference; names: {len(names)}, references: {references}.", param=NAMES
+        )
     if len(names) > MAX_KNOWN:
         raise RequestError(f"At most {MAX_KNOWN} speakers may be known, not {len(names)}.", param=NAMES)
     if len(set(names)) < len(names):

@@ -32,6 +32,12 @@ class JobRequest:
     rendering: Mapping[str, Any]
     """Fields of `api.response_formats.Rendering`."""
 
+    @property
+    def needs(self) -> str:
+        """What has to be available for it, for people."""
+        needs_diarizer = self.diarizer is not None and not self.diarizer_is_optional
+        return f"model `{self.model}`" + (f" or the diarizer `{self.diarizer}`" if needs_diarizer else "")
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
