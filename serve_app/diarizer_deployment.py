@@ -92,14 +92,14 @@ class DiarizerReplica(Replica):
         diarizer = self._diarizer
         if diarizer.source == "simulated":
             return SimulatedDiarizer(diarizer.simulation)
-        # It imports torch and NeMo, which take seconds and which a simulated one does not need.
-        from serve_app.diarization.sortformer import SortformerEngine
-
         if diarizer.source == "bundled":
             path = bundled_diarizer_path()
         else:
             path = find_model_file(diarizer.source, timeout_s=diarizer.load_timeout_s, on_progress=self._note_download)
         self._set_state("loading")
+        # It imports torch and NeMo, which take seconds and which a simulated one does not need.
+        from serve_app.diarization.sortformer import SortformerEngine
+
         return SortformerEngine.load(path, device=device_of(diarizer.device), precision="auto")
 
     def _status_now(self) -> ReplicaStatus:
