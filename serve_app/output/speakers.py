@@ -42,6 +42,8 @@ class SpeakerJoin:
     def __init__(self, known: Mapping[int, str]) -> None:
         """`known`: names of speakers by their column. The others get the letters A, B, ... as they begin to speak."""
         self._names = dict(known)
+        self._speaking = set[int]()
+        """Columns of those who have spoken."""
         self._letters = (letter for letter in map(_letters, range(1 << 30)) if letter not in known.values())
         self._frames: NDArray[np.float32] | None = None
         """[frames, speakers], from `_first_frame` on."""
@@ -78,9 +80,9 @@ class SpeakerJoin:
 
     @property
     def is_crowded(self) -> bool:
-        """Whether more people seem to speak than the diarizer can tell apart: it has named as many, and many words fit nobody."""
+        """Whether more people seem to speak than the diarizer can tell apart: as many have spoken, and many words fit nobody."""
         columns = 0 if self._frames is None else self._frames.shape[1]
-        return 0 < columns == len(self._names) and self._unsure_s > MAX_UNSURE * self._words_s
+        return 0 < columns == len(self._speaking) and self._unsure_s > MAX_UNSURE * self._words_s
 
     def _released(self) -> list[Segment]:
         until = math.inf if self._is_complete else self._first_frame + (0 if self._frames is None else len(self._frames))
@@ -128,6 +130,7 @@ class SpeakerJoin:
         return [mean * duration_s for mean in means]
 
     def _name(self, column: int) -> str:
+        self._speaking.add(column)
         if column not in self._names:
             self._names[column] = next(self._letters)
         return self._names[column]

@@ -145,10 +145,16 @@ def test_more_people_than_can_be_told_apart() -> None:
     join.add_segments(segments_of(*words))
     assert not join.is_crowded
     frames[40:70] = 0.3
-    join = SpeakerJoin({})
+    for known, is_crowded in (({}, True), ({0: "Ann", 1: "Bo"}, True)):
+        join = SpeakerJoin(known)
+        join.add_frames(frames)
+        join.add_segments(segments_of(*words))
+        assert join.is_crowded == is_crowded
+    frames[:, 1] = 0
+    join = SpeakerJoin({0: "Ann", 1: "Bo"})
     join.add_frames(frames)
     join.add_segments(segments_of(*words))
-    assert join.is_crowded
+    assert not join.is_crowded, "one of the known people is silent"
 
 
 def test_frames_that_no_word_needs_any_more_are_dropped() -> None:
