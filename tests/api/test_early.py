@@ -11,11 +11,10 @@ from starlette.formparsers import MultiPartParser
 from serve_app.api import create_api
 from serve_app.api import limits as limits_module
 from serve_app.errors import EngineError
-from serve_app.settings import DiarizerSettings, LimitSettings
+from serve_app.settings import LimitSettings
 from testing import media
 from testing.fake_service import FakeService, assert_error
 from testing.open_requests import FORM, FORM_TAIL, OpenRequest, cleaned_up, jobs, until
-from testing.voices import conversation, data_url
 
 PATH = "/v1/audio/transcriptions"
 PIECE_BYTES = 20_000
@@ -98,23 +97,6 @@ async def test_windows_are_recognised_before_the_last_byte_arrives(app: Any, ser
     windows = len(server.windows)
     assert answer.json() == (await at_once(app, body)).json()
     assert answer.json()["duration"] == pytest.approx(126)
-    assert len(server.windows) == 2 * windows
-
-
-async def test_known_speakers_are_named_while_the_file_arrives() -> None:
-    """Their references are files of the form, too, before the one that matters."""
-    server = FakeService(limits=LimitSettings(), diarizers=(DiarizerSettings(name="speakers", source="simulated"),))
-    app = create_api(server.service)
-    talk = media.wav((conversation([(n % 2, 6.0) for n in range(14)]) / 32768).astype(np.float32))
-    known = {"known_speaker_names[]": "Ann", "known_speaker_references[]": data_url(1)}
-    body = form(talk, {"response_format": "diarized_json"} | known)
-    upload = Upload(app, body)
-    upload.send(1_000_000)
-    await until(lambda: len(server.windows) >= 2 and len(server.diarizer.chunks) >= 10)
-    answer = await upload.finish()
-    windows = len(server.windows)
-    assert {segment["speaker"] for segment in answer.json()["segments"]} == {"A", "Ann"}
-    assert answer.json() == (await at_once(app, body)).json()
     assert len(server.windows) == 2 * windows
 
 

@@ -26,7 +26,9 @@ from serve_app.settings import DiarizerSettings, LimitSettings
 from serve_app.window import SAMPLE_RATE
 from testing import media
 from testing.fake_service import NOISE, FakeService, assert_error, post
+from testing.open_requests import until
 from testing.voices import conversation, data_url, tone
+from tests.api.test_early import Upload, at_once, form
 
 TALK = media.wav(conversation([(2, 6.0), (0, 5.0), (2, 4.0), (1, 6.0)]).astype(np.float32) / 32768)
 SPEAKERS = ["A", "B", "A", "C"]
@@ -257,3 +259,18 @@ def test_the_description_has_references_as_text(client: TestClient) -> None:
     assert form[REFERENCES]["items"]["format"] == "uri"
     assert "diarized_json" in form["response_format"]["enum"]
     assert "TranscriptSegment" in forms
+
+
+async def test_references_come_before_a_file_that_is_still_arriving(server: FakeService) -> None:
+    """They are files of the form, too."""
+    app = create_api(server.service)
+    talk = media.wav((conversation([(n % 2, 6.0) for n in range(14)]) / 32768).astype(np.float32))
+    body = form(talk, {"response_format": "diarized_json", NAMES: "Ann", REFERENCES: data_url(1)})
+    upload = Upload(app, body)
+    upload.send(1_000_000)
+    await until(lambda: len(server.windows) >= 2 and len(server.diarizer.chunks) >= 10)
+    answer = await upload.finish()
+    windows = len(server.windows)
+    assert {segment["speaker"] for segment in answer.json()["segments"]} == {"A", "Ann"}
+    assert answer.json() == (await at_once(app, body)).json()
+    assert len(server.windows) == 2 * windows
