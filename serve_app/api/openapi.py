@@ -63,7 +63,5 @@ def install(api: FastAPI) -> None:
 def _form_field(field: dict[str, Any]) -> dict[str, Any]:
     """The schema of a form field without null, which no form can hold."""
     kinds = [kind for kind in field.get("anyOf", []) if kind != {"type": "null"}]
-    if len(kinds) != 1:
-        return field
-    described: dict[str, Any] = {name: value for name, value in field.items() if name != "anyOf"} | kinds[0]
-    return described
+    described: dict[str, Any] = {name: value for name, value in field.items() if name != "anyOf"}
+    return described | (kinds[0] if len(kinds) == 1 else {"anyOf": kinds} if kinds else {})
