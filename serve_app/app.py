@@ -21,11 +21,12 @@ from serve_app.cluster import proxies
 from serve_app.cluster.autoscaling import AudioPolicy
 from serve_app.cluster.status import StatusRegistry
 from serve_app.deployments import ModelReplica
+from serve_app.diarizer_deployment import DiarizerReplica
 from serve_app.engine.batch_policy import expected_batch_audio_s, max_batch_windows
 from serve_app.ingress import Ingress
 from serve_app.jobs import stores
 from serve_app.observe import tracers
-from serve_app.settings import ModelSettings, Settings
+from serve_app.settings import DiarizerSettings, ModelSettings, Settings
 
 # Before Serve builds the settings, which read the environment. Variables that are already set win over the file.
 load_dotenv(".env")
@@ -39,6 +40,9 @@ CORES_PER_INGRESS = 8
 
 UPSCALE_DELAY_S = 5.0
 """Load must last this long before a replica is added, seconds."""
+
+STEPS_PER_DIARIZER = 2
+"""Steps in flight, so recordings in progress, for each replica of a diarizer: one running, one waiting."""
 
 LOOK_BACK_S = 15.0
 """The calls in flight count by their mean over this time, seconds, until replicas have published a demand."""
@@ -74,7 +78,7 @@ ScaledBy = Literal["audio", "calls"]
 
 
 def build_app(args: Settings) -> Application:
-    """The application: an ingress, a status registry, and one deployment per model, so that each model scales by itself."""
+    """The application: an ingress, a status registry, and a deployment for each model and diarizer, which scales by itself."""
     tracers.check(args.tracing)
     return build_application(args)
 
@@ -101,6 +105,7 @@ def build_application(args: Settings, *, scaled_by: ScaledBy = "audio", publish_
     for model in args.models:
         scaling = autoscaling(model, args, gpus[model.name], scaled_by, publish_s)
         models[model.name] = _model_deployment(model, args, gpus[model.name], scaling, status_registry)
+    diarizers = {each.name: _diarizer_deployment(each, args, gpus[each.name], status_registry) for each in args.diarizers}
     ingress = _deploy(
         Ingress,
         "ingress",
@@ -111,7 +116,7 @@ def build_application(args: Settings, *, scaled_by: ScaledBy = "audio", publish_
         graceful_shutdown_timeout_s=DRAIN_S,
         ray_actor_options={"num_cpus": args.ingress.cpus_per_replica},
     )
-    return ingress.bind(args, status_registry, models, replicas_per_node=per_node, configuration=configuration)
+    return ingress.bind(args, status_registry, models, diarizers, replicas_per_node=per_node, configuration=configuration)
 
 
 def ingress_replicas_per_node(settings: Settings, node_cpus: Sequence[float]) -> int:
@@ -125,22 +130,23 @@ def ingress_replicas_per_node(settings: Settings, node_cpus: Sequence[float]) ->
 
 
 def gpus_per_replica(settings: Settings, cluster_gpus: float) -> dict[str, float]:
-    """GPUs to reserve per replica, by model name.
+    """GPUs to reserve per replica, by the name of a model or diarizer.
 
-    Models that leave it open get a whole GPU each if the cluster has enough, else an equal fraction, so that every model of the
-    file can be loaded on one small machine. Without GPUs, and for models that use none, it is 0.
+    Those that leave it open get a whole GPU each if the cluster has enough, else an equal fraction, so that everything in the
+    file can be loaded on one small machine. Without GPUs, and for what uses none, it is 0.
     """
-    open_models = [m for m in settings.models if m.gpus_per_replica is None and wants_gpu(m)]
-    models_per_gpu = math.ceil(len(open_models) / cluster_gpus) if cluster_gpus else 0
-    share = math.floor(100 / max(models_per_gpu, 1)) / 100 if cluster_gpus else 0.0
+    every: list[ModelSettings | DiarizerSettings] = [*settings.models, *settings.diarizers]
+    left_open = [each for each in every if each.gpus_per_replica is None and wants_gpu(each)]
+    per_gpu = math.ceil(len(left_open) / cluster_gpus) if cluster_gpus else 0
+    share = math.floor(100 / max(per_gpu, 1)) / 100 if cluster_gpus else 0.0
     return {
-        m.name: m.gpus_per_replica if m.gpus_per_replica is not None else share if m in open_models else 0.0
-        for m in settings.models
+        each.name: each.gpus_per_replica if each.gpus_per_replica is not None else share if each in left_open else 0.0
+        for each in every
     }
 
 
-def wants_gpu(model: ModelSettings) -> bool:
-    """The bundled model is too small to gain from a GPU, and a simulated one uses no device."""
+def wants_gpu(model: ModelSettings | DiarizerSettings) -> bool:
+    """What is bundled is too small to gain from a GPU, and what is simulated uses no device."""
     return model.device != "cpu" and model.source not in ("bundled", "simulated")
 
 
@@ -167,21 +173,46 @@ def autoscaling(
 def _model_deployment(
     model: ModelSettings, settings: Settings, gpus: float, scaling: AutoscalingConfig, status_registry: Application
 ) -> Application:
+    replicas = _engine_deployment(ModelReplica, f"model {model.name}", model, settings, gpus, scaling)
+    return replicas.bind(
+        model, settings.batching, settings.max_window_s(model), status_registry, settings.tracing, settings.log_format
+    )
+
+
+def _diarizer_deployment(
+    diarizer: DiarizerSettings, settings: Settings, gpus: float, status_registry: Application
+) -> Application:
+    # By Serve's own policy: a recording has one call in flight for as long as it lasts.
+    scaling = AutoscalingConfig(
+        min_replicas=diarizer.min_replicas,
+        max_replicas=diarizer.max_replicas,
+        target_ongoing_requests=STEPS_PER_DIARIZER,
+        upscale_delay_s=UPSCALE_DELAY_S,
+        downscale_delay_s=diarizer.idle_unload_s or NEVER_S,
+        look_back_period_s=LOOK_BACK_S,
+    )
+    replicas = _engine_deployment(DiarizerReplica, f"diarizer {diarizer.name}", diarizer, settings, gpus, scaling)
+    return replicas.bind(diarizer, settings.batching.batch_timeout_s, status_registry, settings.log_format)
+
+
+def _engine_deployment(
+    what: type, name: str, of: ModelSettings | DiarizerSettings, settings: Settings, gpus: float, scaling: AutoscalingConfig
+) -> serve.Deployment:
     return _deploy(
-        ModelReplica,
-        f"model {model.name}",
+        what,
+        name,
         settings,
         max_ongoing_requests=UNLIMITED,
         graceful_shutdown_timeout_s=MODEL_DRAIN_S,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
-        ray_actor_options={"num_cpus": model.cpus_per_replica, "num_gpus": gpus},
+        ray_actor_options={"num_cpus": of.cpus_per_replica, "num_gpus": gpus},
         request_router_config=RequestRouterConfig(
             request_router_class="serve_app.cluster.routing.LeastOutstandingRouter",  # type: ignore[arg-type]  # wrong in Ray 2.60
             request_router_kwargs={"drain_s": MODEL_DRAIN_S},
         ),
         autoscaling_config=scaling,
-    ).bind(model, settings.batching, settings.max_window_s(model), status_registry, settings.tracing, settings.log_format)
+    )
 
 
 def _deploy(what: type, name: str, settings: Settings, *, ray_actor_options: dict[str, Any], **options: Any) -> serve.Deployment:

@@ -27,6 +27,7 @@ class Done:
 
     segments: tuple[Segment, ...]
     duration_s: float
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

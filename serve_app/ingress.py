@@ -13,7 +13,9 @@ from ray.serve._private import logging_utils
 from serve_app.api import create_api
 from serve_app.api.errors import proxy_responses
 from serve_app.cluster import backpressure, proxies
-from serve_app.cluster.model_client import DeploymentHandle, ModelClient, by_value
+from serve_app.cluster.calls import DeploymentHandle, by_value
+from serve_app.cluster.diarizer_client import DiarizerClient
+from serve_app.cluster.model_client import ModelClient
 from serve_app.cluster.running_application import RunningApplication
 from serve_app.cluster.status import HEARTBEAT_S, ClusterStatus, ReplicaStatus
 from serve_app.cores import usable_cores
@@ -54,6 +56,7 @@ class Ingress:
         settings: Settings,
         status_registry: DeploymentHandle,
         models: dict[str, DeploymentHandle],
+        diarizers: dict[str, DeploymentHandle],
         replicas_per_node: int,
         configuration: str,
     ) -> None:
@@ -78,12 +81,25 @@ class Ingress:
             )
             for model in settings.models
         }
+        diarizer_clients = {
+            name: DiarizerClient(
+                name,
+                settings.limits.model_wait_s,
+                by_value(replicas),
+                partial(self._last_statuses, name),
+                partial(self._application.includes, replicas.deployment_name),
+                recorder,
+            )
+            for name, replicas in diarizers.items()
+        }
         cores = usable_cores() // replicas_per_node
         decoders = DecoderPool(settings.decoding.processes or min(max(1, cores), MAX_DECODERS))
         vad = SileroModel()
         # Before the first health check: later, loading would delay whatever the process does meanwhile.
         vad.load()
-        self._service = SpeechService(settings, clients, self._statuses, vad.detector, decoders, recorder, self._tracer)
+        self._service = SpeechService(
+            settings, clients, self._statuses, vad.detector, decoders, recorder, self._tracer, diarizers=diarizer_clients
+        )
         backpressure.bound_this_replica()
         self._jobs = None if settings.jobs.directory is None else JobService.of(self._service)
         loop = asyncio.get_running_loop()
@@ -139,7 +155,7 @@ class Ingress:
     async def _report(self) -> None:
         state = IngressState(self._service)
         while True:
-            state.record(await self._service.model_statuses())
+            state.record(*await self._service.statuses())
             await asyncio.sleep(HEARTBEAT_S)
 
 

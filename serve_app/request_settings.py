@@ -1,7 +1,7 @@
 """Settings of what is around the models: limits of requests, API keys, the ingress, decoding, traces."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, field_validator
 
@@ -9,11 +9,22 @@ from serve_app import key_entries
 from serve_app.jobs import webhook_messages
 from serve_app.jobs.webhook_targets import WebhookTargets
 
+Device = Literal["auto", "cpu", "cuda"]
+
 
 class SettingsGroup(BaseModel):
     """Settings that belong together."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SimulationSettings(SettingsGroup):
+    """Duration of a batch for `source: simulated`: `step_s + seconds_per_audio_s * padded audio seconds`. A step of a diarizer is
+    a batch, too."""
+
+    step_s: float = Field(0.05, ge=0, description="Fixed duration of a batch, seconds.")
+    seconds_per_audio_s: float = Field(0.001, ge=0, description="Additional seconds per second of padded audio.")
+    load_s: float = Field(0.0, ge=0, description="Duration of loading the model, seconds.")
 
 
 class LimitSettings(SettingsGroup):

@@ -7,7 +7,7 @@ import math
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Protocol
 
@@ -16,42 +16,22 @@ from serve_app.cluster.demand import DemandMeter
 from serve_app.cluster.status import ModelStatus, ReplicaStatus
 from serve_app.decoders.pool import DecoderPool
 from serve_app.decoders.recording import Recording
-from serve_app.errors import AudioTooLong, ModelNotFound
+from serve_app.diarizing import Diarization, Diarizer
+from serve_app.errors import AudioTooLong, ModelNotFound, RequestError
 from serve_app.events import Done, Event, LiveEvent
+from serve_app.job_options import JobOptions as JobOptions
 from serve_app.joining import Channels
 from serve_app.live.endpointing import Endpointing, VoiceActivityDetector
 from serve_app.live.session import LiveSession
 from serve_app.observe import job_trace
-from serve_app.observe.job_meter import EntryPoint, FileMeter, JobMeter, StreamMeter
+from serve_app.observe.job_meter import FileMeter, JobMeter, StreamMeter
 from serve_app.observe.job_trace import JobTrace
 from serve_app.observe.recorder import NO_RECORDER, Recorder
 from serve_app.observe.tracing import Tracer
 from serve_app.pipeline import Commit, transcribe, transcribe_live
-from serve_app.settings import ModelSettings, Settings, WindowSettings
+from serve_app.settings import ModelSettings, Settings
 from serve_app.transcript import Token, Transcript
-from serve_app.window import SAMPLE_RATE, Job, Keywords, Lane, Samples, Window
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobOptions:
-    """What a request may ask for besides a model, and how it came."""
-
-    windows: WindowSettings | None = None
-    """How the recording is cut; None: as the model's settings say."""
-    keywords: Keywords = ()
-    language: str | None = None
-    """ISO 639-1 code of the spoken language, where it is certain."""
-    entry_point: EntryPoint = "rest"
-    is_background: bool = False
-    """Nobody waits for it: all of its windows are in the bulk lane."""
-    drops_crosstalk: bool | None = None
-    """Of several channels: words that one hears from another are left out; None: as the settings say."""
-
-    def transcript(
-        self, done: Done, warnings: tuple[str, ...], model: ModelSettings, channels: tuple[int, ...] = ()
-    ) -> Transcript:
-        """The transcript of a recording that is done."""
-        return Transcript(done.segments, done.duration_s, model.name, self.language or "unknown", warnings, channels)
+from serve_app.window import SAMPLE_RATE, Job, Lane, Samples, Window
 
 
 class Recogniser(Protocol):
@@ -85,8 +65,8 @@ class KnownWindows(Protocol):
 class SpeechService:
     """One per ingress process.
 
-    `recognisers` are by model name; `statuses` returns the replicas by model name; `new_detector` makes the VAD of a new stream;
-    `decoders` decode files; `recorder` takes the metrics, `tracer` the traces, if any are wanted.
+    `recognisers` are by model name, `diarizers` by theirs; `statuses` returns the replicas by both; `new_detector` makes the VAD
+    of a new stream; `decoders` decode files; `recorder` takes the metrics, `tracer` the traces, if any are wanted.
     """
 
     def __init__(
@@ -98,6 +78,8 @@ class SpeechService:
         decoders: DecoderPool,
         recorder: Recorder = NO_RECORDER,
         tracer: Tracer | None = None,
+        *,
+        diarizers: Mapping[str, Diarizer] = {},
     ) -> None:
         self.settings = settings
         self.recorder = recorder
@@ -113,6 +95,7 @@ class SpeechService:
         self.demand = DemandMeter(limits.max_audio_s)
         self._new_detector = new_detector
         self._recognisers = recognisers
+        self._diarizers = diarizers
         self._statuses = statuses
 
     def find_model(self, name: str | None) -> ModelSettings:
@@ -128,15 +111,30 @@ class SpeechService:
             raise ModelNotFound(f"The model `{name}` does not exist. Models of this server: {known}.", param="model")
         return model
 
+    def find_diarizer(self, name: str | None, param: str = "diarize") -> str:
+        """The name of that diarizer, or of the first one. Raises RequestError. `param`: the field that asks for one."""
+        names = [diarizer.name for diarizer in self.settings.diarizers]
+        if not names:
+            raise RequestError("This server identifies no speakers: its settings name no `diarizers`.", param=param)
+        if name and name not in names:
+            raise RequestError(f"There is no diarizer `{name}`, only {', '.join(names)}.", param="diarizer")
+        return name or names[0]
+
     def refuses_keywords(self, model: ModelSettings) -> bool:
         """Whether it is known, without loading the model, that it takes no keywords. Until it is known, windows with keywords are
         sent, and such a model's replica refuses them."""
         return model.decoder == "ctc" or self._recognisers[model.name].refuses_keywords()
 
+    async def statuses(self) -> tuple[list[ModelStatus], list[ModelStatus]]:
+        """Every configured model, and every diarizer, in the order of the settings."""
+        replicas = await self._statuses()
+        models = [ModelStatus(model, replicas.get(model.name, ())) for model in self.settings.models]
+        return models, [ModelStatus(each, replicas.get(each.name, ())) for each in self.settings.diarizers]
+
     async def model_statuses(self) -> list[ModelStatus]:
         """Every configured model, in the order of the settings."""
-        replicas = await self._statuses()
-        return [ModelStatus(model, replicas.get(model.name, ())) for model in self.settings.models]
+        models, _ = await self.statuses()
+        return models
 
     async def transcribe_events(
         self,
@@ -181,6 +179,10 @@ class SpeechService:
             channels = Channels(lambda: len(recording.channels), drops_crosstalk)
         with self.admission.job(is_background=options.is_background), self.demand.file(model.name) as demand:
             windows = _limited(recording.windows(cut.window_s, cut.overlap_s), self.settings.limits.max_audio_s)
+            diarization = None
+            if (speakers := options.speakers) is not None:
+                diarization = Diarization(self._diarizers[speakers.diarizer], speakers)
+                windows = diarization.tapped(windows)
             flow = transcribe(
                 windows if trace is None else trace.decoding(windows),
                 recognise,
@@ -188,6 +190,8 @@ class SpeechService:
                 max_in_flight=max_in_flight,
                 channels=channels,
             )
+            if diarization is not None:
+                flow = diarization.joined(flow)
             async with aclosing(flow):
                 async for event in flow:
                     meter.take(event)

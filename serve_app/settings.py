@@ -10,36 +10,30 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from serve_app.diarizer_settings import DiarizerSettings as DiarizerSettings
 from serve_app.live.windows import MIN_NEW_AUDIO, LiveWindows
 from serve_app.model_source import problem_of
 from serve_app.output.cues import CueRules
 from serve_app.request_settings import AuthSettings as AuthSettings
 from serve_app.request_settings import ChannelSettings as ChannelSettings
 from serve_app.request_settings import DecodingSettings as DecodingSettings
+from serve_app.request_settings import Device as Device
 from serve_app.request_settings import IngressSettings as IngressSettings
 from serve_app.request_settings import JobSettings as JobSettings
 from serve_app.request_settings import LimitSettings as LimitSettings
 from serve_app.request_settings import SettingsGroup as _Group
+from serve_app.request_settings import SimulationSettings as SimulationSettings
 from serve_app.request_settings import TracingSettings as TracingSettings
 from serve_app.seed_variables import SeedVariables
 from serve_app.window import MAX_WINDOW_S, SAMPLE_RATE
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Device = Literal["auto", "cpu", "cuda"]
 DecoderChoice = Literal["auto", "transducer", "ctc"]
 FastPath = Literal["features", "attention", "convolution", "subsampling", "packed_linear", "prediction", "int8"]
 LogFormat = Literal["text", "json"]
 WantedFastPaths = Literal["auto", "off"] | tuple[FastPath, ...]
 CUES = CueRules()
 """Defaults of SubtitleSettings."""
-
-
-class SimulationSettings(_Group):
-    """Duration of a batch for `source: simulated`: `step_s + seconds_per_audio_s * padded audio seconds`."""
-
-    step_s: float = Field(0.05, ge=0, description="Fixed duration of a batch, seconds.")
-    seconds_per_audio_s: float = Field(0.001, ge=0, description="Additional seconds per second of padded audio.")
-    load_s: float = Field(0.0, ge=0, description="Duration of loading the model, seconds.")
 
 
 class WindowSettings(_Group):
@@ -233,6 +227,9 @@ class Settings(BaseSettings):
     models: tuple[ModelSettings, ...] = Field(
         (ModelSettings(name="digits", source="bundled"),), min_length=1, description="The models that are served."
     )
+    diarizers: tuple[DiarizerSettings, ...] = Field(
+        (), description="The diarizers, which find who speaks; requests that name none get the first."
+    )
     default_model: str = Field("", description="Model of requests without `model`; empty: the first of `models`.")
     model_aliases: dict[str, str] = Field(
         {"whisper-1": "", "gpt-*transcribe*": "", "gpt-*realtime*": ""},
@@ -253,13 +250,12 @@ class Settings(BaseSettings):
     jobs: JobSettings = Field(JobSettings(), description="Jobs: files that are transcribed without an open connection.")
     tracing: TracingSettings = Field(TracingSettings(), description="Traces of requests, for OpenTelemetry.")
 
-    @field_validator("models")
-    @classmethod
-    def _names_are_unique(cls, models: tuple[ModelSettings, ...]) -> tuple[ModelSettings, ...]:
-        names = [model.name for model in models]
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> "Settings":
+        names = [model.name for model in self.models] + [diarizer.name for diarizer in self.diarizers]
         if len(set(names)) != len(names):
-            raise ValueError("two models have the same name; names must be unique")
-        return models
+            raise ValueError("two models or diarizers have the same name; names must be unique")
+        return self
 
     @model_validator(mode="after")
     def _named_models_exist(self) -> "Settings":

@@ -88,6 +88,8 @@ class Segment:
     tokens: tuple[Token, ...]
     channel: int | None = None
     """The channel of the recording, from 0; None if the channels are mixed."""
+    speaker: str | None = None
+    """Who says all of it; None if that is not known."""
 
     @property
     def mean_log_probability(self) -> float:
@@ -110,6 +112,11 @@ class Transcript:
     def of_channel(self, channel: int) -> "Transcript":
         """What was said in one channel."""
         return replace(self, segments=tuple(segment for segment in self.segments if segment.channel == channel))
+
+    @property
+    def speakers(self) -> tuple[str, ...]:
+        """Those who speak, in the order in which they begin to; empty if it is not known who does."""
+        return tuple(dict.fromkeys(segment.speaker for segment in self.segments if segment.speaker is not None))
 
     @property
     def text(self) -> str:

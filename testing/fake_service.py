@@ -22,6 +22,7 @@ from serve_app.settings import LimitSettings, ModelSettings, Settings, Simulatio
 from serve_app.transcript import Token
 from serve_app.window import Job, Lane, Samples, Window
 from testing import media
+from testing.local_diarizer import LocalDiarizer
 from testing.metrics import MemoryRecorder
 
 SETTINGS = Settings(
@@ -68,7 +69,7 @@ class FakeService:
     """A SpeechService that tests control.
 
     `failure` is raised for every window, `hold` delays windows while it is cleared, `replicas` is the status of the replicas.
-    `windows`, `lanes` and `jobs` record the calls of `recognise`, `metrics` the metrics.
+    `windows`, `lanes` and `jobs` record the calls of `recognise`, `metrics` the metrics. All diarizers are `diarizer`.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -83,13 +84,16 @@ class FakeService:
         self.hold = asyncio.Event()
         self.hold.set()
         self.metrics = MemoryRecorder()
+        self.diarizer = LocalDiarizer()
+        with_updates = SETTINGS.model_copy(update=settings)
         self.service = SpeechService(
-            SETTINGS.model_copy(update=settings),
+            with_updates,
             {model.name: self for model in SETTINGS.models},
             self.statuses,
             LevelVad,
             decoders(),
             self.metrics,
+            diarizers={each.name: self.diarizer for each in with_updates.diarizers},
         )
 
     async def recognise(self, window: Window, lane: Lane, job: Job) -> list[Token]:

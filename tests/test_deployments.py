@@ -118,8 +118,8 @@ async def test_windows_of_live_streams_that_fail_are_part_of_the_answer(caplog: 
 async def test_a_replica_that_fails_every_batch_exits(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that Serve replaces it. Until then, what it gets is sent to another one."""
     exits: list[int] = []
-    monkeypatch.setattr("serve_app.deployments.os._exit", exits.append)
-    monkeypatch.setattr("serve_app.deployments.EXIT_GRACE_S", 0.0)
+    monkeypatch.setattr("serve_app.replica.os._exit", exits.append)
+    monkeypatch.setattr("serve_app.replica.EXIT_GRACE_S", 0.0)
     replica = object.__new__(ModelReplica)
     replica._model, replica._broken = ModelSettings(name="m", source="bundled"), None
     replica._batching, replica._loop = BatchingSettings(), asyncio.get_running_loop()

@@ -15,7 +15,7 @@ MAX_LINES = 300
 
 RAY_CLUSTER = [
     *("cluster.model_client", "cluster.routing", "cluster.running_application", "cluster.backpressure"),
-    *("cluster.proxies", "cluster.proxy_patch"),
+    *("cluster.proxies", "cluster.proxy_patch", "cluster.calls", "cluster.diarizer_client"),
 ]
 """The modules of cluster/ that know Ray."""
 
@@ -23,7 +23,7 @@ RAY_OBSERVE = ["observe.ray_recorder", "observe.node_exporter", "observe.serve_l
 """The same of observe/."""
 
 MAY_IMPORT = {
-    "ray": ["app", "run", "ingress", "deployments", *RAY_CLUSTER, *RAY_OBSERVE],
+    "ray": ["app", "run", "ingress", "deployments", "replica", *RAY_CLUSTER, *RAY_OBSERVE],
     "torch": ["engine", "live.vad"],
     "nemo": ["engine"],
     "omegaconf": ["engine"],
@@ -41,12 +41,16 @@ PURE = [
     *("audio", "decoders", "merging", "output", "live.session", "live.windows", "live.endpointing", "live.detection"),
     *("engine.protocol", "engine.batch_queue", "engine.batch_policy", "engine.batch_cost", "engine.decode_rate"),
     *("cluster.status", "cluster.admission", "cluster.demand", "cluster.autoscaling"),
+    *("diarization.protocol", "diarization.chunks", "diarization.references", "diarization.simulated"),
     "jobs",
     *("observe.catalogue", "observe.recorder", "observe.job_meter", "observe.ingress_state"),
     *("observe.tracing", "observe.job_trace", "observe.window_trace", "observe.tracers", "observe.otel_tracer"),
     *(
         "chunking",
         "joining",
+        "diarizing",
+        "job_options",
+        "diarizer_settings",
         "pipeline",
         "service",
         "settings",
@@ -67,14 +71,17 @@ PURE = [
 LAYERS = [
     ["run"],
     ["app"],
-    ["ingress", "deployments"],
+    ["ingress", "deployments", "diarizer_deployment"],
+    ["replica"],
     ["api", *RAY_CLUSTER, "engine", "observe.ingress_state"],
     ["jobs.service", "jobs.worker", "jobs.transcription"],
     ["service"],
-    ["pipeline", "decoders", "engine.protocol", "engine.batch_queue", "engine.batch_policy"],
+    ["job_options"],
+    ["pipeline", "diarizing", "decoders", "engine.protocol", "engine.batch_queue", "engine.batch_policy"],
     ["joining"],
-    ["chunking", "live", "cluster"],
+    ["chunking", "live", "cluster", "diarization"],
     ["settings"],
+    ["diarizer_settings"],
     ["audio", "merging", "output", "observe", "live.windows", "seed_variables", "jobs.progress", "jobs.stores"],
     ["events", "request_settings"],
     ["jobs"],
@@ -168,7 +175,7 @@ def test_no_module_is_called_utils() -> None:
     assert not list(PACKAGE.rglob("util*.py"))
 
 
-@pytest.mark.parametrize("module", ["app", "run", "ingress", "deployments", *RAY_CLUSTER, *RAY_OBSERVE])
+@pytest.mark.parametrize("module", ["diarizer_deployment", *MAY_IMPORT["ray"]])
 def test_annotations_that_serve_reads_are_not_deferred(module: str) -> None:
     """With deferred annotations Serve passes `build_app` a raw dict and says nothing."""
     assert "__future__" not in imports_of(MODULES[f"serve_app.{module}"])

@@ -148,6 +148,20 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "Replicas are added above 1.",
         ),
     ),
+    "Speakers": (
+        Panel(
+            "Audio per second",
+            "none",
+            ((_rate(catalogue.DIARIZER_AUDIO_SECONDS, "diarizer", ""), "{{diarizer}}"),),
+            "Seconds of audio in which diarizers looked for speakers, per second.",
+        ),
+        Panel("Duration of a step", "s", _quantiles(catalogue.DIARIZER_STEP_SECONDS, "diarizer", "")),
+        Panel(
+            "Steps sent again, per minute",
+            "short",
+            ((f"60 * {_rate(catalogue.DIARIZER_STEPS_RETRIED, 'diarizer', '')}", "{{diarizer}}"),),
+        ),
+    ),
     "Jobs": (
         Panel("In progress", "short", ((_sum(catalogue.JOBS_RUNNING), "jobs"),)),
         Panel("Ended, per minute", "short", ((f"60 * {_rate(catalogue.JOBS_ENDED, 'state', '')}", "{{state}}"),)),

@@ -10,17 +10,20 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from serve_app.settings import ModelSettings, Settings
+from serve_app.settings import DiarizerSettings, ModelSettings, Settings
 
 HEADER = "| setting | default | meaning |\n|---|---|---|"
 
+LISTS: dict[str, type[BaseModel]] = {"models": ModelSettings, "diarizers": DiarizerSettings}
+"""Settings that are lists of groups."""
+
 
 def leaves(model: type[BaseModel] = Settings, path: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every setting that holds a value, with its path. The settings of a model have paths below `models[]`."""
+    """Every setting that holds a value, with its path. The settings of a model have paths below `models[]`, and so on."""
     for name, field in model.model_fields.items():
-        kind = ModelSettings if name == "models" else field.annotation
+        kind = LISTS.get(name, field.annotation)
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from leaves(kind, f"{path}{name}{'[]' if name == 'models' else ''}.")
+            yield from leaves(kind, f"{path}{name}{'[]' if name in LISTS else ''}.")
         else:
             yield path + name, field
 

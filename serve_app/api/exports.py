@@ -15,12 +15,12 @@ from serve_app.api.client_address import client_address
 from serve_app.api.errors import ERROR_RESPONSES
 from serve_app.api.limits import MAX_BODY_BYTES
 from serve_app.api.response_formats import MaxCueS, MaxLineChars, MaxLines, Rendering, Timing, cue_changes
-from serve_app.api.schemas import SegmentWord, VerboseSegment
+from serve_app.api.schemas import SegmentWord, SpeakerName, VerboseSegment
 from serve_app.api.threads import Checkpoint, run_in_thread
 from serve_app.cluster.admission import Places
 from serve_app.errors import UploadTooLarge, UploadTooSlow
-from serve_app.output.cues import SPACELESS
 from serve_app.output.export import to_verbose_json
+from serve_app.output.scripts import SPACELESS
 from serve_app.service import SpeechService
 from serve_app.settings import SubtitleSettings
 from serve_app.transcript import Segment, Transcript, Word
@@ -37,6 +37,9 @@ MAX_SEGMENTS = 20_000
 
 MAX_SEGMENT_WORDS = 10_000
 """Maximum words with times of a segment. They are validated in one step, during which no other thread runs."""
+
+MAX_SPEAKER_CHARS = 256
+"""Of a speaker's name."""
 
 MAX_EXPORTS = 32
 """Maximum exports in progress, those that wait included. One at a time is rendered, since Python runs one thread at a time."""
@@ -60,6 +63,7 @@ class GivenSegment(VerboseSegment):
     avg_logprob: float = 0.0
     compression_ratio: float = 1.0
     no_speech_prob: float = 0.0
+    speaker: SpeakerName = Field(None, max_length=MAX_SPEAKER_CHARS)
     words: list[SegmentWord] = Field(
         [],
         max_length=MAX_SEGMENT_WORDS,
@@ -100,7 +104,7 @@ class GivenSegment(VerboseSegment):
 class Export(BaseModel):
     """The whole transcript, in the fields of `verbose_json`, and the format to render it in."""
 
-    response_format: Literal["json", "verbose_json", "text", "srt", "vtt", "csv", "tsv"]
+    response_format: Literal["json", "verbose_json", "text", "srt", "vtt", "csv", "tsv", "diarized_json"]
     language: str = Field("unknown", description="A code or an English name.")
     duration: float = Field(ge=0, le=MAX_S, description="Length of the audio, seconds.")
     segments: Annotated[list[GivenSegment], FailFast()] = Field(max_length=MAX_SEGMENTS)
@@ -215,4 +219,4 @@ def _count_words(text: str) -> int:
 
 def _segment(index: int, given: GivenSegment) -> Segment:
     words = tuple(Word(word.word, word.start, word.end, word.probability) for word in given.words)
-    return Segment(index, given.text, given.start, given.end, words, (), given.channel)
+    return Segment(index, given.text, given.start, given.end, words, (), given.channel, given.speaker)

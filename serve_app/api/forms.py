@@ -25,7 +25,10 @@ from serve_app.tasks import stop
 FILE_FIELD = b"file"
 """The field that is a file, with or without a filename."""
 
-LIST_FIELDS = ("include", "keywords", "languages", "timestamp_granularities")
+REFERENCE_FIELD = "known_speaker_references"
+"""A list field whose items are as large as files, and are kept as such."""
+
+LIST_FIELDS = ("include", "keywords", "languages", "timestamp_granularities", "known_speaker_names", REFERENCE_FIELD)
 """Fields that may be repeated. In the API's description, their names end with `[]`."""
 
 LIST_FIELD_SPELLING = re.compile(rf"({'|'.join(LIST_FIELDS)})(\[\d*\])?")
@@ -118,7 +121,7 @@ class _Parser(MultiPartParser):
     """
 
     _is_complete = False
-    _field_bytes = _body_bytes = 0
+    _files = _field_bytes = _body_bytes = 0
     _file_start_bytes: int | None = None
     on_written: Callable[[], None]
 
@@ -142,7 +145,7 @@ class _Parser(MultiPartParser):
         return int(self.headers["content-length"]) - (self._file_start_bytes or 0) - len(b"\r\n--" + boundary + b"--\r\n")
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
-        if self._current_part.file is not None and self._file_start_bytes is None:
+        if self._current_part.field_name == FILE_FIELD.decode() and self._file_start_bytes is None:
             self._file_start_bytes = self._body_bytes + start
         if self._current_part.file is None:
             self._field_bytes += end - start
@@ -154,9 +157,18 @@ class _Parser(MultiPartParser):
         # RFC 7578 makes the filename optional, but Starlette recognises files by it.
         part = self._current_part
         _, options = parse_options_header(part.content_disposition)
-        if options.get(b"name") == FILE_FIELD and b"filename" not in options:
+        name = options.get(b"name", b"")
+        is_reference = _canonical(name.decode(errors="replace")) == f"{REFERENCE_FIELD}[]"
+        if (name == FILE_FIELD or is_reference) and b"filename" not in options:
             part.content_disposition = (part.content_disposition or b"") + b'; filename=""'
         super().on_headers_finished()
+        if part.file is not None and is_reference:
+            # Several of them would hold a lot of memory.
+            part.file.file.rollover()  # type: ignore[attr-defined]  # Starlette's are SpooledTemporaryFiles
+        elif part.file is not None:
+            self._files += 1
+            if self._files > 1:
+                raise MultiPartException("A form may have one file only, and references of known speakers.")
 
     def on_end(self) -> None:
         self._is_complete = True

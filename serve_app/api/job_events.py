@@ -61,7 +61,14 @@ class _Reader:
                 yield self._event("restart", JobRestart(), job)
             self._generation, self._sent, self._parts, self._read = job.generation, 0, 0, 0
         for segment in await self._new_segments(job):
-            body = JobSegment(id=self._sent, start=segment.start_s, end=segment.end_s, text=segment.text, channel=segment.channel)
+            body = JobSegment(
+                id=self._sent,
+                start=segment.start_s,
+                end=segment.end_s,
+                text=segment.text,
+                channel=segment.channel,
+                speaker=segment.speaker,
+            )
             self._sent += 1
             yield self._event("segment", body, job)
         if job.state.is_ended or previous is None or job.state != previous.state:

@@ -1,5 +1,6 @@
 """What the fields of a new job must be."""
 
+import asyncio
 import hashlib
 import json
 import math
@@ -7,7 +8,9 @@ from contextlib import aclosing
 from typing import Any, BinaryIO
 
 from serve_app.decoders.recording import Recording
+from serve_app.diarizing import SpeakerOptions
 from serve_app.errors import RequestError
+from serve_app.jobs.parts import pack_samples
 
 MAX_METADATA_BYTES = 4096
 _MAX_DEPTH = 32
@@ -24,6 +27,18 @@ async def length_s(recording: Recording) -> float | None:
     async with aclosing(recording.windows(PROBE_S, 0)) as windows:
         await anext(windows, None)
     return recording.expected_s
+
+
+async def speaker_fields(speakers: SpeakerOptions | None) -> dict[str, Any]:
+    """What a `JobRequest` keeps of who speaks."""
+    if speakers is None:
+        return {}
+    known = [(name, await asyncio.to_thread(pack_samples, reference)) for name, reference in speakers.known]
+    return {
+        "diarizer": speakers.diarizer,
+        "diarizer_is_optional": speakers.is_optional,
+        "known_speakers": tuple(known),
+    }
 
 
 def ttl_s_of(asked_s: float | None, default_s: float, max_s: float) -> float:

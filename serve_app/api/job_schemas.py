@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from serve_app.api.response_formats import ResponseFormat
-from serve_app.api.schemas import ChannelNumber
+from serve_app.api.schemas import ChannelNumber, SpeakerName
 from serve_app.jobs.model import Delivery, Job, JobStatus
 from serve_app.jobs.request import JobRequest
 
@@ -69,6 +69,7 @@ class JobSegment(BaseModel):
     end: float
     text: str
     channel: ChannelNumber = None
+    speaker: SpeakerName = None
 
 
 class JobRestart(BaseModel):

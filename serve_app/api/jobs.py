@@ -21,9 +21,10 @@ from serve_app.api.job_schemas import JobBody, JobList, PriorityName, State, bod
 from serve_app.api.keywords import Phrases
 from serve_app.api.response_formats import Granularity, Inclusion, Rendering, ResponseFormat, Timing
 from serve_app.api.rest import FORM_LIMITS, TRANSCRIPTION_RESPONSES, File_, ModelName, Temperature, Track
+from serve_app.api.speakers import SpeakerChoice, speaker_choice
 from serve_app.api.streaming import event_stream
 from serve_app.cluster.admission import Places
-from serve_app.errors import JobNotFound, JobStateConflict, StoreUnavailable
+from serve_app.errors import JobNotFound, JobStateConflict, RequestError, StoreUnavailable
 from serve_app.jobs.model import Idempotency, Job, JobState, NewJob, Priority, new_id
 from serve_app.jobs.parts import unpack_transcript
 from serve_app.jobs.request import JobRequest
@@ -100,6 +101,7 @@ def create_router(service: SpeechService, jobs: JobService) -> APIRouter:
         strategy: Annotated[ChunkingStrategy, Depends(chunking_strategy)] = ChunkingStrategy(),  # noqa: B008
         track: Track = None,
         channels: Annotated[ChannelChoice, Depends(channel_choice)] = ChannelChoice(),  # noqa: B008
+        speakers: Annotated[SpeakerChoice, Depends(speaker_choice)] = SpeakerChoice(),  # noqa: B008
         temperature: Temperature = None,
         webhook_url: Annotated[str | None, Form(description="Gets a signed POST request when the job has ended.")] = None,
         metadata: Annotated[
@@ -117,6 +119,7 @@ def create_router(service: SpeechService, jobs: JobService) -> APIRouter:
         chosen = service.find_model(model)
         windows = strategy.windows(service.settings.windows_for(chosen))
         is_default = strategy == ChunkingStrategy()
+        wanted = await speakers.options(service, rendering, multichannel=channels.multichannel)
         asked = JobRequest(
             model=chosen.name,
             window_s=None if is_default else windows.window_s,
@@ -125,6 +128,7 @@ def create_router(service: SpeechService, jobs: JobService) -> APIRouter:
             language=language.check(asked_languages, chosen),
             track=track,
             **asdict(channels),
+            **await job_forms.speaker_fields(wanted),
             filename=(file.filename or "")[:1024],
             rendering=asdict(rendering),
         )
@@ -141,6 +145,7 @@ def create_router(service: SpeechService, jobs: JobService) -> APIRouter:
         )
         if idempotency_key is not None:
             form = [(name, value) for name, value in (await request.form()).multi_items() if isinstance(value, str)]
+            form += asked.known_speakers
             digest = await asyncio.to_thread(job_forms.digest_of, form, file.file)
             new = replace(new, idempotency=Idempotency(idempotency_key, digest))
         # Before the job is made: a request that is refused has made none.
@@ -200,7 +205,10 @@ def create_router(service: SpeechService, jobs: JobService) -> APIRouter:
         owner = _owner(request)
         data = await jobs.store.result(owner, job_id)
         job = (await jobs.store.status(owner, job_id)).job
-        rendering = Rendering(**dict(JobRequest.from_json(job.request).rendering))
+        asked = JobRequest.from_json(job.request)
+        rendering = Rendering(**dict(asked.rendering))
+        if response_format == "diarized_json" and asked.diarizer is None:
+            raise RequestError("This job was made without `diarize`: nobody knows who speaks.", param="response_format")
         if response_format is not None:
             rendering = await response_formats.rendering(response_format, granularities or ["segment"], include)
         changes = response_formats.cue_changes(max_lines=max_lines, max_line_chars=max_line_chars, max_cue_s=max_cue_s)

@@ -6,10 +6,10 @@ from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
 from serve_app.api.exports import Export
-from serve_app.api.schemas import ErrorBody, TranscriptDelta, TranscriptDone, TranscriptProgress
+from serve_app.api.schemas import ErrorBody, TranscriptDelta, TranscriptDone, TranscriptProgress, TranscriptSegment
 
 SCHEMAS = "#/components/schemas/{model}"
-STREAMED = (TranscriptDelta, TranscriptProgress, TranscriptDone, ErrorBody)
+STREAMED = (TranscriptDelta, TranscriptSegment, TranscriptProgress, TranscriptDone, ErrorBody)
 """What a server-sent event may hold."""
 
 STREAM_ITEM: dict[str, Any] = {
@@ -34,9 +34,6 @@ UNUSED_SCHEMAS = ("HTTPValidationError", "ValidationError")
 
 FORM_PREFIX = "Body_"
 """Names of the schemas of forms begin with it."""
-
-REJECTED_VALUES = frozenset({"diarized_json"})
-"""Enum values that a request may name, and that are always rejected with an explanation."""
 
 
 def install(api: FastAPI) -> None:
@@ -64,11 +61,7 @@ def install(api: FastAPI) -> None:
 
 
 def _form_field(field: dict[str, Any]) -> dict[str, Any]:
-    """The schema of a form field without null, which no form can hold, and without the rejected values."""
+    """The schema of a form field without null, which no form can hold."""
     kinds = [kind for kind in field.get("anyOf", []) if kind != {"type": "null"}]
-    if len(kinds) != 1:
-        return field
-    described: dict[str, Any] = {name: value for name, value in field.items() if name != "anyOf"} | kinds[0]
-    if "enum" in described:
-        described["enum"] = [choice for choice in described["enum"] if choice not in REJECTED_VALUES]
-    return described
+    described: dict[str, Any] = {name: value for name, value in field.items() if name != "anyOf"}
+    return described | (kinds[0] if len(kinds) == 1 else {"anyOf": kinds} if kinds else {})

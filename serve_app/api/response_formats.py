@@ -10,7 +10,6 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import Field
 
 from serve_app.api.threads import Checkpoint, run_in_thread
-from serve_app.errors import RequestError
 from serve_app.output import export, subtitles
 from serve_app.output.cues import CueRules
 from serve_app.settings import SubtitleSettings
@@ -81,6 +80,8 @@ class Rendering:
                 return export.to_json(transcript, with_logprobs=self.with_logprobs)
             case "verbose_json":
                 return self._verbose(transcript)
+            case "diarized_json":
+                return export.to_diarized_json(transcript)
             case "srt":
                 return _srt(transcript, rules, checkpoint)
             case "vtt":
@@ -111,7 +112,7 @@ async def rendering(
         ResponseFormat | None,
         Form(
             description="Format of the response. If omitted: `verbose_json` and the fields that clients of other servers expect. "
-            "`diarized_json` is rejected: this server does not identify speakers."
+            "`diarized_json` implies `diarize=true`."
         ),
     ] = None,
     timestamp_granularities: Annotated[
@@ -133,9 +134,7 @@ async def rendering(
     max_line_chars: Annotated[MaxLineChars | None, Form()] = None,
     max_cue_s: Annotated[MaxCueS | None, Form()] = None,
 ) -> Rendering:
-    """FastAPI dependency: the rendering that the form's fields ask for. Raises RequestError."""
-    if response_format == "diarized_json":
-        raise RequestError("`diarized_json` is not supported: this server does not identify speakers.", param="response_format")
+    """FastAPI dependency: the rendering that the form's fields ask for."""
     return Rendering(
         response_format,
         with_words="word" in timestamp_granularities,

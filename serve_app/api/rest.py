@@ -18,6 +18,7 @@ from serve_app.api.keywords import Phrases
 from serve_app.api.openapi import STREAM_ITEM
 from serve_app.api.response_formats import Rendering, Timing
 from serve_app.api.schemas import (
+    DiarizerReadiness,
     Health,
     Model,
     ModelList,
@@ -25,9 +26,11 @@ from serve_app.api.schemas import (
     Readiness,
     ReplicaReadiness,
     TranscriptionDefault,
+    TranscriptionDiarizedJson,
     TranscriptionJson,
     TranscriptionVerboseJson,
 )
+from serve_app.api.speakers import MAX_KNOWN, SpeakerChoice, speaker_choice
 from serve_app.api.streaming import Extras
 from serve_app.audio.growing_file import GrowingFile
 from serve_app.cluster.status import ModelStatus
@@ -56,7 +59,7 @@ BUNDLED_DESCRIPTION = "spoken English digits only, to try the server"
 
 TRANSCRIPTION_RESPONSES = ERROR_RESPONSES | {
     200: {
-        "model": TranscriptionDefault | TranscriptionJson | TranscriptionVerboseJson,
+        "model": TranscriptionDefault | TranscriptionJson | TranscriptionVerboseJson | TranscriptionDiarizedJson,
         "description": "The transcript in the requested format.",
         "content": {
             media_type: {"schema": {"type": "string"}} for media_type in ("text/plain", "text/csv", "text/tab-separated-values")
@@ -66,8 +69,9 @@ TRANSCRIPTION_RESPONSES = ERROR_RESPONSES | {
 }
 
 
-FORM_LIMITS: Any = {"max_files": 1, "max_fields": 256, "max_part_size": 65_536}
-"""Fields, and files below 1 MB, are held in memory: their number and size are limited."""
+FORM_LIMITS: Any = {"max_files": 1 + 2 * MAX_KNOWN, "max_fields": 256, "max_part_size": 65_536}
+"""Fields, and a file below 1 MB, are held in memory: their number and size are limited. References of known speakers are files;
+a few too many of them get an error of their own."""
 
 
 def create_router(service: SpeechService, keys: Keys) -> APIRouter:
@@ -97,6 +101,7 @@ def create_router(service: SpeechService, keys: Keys) -> APIRouter:
         strategy: Annotated[ChunkingStrategy, Depends(chunking_strategy)] = ChunkingStrategy(),  # noqa: B008
         track: Track = None,
         channels: Annotated[ChannelChoice, Depends(channel_choice)] = ChannelChoice(),  # noqa: B008
+        speakers: Annotated[SpeakerChoice, Depends(speaker_choice)] = SpeakerChoice(),  # noqa: B008
         temperature: Temperature = None,
     ) -> Response:
         """Transcribe a file."""
@@ -109,6 +114,7 @@ def create_router(service: SpeechService, keys: Keys) -> APIRouter:
             keywords=keywords.check(phrases, chosen, are_refused=service.refuses_keywords(chosen)),
             language=language.check(asked_languages, chosen),
             drops_crosstalk=channels.drops_crosstalk,
+            speakers=await speakers.options(service, rendering, multichannel=channels.multichannel),
         )
         recording = service.decoders.open(file.file, track=track, multichannel=channels.multichannel)
 
@@ -121,6 +127,7 @@ def create_router(service: SpeechService, keys: Keys) -> APIRouter:
                 rendering.with_logprobs,
                 (lambda: recording.announced_s) if rendering.with_progress else None,
                 content if rendering.response_format else None,
+                segments=rendering.response_format == "diarized_json",
             )
             events = service.transcribe_events(recording, chosen, options)
             if isinstance(file.file, GrowingFile):
@@ -145,6 +152,8 @@ def create_router(service: SpeechService, keys: Keys) -> APIRouter:
         chosen = service.find_model(model)
         if chosen.languages != ("en",):
             raise RequestError(f"The model `{chosen.name}` does not translate; use /v1/audio/transcriptions.", param="model")
+        if rendering.response_format == "diarized_json":
+            raise RequestError("`diarized_json` is a format of transcriptions only.", param="response_format")
         as_json = replace(rendering, response_format=rendering.response_format or "json", task="translate")
         return await transcribe(request, file, model, ["en"], as_json, phrases=phrases, track=track)
 
@@ -166,6 +175,7 @@ def create_router(service: SpeechService, keys: Keys) -> APIRouter:
             owned_by=model.source,
             languages=list(model.languages),
             description=description,
+            diarizers=[diarizer.name for diarizer in service.settings.diarizers],
         )
 
     @router.get("/health", tags=["server"])
@@ -173,7 +183,7 @@ def create_router(service: SpeechService, keys: Keys) -> APIRouter:
         """Whether the server is alive; 200 whatever the state of the models."""
         return Health()
 
-    reason = "A model with `min_replicas` of at least 1 is not loaded, or the server is shutting down."
+    reason = "A model or diarizer with `min_replicas` of at least 1 is not loaded, or the server is shutting down."
 
     @router.get(
         "/ready",
@@ -183,13 +193,29 @@ def create_router(service: SpeechService, keys: Keys) -> APIRouter:
     )
     async def ready(request: Request, response: Response) -> Readiness:
         """Whether the server is ready, and the state of every model. This request does not load any."""
-        statuses = await service.model_statuses()
-        is_ready = all(status.is_ready for status in statuses) and not service.admission.is_closed
+        models, diarizers = await service.statuses()
+        is_ready = all(status.is_ready for status in models + diarizers) and not service.admission.is_closed
         response.status_code = 200 if is_ready else 503
-        is_client = keys.accept(request.headers.get("authorization"))
-        return Readiness(ready=is_ready, models=[_readiness(status) for status in statuses] if is_client else None)
+        if not keys.accept(request.headers.get("authorization")):
+            return Readiness(ready=is_ready)
+        return Readiness(
+            ready=is_ready, models=list(map(_readiness, models)), diarizers=list(map(_diarizer_readiness, diarizers)) or None
+        )
 
     return router
+
+
+def _diarizer_readiness(status: ModelStatus) -> DiarizerReadiness:
+    loaded = next((replica for replica in status.replicas if replica.state == "ready"), None)
+    return DiarizerReadiness(
+        id=status.model.name,
+        state=status.state,
+        detail=status.detail,
+        device=loaded.device if loaded else "",
+        precision=loaded.precision if loaded else "",
+        replicas=len(status.replicas),
+        steps=sum(replica.batches for replica in status.replicas),
+    )
 
 
 def _readiness(status: ModelStatus) -> ModelReadiness:

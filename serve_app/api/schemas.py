@@ -35,6 +35,10 @@ ChannelNumber = Annotated[
     int | None,
     Field(exclude_if=lambda channel: channel is None, description="Present with `multichannel`: a channel of the file, from 0."),
 ]
+SpeakerName = Annotated[
+    str | None,
+    Field(exclude_if=lambda speaker: speaker is None, description="Present where it is known: a known name, or A, B, ..."),
+]
 
 
 class ChannelText(BaseModel):
@@ -81,7 +85,31 @@ class TranscriptDelta(StreamEvent):
     type: Literal["transcript.text.delta"] = "transcript.text.delta"
     delta: str
     channel: ChannelNumber = None
+    speaker: SpeakerName = None
+    segment_id: str | None = Field(None, description="With `diarized_json`: the `id` of the segment that this is the text of.")
     logprobs: list[LogProbability] | None = Field(None, description="Present when `include[]` has `logprobs`.")
+
+
+class TranscriptSegment(StreamEvent):
+    """A segment of `diarized_json`; with `stream` also an event."""
+
+    type: Literal["transcript.text.segment"] = "transcript.text.segment"
+    id: str
+    start: float = Field(description="Seconds.")
+    end: float = Field(description="Seconds.")
+    text: str
+    speaker: str = Field(description="A known name, or A, B, ...; `unknown` where `diarize=optional` found no diarizer.")
+
+
+class TranscriptionDiarizedJson(BaseModel):
+    """`response_format=diarized_json`."""
+
+    task: Literal["transcribe"]
+    duration: float = Field(description="Length of the audio, seconds.")
+    text: str
+    segments: list[TranscriptSegment]
+    usage: Usage
+    warnings: list[str] | None = Field(None, description="Present if there are any, such as that the speakers are unknown.")
 
 
 class TranscriptProgress(StreamEvent):
@@ -128,6 +156,7 @@ class VerboseSegment(BaseModel):
     no_speech_prob: float = Field(description="Always 0: a transducer has no such output.")
     words: list[SegmentWord] = Field(description="Words of the segment, in the form of Whisper's own output.")
     channel: ChannelNumber = None
+    speaker: SpeakerName = None
 
 
 class VerboseWord(BaseModel):
@@ -136,6 +165,7 @@ class VerboseWord(BaseModel):
     end: float = Field(description="Seconds.")
     confidence: float = Field(description="The model's probability of the least certain token of the word.")
     channel: ChannelNumber = None
+    speaker: SpeakerName = None
 
 
 class ChannelTranscript(ChannelText):
@@ -157,7 +187,9 @@ class TranscriptionVerboseJson(BaseModel):
     channels: list[ChannelTranscript] | None = Field(None, description="Present with `multichannel`: each channel by itself.")
     logprobs: list[LogProbability] | None = Field(None, description="Present when `include[]` has `logprobs`.")
     usage: Usage
-    warnings: list[str] | None = Field(None, description="Present when parts of the file could not be decoded.")
+    warnings: list[str] | None = Field(
+        None, description="Present when parts of the file could not be decoded, or speakers are unknown."
+    )
 
 
 class TranscriptionDefault(TranscriptionVerboseJson):
@@ -179,6 +211,7 @@ class Model(BaseModel):
     owned_by: str
     languages: list[str] = Field(description="ISO 639-1 codes of the supported languages.")
     description: str = Field(description="What the model can do; empty: speech in its languages.")
+    diarizers: list[str] = Field(description="Names of the diarizers that can tell who speaks; empty: `diarize` is refused.")
 
 
 class ModelList(BaseModel):
@@ -220,6 +253,19 @@ class ModelReadiness(BaseModel):
     replicas: list[ReplicaReadiness]
 
 
+class DiarizerReadiness(BaseModel):
+    """One configured diarizer."""
+
+    id: str
+    state: str = Field(description="As of a model.")
+    detail: str = Field(description="Progress of a download, or why the diarizer is unavailable.")
+    device: str = Field(description="`cpu` or `cuda`; empty until loaded.")
+    precision: str = Field(description="Empty until loaded.")
+    replicas: int
+    steps: int = Field(description="Chunks processed by these replicas.")
+
+
 class Readiness(BaseModel):
-    ready: bool = Field(description="Every model is loaded or loads on demand, and the server is not shutting down.")
+    ready: bool = Field(description="All models and diarizers are loaded or load on demand; the server is not shutting down.")
     models: list[ModelReadiness] | None = Field(None, description="Absent where the server has keys and the request has none.")
+    diarizers: list[DiarizerReadiness] | None = Field(None, description="As `models`; absent too where there are none.")

@@ -13,11 +13,19 @@ from fastapi.sse import EventSourceResponse, format_sse_event
 from starlette.types import Receive, Scope, Send
 
 from serve_app.api.errors import count_failure, error_body
-from serve_app.api.schemas import ErrorBody, LogProbability, TokenUsage, TranscriptDelta, TranscriptDone, TranscriptProgress
+from serve_app.api.schemas import (
+    ErrorBody,
+    LogProbability,
+    TokenUsage,
+    TranscriptDelta,
+    TranscriptDone,
+    TranscriptProgress,
+    TranscriptSegment,
+)
 from serve_app.errors import UNFORESEEN, EngineError, SpeechError
 from serve_app.events import Done, Event, Progress, SegmentFinal
 from serve_app.observe import tracing
-from serve_app.output.export import to_logprobs
+from serve_app.output.export import segment_id, to_diarized_segment, to_logprobs
 from serve_app.tasks import stop
 from serve_app.transcript import Token
 from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE
@@ -33,7 +41,7 @@ HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 """The second one keeps nginx from buffering events."""
 
 Item = TypeVar("Item")
-Message = TranscriptDelta | TranscriptProgress | TranscriptDone | ErrorBody
+Message = TranscriptDelta | TranscriptSegment | TranscriptProgress | TranscriptDone | ErrorBody
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +53,8 @@ class Extras:
     """For progress events: returns the length of the audio, seconds, None while unknown. None: no progress events."""
     content: Callable[[Done], str | dict[str, Any]] | None = None
     """Renders the transcript for the last event, in the `response_format` asked for. None: the request has none."""
+    segments: bool = False
+    """Each segment has an event, as OpenAI's `diarized_json` wants it."""
 
 
 async def stream(events: AsyncGenerator[Event, None], extras: Extras = Extras()) -> Response:
@@ -110,7 +120,15 @@ async def _messages(events: AsyncGenerator[Event, None], extras: Extras) -> Asyn
                 delta = f" {event.segment.text}" if text else event.segment.text
                 text += delta
                 logprobs = _logprobs(event.segment.tokens, extras)
-                yield TranscriptDelta(delta=delta, channel=event.segment.channel, logprobs=logprobs)
+                yield TranscriptDelta(
+                    delta=delta,
+                    channel=event.segment.channel,
+                    speaker=event.segment.speaker,
+                    segment_id=segment_id(event.segment) if extras.segments else None,
+                    logprobs=logprobs,
+                )
+                if extras.segments:
+                    yield TranscriptSegment(**to_diarized_segment(event.segment))
             elif isinstance(event, Progress) and extras.length_s is not None:
                 yield TranscriptProgress(
                     audio_s=round(event.done_s, 3),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from serve_app.cluster.demand import Demand
-from serve_app.settings import ModelSettings
+from serve_app.settings import DiarizerSettings, ModelSettings
 
 HEARTBEAT_S = 1.0
 """Interval between the reports of a replica, seconds."""
@@ -19,7 +19,7 @@ ModelState = Literal["unloaded", "starting", "downloading", "loading", "ready", 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaStatus:
-    """What one model replica reports."""
+    """What one replica of a model reports. One of a diarizer leaves at their defaults what only models have."""
 
     replica_id: str
     state: ModelState
@@ -43,9 +43,9 @@ class ReplicaStatus:
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """A configured model and its replicas."""
+    """A configured model or diarizer, and its replicas."""
 
-    model: ModelSettings
+    model: ModelSettings | DiarizerSettings
     replicas: tuple[ReplicaStatus, ...]
 
     @property
@@ -71,7 +71,7 @@ class ClusterStatus:
     """What an ingress replica receives when it reports."""
 
     models: dict[str, tuple[ReplicaStatus, ...]]
-    """Replicas that reported lately, by model name."""
+    """Replicas that reported lately, by the name of their model or diarizer."""
     is_draining: bool
     """The ingress must refuse new requests."""
     configuration: str = ""

@@ -67,7 +67,7 @@ def transcribe(
     """
     if forgets and not (by_jobs and output_dir):
         raise click.UsageError("--forget needs --jobs and --output-dir.")
-    speech, rendering = speech_fields(**speech_options), format_fields(response_format, words)
+    speech, rendering = speech_fields(response_format, **speech_options), format_fields(response_format, words)
     recordings = plan(files, output_dir, response_format, with_folders=by_jobs)
     make_folder(output_dir)
     with contextlib.ExitStack() as stack:

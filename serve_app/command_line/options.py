@@ -1,6 +1,9 @@
 """What several commands share: options, the form fields that they mean, and an exit code."""
 
-from collections.abc import Callable, Sequence
+import base64
+import mimetypes
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -74,10 +77,42 @@ WORDS = click.option("--words", is_flag=True, help="With --format verbose_json: 
 
 CHANNELS = click.option("--channels", "multichannel", is_flag=True, help="Every channel of a recording by itself.")
 
+
+def _read_reference(_context: click.Context, _option: click.Parameter, values: Sequence[str]) -> dict[str, str]:
+    """Data URLs by name, from `NAME=FILE`."""
+    references = {}
+    for value in values:
+        name, equals, path = value.partition("=")
+        if not (name.strip() and equals and path):
+            raise click.BadParameter(f"{value} is not NAME=FILE.")
+        try:
+            content = Path(path).expanduser().read_bytes()
+        except OSError as error:
+            raise click.BadParameter(f"{path} cannot be read: {error.strerror}.") from None
+        kind = mimetypes.guess_type(path)[0] or "application/octet-stream"
+        references[name] = f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    return references
+
+
+SPEAKERS: Sequence[Decorator] = (
+    click.option("--diarize", "diarize", flag_value="true", help="Find out who speaks."),
+    click.option(
+        "--diarize-optional", "diarize", flag_value="optional", help="The same, where the server can; otherwise without speakers."
+    ),
+    click.option(
+        "--speakers",
+        multiple=True,
+        callback=_read_reference,
+        metavar="NAME=FILE",
+        help="Somebody who may speak, and 2 to 10 s of their speech. Can be repeated; implies --diarize.",
+    ),
+)
+
 FILES: Sequence[Decorator] = (
     FORMAT,
     click.option("--track", type=click.IntRange(min=0), help="Number of the audio track, from 0. Without it: the default track."),
     CHANNELS,
+    *SPEAKERS,
     WORDS,
     click.option(
         "--parallel",
@@ -107,20 +142,33 @@ def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def file_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator: adds those of `server_options`, `response_format`, `track`, `multichannel`, `words` and `max_parallel`."""
+    """Decorator: adds those of `server_options`, `response_format`, `track`, `multichannel`, `diarize`, `speakers`, `words` and
+    `max_parallel`."""
     return _add([*CONNECTION, *SPEECH, *FILES], command)
 
 
 def speech_fields(
-    *, model: str | None, language: str | None, track: int | None, multichannel: bool, keywords: Sequence[str]
+    response_format: str | None,
+    *,
+    model: str | None,
+    language: str | None,
+    track: int | None,
+    multichannel: bool,
+    keywords: Sequence[str],
+    diarize: str | None,
+    speakers: Mapping[str, str],
 ) -> Fields:
-    """What is transcribed, and how."""
+    """What is transcribed, and how. `response_format`: in which the transcript is fetched."""
+    needs_speakers = bool(speakers) or response_format == "diarized_json"
     fields: dict[str, Any] = {
         "model": model,
         "language": language,
         "track": None if track is None else str(track),
         "multichannel": "true" if multichannel else None,
         "keywords[]": list(keywords),
+        "diarize": diarize or ("true" if needs_speakers else None),
+        "known_speaker_names[]": list(speakers),
+        "known_speaker_references[]": list(speakers.values()),
     }
     return {name: value for name, value in fields.items() if value}
 

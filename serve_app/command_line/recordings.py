@@ -17,6 +17,7 @@ EXTENSIONS = {
     "text": "txt",
     "json": "json",
     "verbose_json": "json",
+    "diarized_json": "json",
     "srt": "srt",
     "vtt": "vtt",
     "csv": "csv",

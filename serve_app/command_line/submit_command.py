@@ -54,7 +54,7 @@ def submit(
     Exit code: 0 if every file is sent, and with --wait no job failed, 1 otherwise, 2 if the command line is wrong.
     """
     job_fields = {"webhook_url": webhook_url, "metadata": metadata, "ttl_s": ttl_s and str(ttl_s), "priority": priority}
-    fields = speech_fields(**speech_options) | format_fields(response_format, words)
+    fields = speech_fields(response_format, **speech_options) | format_fields(response_format, words)
     fields |= {name: value for name, value in job_fields.items() if value}
     recordings = plan(files, None, response_format)
     with opened(url, api_key) as (client, display), contextlib.ExitStack() as stack:

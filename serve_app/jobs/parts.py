@@ -5,14 +5,17 @@ which there are a hundred times as many. A section has a line for each item: a s
 during which no other thread runs.
 """
 
+import base64
 import json
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from serve_app.transcript import Segment, Token, Transcript, Word
-from serve_app.window import Window
+from serve_app.window import Samples, Window
 
 _LEVEL = 1
 """Of the compression: fast, and a third of the size."""
@@ -41,10 +44,11 @@ class FinalSegment(NamedTuple):
     end_s: float
     text: str
     channel: int | None = None
+    speaker: str | None = None
 
     @classmethod
     def of(cls, segment: Segment) -> "FinalSegment":
-        return cls(segment.start_s, segment.end_s, segment.text, segment.channel)
+        return cls(segment.start_s, segment.end_s, segment.text, segment.channel, segment.speaker)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +84,17 @@ def unpack_transcript(data: bytes) -> Transcript:
     items = _unpack(rest)
     duration_s, model, language, warnings, channels = next(items)
     segments = (
-        Segment(index, text, start_s, end_s, tuple(Word(*w) for w in words), tuple(Token(*t) for t in tokens), channel)
-        for index, ((start_s, end_s, text, channel), (words, tokens)) in enumerate(zip(unpack_segments(data), items, strict=True))
+        Segment(
+            index,
+            final.text,
+            final.start_s,
+            final.end_s,
+            tuple(Word(*word) for word in words),
+            tuple(Token(*token) for token in tokens),
+            final.channel,
+            final.speaker,
+        )
+        for index, (final, (words, tokens)) in enumerate(zip(unpack_segments(data), items, strict=True))
     )
     return Transcript(tuple(segments), duration_s, model, language, tuple(warnings), tuple(channels))
 
@@ -90,6 +103,15 @@ def unpack_segments(data: bytes) -> list[FinalSegment]:
     """The segments of a part, or of a result."""
     segments, _ = _sections(data)
     return [FinalSegment(*segment) for segment in _unpack(segments)]
+
+
+def pack_samples(samples: Samples) -> str:
+    """Some audio as text, for a document in JSON."""
+    return base64.b64encode(zlib.compress(samples.astype("<i2").tobytes(), _LEVEL)).decode()
+
+
+def unpack_samples(text: str) -> Samples:
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), "<i2").astype(np.int16)
 
 
 def _joined(segments: bytes, rest: bytes) -> bytes:

@@ -22,10 +22,21 @@ class JobRequest:
     """Every channel is transcribed by itself."""
     drops_crosstalk: bool | None = None
     """None: as the settings say."""
+    diarizer: str | None = None
+    """Which one finds who speaks; None: that is not asked for."""
+    diarizer_is_optional: bool = False
+    known_speakers: tuple[tuple[str, str], ...] = ()
+    """Name of each, and how they sound: see `parts.pack_samples`."""
     filename: str = ""
     """As the client named the file."""
     rendering: Mapping[str, Any]
     """Fields of `api.response_formats.Rendering`."""
+
+    @property
+    def needs(self) -> str:
+        """What has to be available for it, for people."""
+        needs_diarizer = self.diarizer is not None and not self.diarizer_is_optional
+        return f"model `{self.model}`" + (f" or the diarizer `{self.diarizer}`" if needs_diarizer else "")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -34,4 +45,5 @@ class JobRequest:
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         known = {field.name for field in fields(cls)}
         kept = {name: value for name, value in values.items() if name in known}
-        return cls(**kept | {"keywords": tuple(kept.get("keywords", ()))})
+        known_speakers = tuple((name, reference) for name, reference in kept.get("known_speakers", ()))
+        return cls(**kept | {"keywords": tuple(kept.get("keywords", ())), "known_speakers": known_speakers})

@@ -9,10 +9,12 @@ from typing import TypeVar
 
 from serve_app import __version__
 from serve_app.decoders.recording import Recording
+from serve_app.diarization.references import KnownSpeaker
+from serve_app.diarizing import SpeakerOptions
 from serve_app.errors import ModelUnavailable, StorageFull
 from serve_app.events import Done, Event
 from serve_app.jobs.model import CheckpointLost, Completed, Job, JobError, Lease, LeaseLost, Provenance
-from serve_app.jobs.parts import pack_transcript
+from serve_app.jobs.parts import pack_transcript, unpack_samples
 from serve_app.jobs.progress import JobProgress
 from serve_app.jobs.request import JobRequest
 from serve_app.jobs.store import UNAVAILABLE, JobStore
@@ -74,6 +76,7 @@ class Transcription:
             entry_point="jobs",
             is_background=True,
             drops_crosstalk=self._request.drops_crosstalk,
+            speakers=await self._speakers(),
         )
         progress = await self._resume(model, options.windows or self._service.settings.windows_for(model))
         try:
@@ -88,12 +91,24 @@ class Transcription:
         transcript = options.transcript(done, recording.warnings, model, recording.channels)
         return Completed(await asyncio.to_thread(pack_transcript, transcript), done.duration_s)
 
+    async def _speakers(self) -> SpeakerOptions | None:
+        request = self._request
+        if request.diarizer is None:
+            return None
+        diarizer = self._service.find_diarizer(request.diarizer)
+        known = [
+            KnownSpeaker(name, await asyncio.to_thread(unpack_samples, reference)) for name, reference in request.known_speakers
+        ]
+        return SpeakerOptions(diarizer, tuple(known), is_optional=request.diarizer_is_optional)
+
     def _windows(self) -> WindowSettings | None:
         window_s, overlap_s = self._request.window_s, self._request.overlap_s
         return None if window_s is None or overlap_s is None else WindowSettings(window_s=window_s, overlap_s=overlap_s)
 
     async def _resume(self, model: ModelSettings, windows: WindowSettings) -> JobProgress:
-        provenance = Provenance(_described(model), f"{windows.window_s} s, {windows.overlap_s} s", __version__)
+        diarizers, wanted = self._service.settings.diarizers, self._request.diarizer
+        described = [_described(model), *(f"{each.name}: {each.source}" for each in diarizers if each.name == wanted)]
+        provenance = Provenance("; ".join(described), f"{windows.window_s} s, {windows.overlap_s} s", __version__)
         checkpoint = await persist(lambda: self._store.resume(self._lease, provenance))
         return await asyncio.to_thread(JobProgress, checkpoint, self._job.done_s if checkpoint.parts else 0.0)
 

@@ -181,17 +181,17 @@ class JobWorker:
     async def _outcome(self, job: Job, lease: Lease) -> Completed | JobError | Deferral:
         """Raises LeaseLost."""
         request = JobRequest.from_json(job.request)
-        if time.monotonic() < self._away_until_s.get(request.model, 0.0):
-            return Deferral(JobError(ModelUnavailable.code, f"The model `{request.model}` is unavailable."), waits=True)
-        if request.model in self._away_until_s:
+        if time.monotonic() < self._away_until_s.get(request.needs, 0.0):
+            return Deferral(JobError(ModelUnavailable.code, f"The {request.needs} is unavailable."), waits=True)
+        if request.needs in self._away_until_s:
             # One job finds out whether it is back; meanwhile the others do not take the place of other models' jobs.
-            self._away_until_s[request.model] = time.monotonic() + self._service.settings.limits.model_wait_s
+            self._away_until_s[request.needs] = time.monotonic() + self._service.settings.limits.model_wait_s
         transcription = Transcription(self._store, self._uploads, self._service, job, request, lease)
         try:
             outcome: Completed | JobError | Deferral = await transcription.run()
         except (ModelUnavailable, ModelNotFound) as error:
             # A model that is not found here may be one of the next configuration.
-            self._away_until_s[request.model] = time.monotonic() + DEFER_S
+            self._away_until_s[request.needs] = time.monotonic() + DEFER_S
             return Deferral(JobError(error.code, error.message), waits=True)
         except SpeechError as error:
             failure = JobError(error.code, error.message)
@@ -204,5 +204,5 @@ class JobWorker:
         except Exception:
             log.exception("job %s failed", job.job_id)
             return Deferral(JobError(EngineError.code, UNFORESEEN), waits=False)
-        self._away_until_s.pop(request.model, None)
+        self._away_until_s.pop(request.needs, None)
         return outcome

@@ -172,10 +172,22 @@ BUSY_SECONDS = Metric(
     "Time in the stages of batches, seconds: its rate is the share of the time in which a replica is busy with that stage.",
     ("model", "stage"),
 )
+DIARIZER_STEP_SECONDS = Metric(
+    "diarizer_step_seconds", "histogram", "Duration of a step of a diarizer, also where it failed.", ("diarizer",), FAST_S
+)
+DIARIZER_AUDIO_SECONDS = Metric(
+    "diarizer_audio_seconds",
+    "counter",
+    "Audio in which a diarizer looked for speakers, each second once; references of known speakers and repeated steps count too.",
+    ("diarizer",),
+)
+DIARIZER_STEPS_RETRIED = Metric(
+    "diarizer_steps_retried", "counter", "Steps that were sent again because their replica was lost or failed.", ("diarizer",)
+)
 MODEL_STATE = Metric(
     "model_state",
     "gauge",
-    "1 for the state that a model is in, 0 for the others: the best state of its replicas, as in `/ready`.",
+    "1 for the state that a model or diarizer is in, 0 for the others: the best state of its replicas, as in `/ready`.",
     ("model", "state"),
 )
 MODEL_LOAD_SECONDS = Metric(

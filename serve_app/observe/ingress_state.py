@@ -17,8 +17,8 @@ class IngressState:
         self._service = service
         self._decoder_failures = 0  # recorded so far
 
-    def record(self, models: Iterable[ModelStatus]) -> None:
-        """`models`: the status of every configured model."""
+    def record(self, models: Iterable[ModelStatus], diarizers: Iterable[ModelStatus] = ()) -> None:
+        """The status of every configured model, and of every diarizer."""
         admission, decoders, record = self._service.admission, self._service.decoders, self._service.recorder.record
         record(catalogue.LIVE_STREAMS, admission.streams.taken)
         record(catalogue.REQUESTS_IN_PROGRESS, admission.requests)
@@ -31,5 +31,10 @@ class IngressState:
             demand = self._service.demand.of(status.model.name)
             record(catalogue.REMAINING_AUDIO_SECONDS, demand.remaining_s, status.model.name)
             record(catalogue.LIVE_LOAD, demand.live_load, status.model.name)
-            for state in STATES:
-                record(catalogue.MODEL_STATE, float(state == status.state), status.model.name, state)
+            self._record_state(status)
+        for status in diarizers:
+            self._record_state(status)
+
+    def _record_state(self, status: ModelStatus) -> None:
+        for state in STATES:
+            self._service.recorder.record(catalogue.MODEL_STATE, float(state == status.state), status.model.name, state)

@@ -7,13 +7,11 @@ paragraphs into lines (1981). The costs prefer
 - cuts after a sentence to cuts after a clause, and these to cuts between other words;
 - one sentence per cue, unless that cue would be too short to read.
 
-A long pause always ends a cue. All times are whole milliseconds, the precision of subtitle files, so that writing them needs no
-rounding.
+A long pause and a change of speaker always end a cue. All times are whole milliseconds, the precision of subtitle files, so that
+writing them needs no rounding.
 """
 
 import math
-import re
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -21,6 +19,7 @@ from functools import cache, partial
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
+from serve_app.output.scripts import divide, width
 from serve_app.output.segments import SENTENCE_ENDS
 from serve_app.transcript import Segment, Word
 
@@ -32,17 +31,6 @@ CLOSING_MARKS = "\"'”’»)]」』）"
 
 ABBREVIATIONS = {"mr", "mrs", "ms", "dr", "prof", "st", "vs", "mme", "mlle", "hr", "sra"}
 """Abbreviations whose full stop does not end a sentence, in lower case. Without those that are also words, such as `No.`."""
-
-SPACELESS = re.compile("[\u3001-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff01-\uff9f\U00020000-\U0003ffff]")
-"""Chinese and Japanese characters. These scripts have no spaces: a line may end after almost every character."""
-
-NEVER_FIRST = set(
-    "、。，．・：；？！‥…ー〜～」』）］｝〉》】〕〟’”»,.!?:;)]}%％々ゝゞヽヾぁぃぅぇぉっゃゅょゎゕゖァィゥェォッャュョヮヵヶ"
-)
-"""Characters that must not begin a line in Chinese and Japanese text (Japanese: kinsoku shori)."""
-
-NEVER_LAST = set("「『（［｛〈《【〔〝‘“«([{")
-"""Characters that must not end a line in Chinese and Japanese text."""
 
 CUE_COST = 3.0
 """Cost of each cue, so that fewer cues are preferred."""
@@ -98,6 +86,7 @@ class Cue:
     end_s: float
     lines: tuple[str, ...]
     channel: int | None = None
+    speaker: str | None = None
 
 
 class _Unit(NamedTuple):
@@ -110,14 +99,8 @@ class _Unit(NamedTuple):
     """Number of spaces in front of the text, 0 or 1."""
     width: int
     """Without the space; a full-width character counts as two."""
+    speaker: str | None = None
     ending: _Ending = _Ending.WORD
-
-
-def width(text: str) -> int:
-    """Width of a text in characters; a full-width character counts as two."""
-    if text.isascii():
-        return len(text)
-    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
 def shape(
@@ -146,7 +129,7 @@ def shape(
             end_ms = next_ms if next_ms - start_ms <= max_ms else next_ms - gap_ms
         # Every cue lasts at least 1 ms, so that cues whose words have the same time follow one another.
         free_ms = max(math.floor(end_ms), start_ms + 1)
-        cues.append(Cue(start_ms / 1000, free_ms / 1000, _lines(group, rules)))
+        cues.append(Cue(start_ms / 1000, free_ms / 1000, _lines(group, rules), speaker=group[0].speaker))
     return cues
 
 
@@ -165,24 +148,24 @@ def _units(segments: Iterable[Segment], checkpoint: Callable[[], None]) -> list[
     for segment in segments:
         checkpoint()
         for word in segment.words or (Word(segment.text, segment.start_s, segment.end_s, confidence=1.0),):
-            units += _units_of(word)
+            units += _units_of(word, segment.speaker)
     if not units:
         return []
     starts_ms = list(accumulate((max(0, unit.start_ms) for unit in units), max))
     next_starts_ms, next_texts = [*starts_ms[1:], math.inf], [*(unit.text for unit in units[1:]), ""]
     return [
-        _Unit(text, start_ms, int(min(max(start_ms, end_ms), next_start_ms)), space, chars, _ending(text, next_text))
-        for (text, _, end_ms, space, chars, _), start_ms, next_start_ms, next_text in zip(
+        _Unit(text, start_ms, int(min(max(start_ms, end_ms), next_start_ms)), space, chars, speaker, _ending(text, next_text))
+        for (text, _, end_ms, space, chars, speaker, _), start_ms, next_start_ms, next_text in zip(
             units, starts_ms, next_starts_ms, next_texts, strict=True
         )
     ]
 
 
-def _units_of(word: Word) -> list[_Unit]:
+def _units_of(word: Word, speaker: str | None) -> list[_Unit]:
     """The units of one word: several if it contains spaces or its script has none. They share its duration by their widths."""
     texts: list[tuple[str, int]] = []
     for part in word.text.split():
-        texts += [(text, int(index == 0)) for index, text in enumerate(_divide(part))]
+        texts += [(text, int(index == 0)) for index, text in enumerate(divide(part))]
     start_ms, end_ms = round(word.start_s * 1000), round(word.end_s * 1000)
     total_chars = sum(width(text) for text, _ in texts)
     chars = 0
@@ -191,27 +174,8 @@ def _units_of(word: Word) -> list[_Unit]:
         unit_start_ms = start_ms + (end_ms - start_ms) * chars // total_chars
         chars += width(text)
         unit_end_ms = start_ms + (end_ms - start_ms) * chars // total_chars
-        units.append(_Unit(text, unit_start_ms, unit_end_ms, space, width(text)))
+        units.append(_Unit(text, unit_start_ms, unit_end_ms, space, width(text), speaker))
     return units
-
-
-def _divide(text: str) -> list[str]:
-    """Divide a text without spaces wherever its script allows a line to end."""
-    if not SPACELESS.search(text):
-        return [text]
-    pieces = [text[0]]
-    for left, right in pairwise(text):
-        is_combining = unicodedata.category(right).startswith("M")
-        if (
-            (SPACELESS.match(left) or SPACELESS.match(right))
-            and left not in NEVER_LAST
-            and right not in NEVER_FIRST
-            and not is_combining
-        ):
-            pieces.append(right)
-        else:
-            pieces[-1] += right
-    return pieces
 
 
 def _ending(text: str, following: str) -> _Ending:
@@ -253,7 +217,11 @@ def _group(units: Sequence[_Unit], rules: CueRules, checkpoint: Callable[[], Non
             unit, next_ms = units[last], next_starts_ms[last]
             if last > first:
                 previous = units[last - 1]
-                if unit.start_ms - previous.end_ms >= pause_ms or unit.end_ms - opening_ms > max_ms:
+                if (
+                    unit.start_ms - previous.end_ms >= pause_ms
+                    or unit.end_ms - opening_ms > max_ms
+                    or unit.speaker != opening.speaker
+                ):
                     break
                 sentences += previous.ending is _Ending.SENTENCE
             chars += unit.space + unit.width

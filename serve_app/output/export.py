@@ -17,6 +17,9 @@ LANGUAGE_NAMES = {
 }  # fmt: skip
 """English names by ISO 639-1 code: `language` of OpenAI's `verbose_json` is the name."""
 
+UNKNOWN_SPEAKER = "unknown"
+"""In `diarized_json`, which has to name somebody."""
+
 
 def channel_name(channel: int) -> str:
     """As people read it."""
@@ -52,10 +55,11 @@ def to_logprobs(tokens: Sequence[Token]) -> list[dict[str, Any]]:
 def to_verbose_json(
     transcript: Transcript, *, with_words: bool, with_logprobs: bool = False, task: str = "transcribe"
 ) -> dict[str, Any]:
-    """OpenAI's `verbose_json`, with four additions.
+    """OpenAI's `verbose_json`, with five additions.
 
     Words have a `confidence`. Segments have `words`, as in Whisper's own JSON. `warnings` is present if there are any. If there
-    are channels, segments and words have a `channel`, and `channels` has each by itself.
+    are channels, segments and words have a `channel`, and `channels` has each by itself. Segments and words have a `speaker` if
+    that is known.
     """
     verbose: dict[str, Any] = {
         "task": task,
@@ -76,6 +80,35 @@ def to_verbose_json(
     return verbose
 
 
+def to_diarized_json(transcript: Transcript) -> dict[str, Any]:
+    """OpenAI's `diarized_json`. An addition: `warnings`, if there are any."""
+    return {
+        "task": "transcribe",
+        "duration": _seconds(transcript.duration_s),
+        "text": transcript.text,
+        "segments": [to_diarized_segment(segment, transcript.duration_s) for segment in transcript.segments],
+        "usage": _usage(transcript),
+        **({"warnings": list(transcript.warnings)} if transcript.warnings else {}),
+    }
+
+
+def to_diarized_segment(segment: Segment, duration_s: float = math.inf) -> dict[str, Any]:
+    """A segment of `diarized_json`, or of its stream. Its ends are limited to `duration_s`, the length of the audio."""
+    return {
+        "type": "transcript.text.segment",
+        "id": segment_id(segment),
+        "start": _seconds(segment.start_s),
+        "end": _seconds(min(segment.end_s, duration_s)),
+        "text": segment.text,
+        "speaker": segment.speaker or UNKNOWN_SPEAKER,
+    }
+
+
+def segment_id(segment: Segment) -> str:
+    """As `diarized_json` has it."""
+    return f"seg_{segment.index}"
+
+
 def to_segment(segment: Segment, duration_s: float = math.inf) -> dict[str, Any]:
     """A segment of `verbose_json`. Its ends are limited to `duration_s`, the length of the audio."""
     text = segment.text.encode()
@@ -91,7 +124,7 @@ def to_segment(segment: Segment, duration_s: float = math.inf) -> dict[str, Any]
         "compression_ratio": round(len(text) / len(zlib.compress(text)), 4),
         "no_speech_prob": 0.0,
         "words": [{**_word(word, duration_s), "probability": round(word.confidence, 4)} for word in segment.words],
-        **_channel_of(segment),
+        **_labels_of(segment),
     }
 
 
@@ -102,14 +135,15 @@ def to_word(word: Word, duration_s: float = math.inf) -> dict[str, Any]:
 
 def _words(transcript: Transcript) -> list[dict[str, Any]]:
     return [
-        {**to_word(word, transcript.duration_s), **_channel_of(segment)}
+        {**to_word(word, transcript.duration_s), **_labels_of(segment)}
         for segment in transcript.segments
         for word in segment.words
     ]
 
 
-def _channel_of(segment: Segment) -> dict[str, Any]:
-    return {} if segment.channel is None else {"channel": segment.channel}
+def _labels_of(segment: Segment) -> dict[str, Any]:
+    labels = {"channel": segment.channel, "speaker": segment.speaker}
+    return {name: value for name, value in labels.items() if value is not None}
 
 
 def _channel(transcript: Transcript, channel: int, *, with_words: bool) -> dict[str, Any]:

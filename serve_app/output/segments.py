@@ -5,6 +5,7 @@ after a sentence or before a long pause.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from serve_app.transcript import Segment, Token, Word
 from serve_app.window import SAMPLE_RATE
@@ -76,6 +77,16 @@ class Segmenter:
         self._words = []
         self._next_index += 1
         return [segment]
+
+
+def split(segment: Segment, starts: Sequence[int]) -> list[Segment]:
+    """A segment as several: each begins with one of these words, ascending from the first one, 0. The indexes do not change."""
+    groups: list[list[Token]] = []
+    for token in segment.tokens:
+        if token.piece.startswith(WORD_MARK) or not groups:
+            groups.append([])
+        groups[-1].append(token)
+    return [_segment(segment.index, groups[start:end]) for start, end in pairwise([*starts, len(groups)])]
 
 
 def words_of(tokens: Sequence[Token]) -> tuple[Word, ...]:

@@ -32,39 +32,47 @@ def cues_of(transcript: Transcript, rules: CueRules, checkpoint: Callable[[], No
 
 
 def to_srt(cues: Sequence[Cue]) -> str:
-    """SubRip (`.srt`). The format has no escapes: the text is unchanged. A channel is named before its text."""
+    """SubRip (`.srt`). The format has no escapes: the text is unchanged. A channel or speaker is named before the text."""
     return _write(cues, "srt", str, lambda name: f"{name}: ")
 
 
 def to_vtt(cues: Sequence[Cue]) -> str:
-    """WebVTT (`.vtt`). `&`, `<` and `>` are escaped. A channel is a voice."""
-    return _write(cues, "vtt", lambda text: html.escape(text, quote=False), lambda name: f"<v {name}>")
+    """WebVTT (`.vtt`). `&`, `<` and `>` are escaped. A channel or speaker is a voice."""
+    return _write(cues, "vtt", lambda text: html.escape(text, quote=False), lambda name: f"<v {html.escape(name, quote=False)}>")
 
 
 def to_csv(transcript: Transcript) -> str:
-    """CSV of the segments by RFC 4180 (lines end with CRLF), times in seconds. The columns are those of Parakeet-ASR-FastAPI; if
-    there are channels, they have one more."""
+    """CSV of the segments by RFC 4180 (lines end with CRLF), times in seconds. The columns are those of Parakeet-ASR-FastAPI, and
+    one more if there are channels or speakers."""
     table = io.StringIO(newline="")
     writer = csv.writer(table)
-    writer.writerow(("Start (s)", "End (s)", "Text", *(("Channel",) if transcript.channels else ())))
+    writer.writerow(("Start (s)", "End (s)", "Text", *(name.capitalize() for name in _labels(transcript))))
     for start_s, end_s, *rest in _rows(transcript):
         writer.writerow((f"{start_s:.3f}", f"{end_s:.3f}", *rest))
     return table.getvalue()
 
 
 def to_tsv(transcript: Transcript) -> str:
-    """TSV of the segments as Whisper writes it: times in milliseconds, nothing is quoted. Channels have one more column."""
-    lines = ["start\tend\ttext" + "\tchannel" * bool(transcript.channels)]
+    """TSV of the segments as Whisper writes it: times in milliseconds, nothing is quoted. Channels and speakers have one more
+    column."""
+    lines = ["\t".join(("start", "end", "text", *_labels(transcript)))]
     for start_s, end_s, *rest in _rows(transcript):
         lines.append("\t".join((str(round(start_s * 1000)), str(round(end_s * 1000)), *rest)))
     return "\n".join(lines) + "\n"
 
 
+def _labels(transcript: Transcript) -> tuple[str, ...]:
+    """The columns after the text."""
+    return (("channel",) if transcript.channels else ()) + (("speaker",) if transcript.speakers else ())
+
+
 def _rows(transcript: Transcript) -> Iterator[tuple[float, float, *tuple[str, ...]]]:
-    """Start and end of each segment in seconds, its text on one line, and its channel if there are any."""
+    """Start and end of each segment in seconds, its text on one line, and its channel and speaker if there are any."""
+    labels = _labels(transcript)
     for segment in transcript.segments:
-        channel = () if segment.channel is None else (str(segment.channel),)
-        yield segment.start_s, min(segment.end_s, transcript.duration_s), _one_line(segment.text), *channel
+        values = {"channel": str(segment.channel), "speaker": _one_line(segment.speaker or "")}
+        texts = (_one_line(segment.text), *(values[label] for label in labels))
+        yield segment.start_s, min(segment.end_s, transcript.duration_s), *texts
 
 
 def _one_line(text: str) -> str:
@@ -74,9 +82,8 @@ def _one_line(text: str) -> str:
 def _write(cues: Sequence[Cue], file_format: str, escape: Callable[[str], str], label: Callable[[str], str]) -> str:
     file = SSAFile()
     for cue in cues:
-        lines = (_one_line(line).replace(BACKSLASH_PLACEHOLDER, "\N{REPLACEMENT CHARACTER}") for line in cue.lines)
-        text = escape("\n".join(lines)).replace("\\", BACKSLASH_PLACEHOLDER)
-        if cue.channel is not None:
-            text = label(channel_name(cue.channel)) + text
+        name = channel_name(cue.channel) if cue.channel is not None else cue.speaker
+        text = ("" if name is None else label(_one_line(name))) + escape("\n".join(map(_one_line, cue.lines)))
+        text = text.replace(BACKSLASH_PLACEHOLDER, "\N{REPLACEMENT CHARACTER}").replace("\\", BACKSLASH_PLACEHOLDER)
         file.append(SSAEvent(start=round(cue.start_s * 1000), end=round(cue.end_s * 1000), text=text))
     return file.to_string(file_format, keep_ssa_tags=True).replace(BACKSLASH_PLACEHOLDER, "\\")

@@ -10,16 +10,9 @@ from grpc import StatusCode
 from grpc.aio import AioRpcError, Metadata
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 
+from serve_app.cluster.calls import CHECK_S, LOAD_FAILED, MAX_ATTEMPTS, MAX_BY_VALUE_BYTES, RETRY_DELAY_S
 from serve_app.cluster.live_calls import LiveWindow
-from serve_app.cluster.model_client import (
-    CHECK_S,
-    LOAD_FAILED,
-    MAX_ATTEMPTS,
-    MAX_BY_VALUE_BYTES,
-    RETRY_DELAY_S,
-    SETTLE_CHECKS,
-    ModelClient,
-)
+from serve_app.cluster.model_client import SETTLE_CHECKS, ModelClient
 from serve_app.cluster.status import ReplicaStatus
 from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, EngineOutOfMemory, ModelUnavailable, SpeechError
 from serve_app.observe import catalogue

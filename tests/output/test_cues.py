@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.output.cues import Cue, CueRules, shape, width
+from serve_app.output.cues import Cue, CueRules, shape
+from serve_app.output.scripts import width
 from serve_app.transcript import Segment, Word
 
 RULES = CueRules()

@@ -14,8 +14,8 @@ import httpx2
 import pytest
 import yaml
 
-from serve_app.deployments import LOAD_RETRY_S
 from serve_app.model_source import bundled_model_path
+from serve_app.replica import LOAD_RETRY_S
 from testing.digit_strings import DigitString
 from testing.failing_model import write_failing_model
 from testing.fake_hub import FakeHub

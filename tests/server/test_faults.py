@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 
-from serve_app.cluster.model_client import MAX_BY_VALUE_BYTES
+from serve_app.cluster.calls import MAX_BY_VALUE_BYTES
 from serve_app.window import SAMPLE_RATE, Samples
 from testing import media
 from testing.digit_strings import DigitString, with_pauses

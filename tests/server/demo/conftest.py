@@ -49,6 +49,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, collector: TraceCollector) 
         "live": {"config_s": 5, "max_waiting_per_address": IDLE_STREAMS + 20},
         "log_format": "json",
         "ingress": {"trusted_proxies": [REMOTE_ADDRESS]},
+        "diarizers": [{"name": "speakers", "source": "simulated", "cpus_per_replica": 0.1}],
         "tracing": {"endpoint": collector.url, "headers": {"x-key": "of-the-collector"}, "sample_ratio": 0},
     }
     env = ALLOCATOR | METRICS | TRACES | LOG

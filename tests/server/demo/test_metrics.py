@@ -57,8 +57,8 @@ async def speak(server: Server, speech: Samples) -> None:
 
 
 def drive(server: Server, speech: Samples) -> None:
-    """A file, a broken file and a live stream."""
-    assert server.transcribe(media.wav(speech)).status_code == 200
+    """A file, with speakers, a broken file and a live stream."""
+    assert server.transcribe(media.wav(speech), diarize="true").status_code == 200
     assert server.transcribe(b"no media").status_code == 400
     asyncio.run(speak(server, speech))
 

@@ -1,0 +1,116 @@
+"""Calls of an ingress to the replicas of a deployment: which failures are worth another try, and what a client learns of them."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+from grpc import StatusCode
+from grpc.aio import AioRpcError
+from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
+from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle as _DeploymentHandle
+
+from serve_app.cluster.status import ReplicaStatus
+from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, EngineOutOfMemory, ModelUnavailable, SpeechError
+
+log = logging.getLogger("ray.serve")
+
+MAX_ATTEMPTS = 4
+"""A call whose replicas are lost is sent at most this many times."""
+
+RETRY_DELAY_S = 0.5
+"""Delay before the second attempt, seconds; doubled before each further one."""
+
+REPLICA_LOST = (
+    RayActorError,
+    WorkerCrashedError,
+    NodeDiedError,
+    OutOfMemoryError,
+    ObjectLostError,
+    DeploymentUnavailableError,
+    AioRpcError,
+    EngineBroken,
+)
+"""The replica or its node is lost, or its engine is broken: the call is sent again. OutOfMemoryError is not CUDA's but Ray's,
+for a process that it killed. A connection that breaks is most often a RayActorError, else an AioRpcError."""
+
+LOST_CODES = (StatusCode.UNAVAILABLE, StatusCode.CANCELLED, StatusCode.INTERNAL)
+"""Status codes of an AioRpcError that a lost connection has."""
+
+CHECK_S = 0.5
+"""How often a call that waits checks whether its deployment is still there, seconds."""
+
+MAX_BY_VALUE_BYTES = 4_000_000
+"""Maximum audio of a call that is sent by value, bytes (125 s). A message of Serve's may have 4 MiB."""
+
+LOAD_FAILED = "it could not be loaded; `/ready` and the server's log say why"
+"""What a client is told of a model that is not there."""
+
+DeploymentHandle: TypeAlias = _DeploymentHandle[Any]
+Result = TypeVar("Result")
+
+
+def by_value(replicas: DeploymentHandle) -> DeploymentHandle:
+    """A handle whose calls go straight to the replica, by gRPC, and not through Ray's tasks and object store."""
+    return replicas.options(_by_reference=False, request_serialization="pickle", response_serialization="pickle")
+
+
+async def retried(call: Callable[[int], Awaitable[Result]], what: str) -> Result:
+    """The result of `call`, which gets the number of the attempt, from 0. Raises SpeechError.
+
+    It is called again when its replica is lost, and once when it fails. `what`: for the log.
+    """
+    has_failed = False
+    for attempt in range(MAX_ATTEMPTS):
+        try:
+            return await call(attempt)
+        except REPLICA_LOST as error:
+            log.warning("%s was lost with its replica (%s)", what, type(error).__name__)
+        except EngineError as error:
+            # A replica that fails at everything ends after a few calls. The second attempt comes after that.
+            if has_failed or isinstance(error, EngineOutOfMemory):
+                raise
+            has_failed = True
+        if attempt < MAX_ATTEMPTS - 1:
+            # Serve's router needs a moment to notice that the replica is gone.
+            await asyncio.sleep(RETRY_DELAY_S * 2**attempt)
+    raise EngineBroken("The model's replicas failed one after the other; try again later.")
+
+
+async def answer(response: Any, name: str) -> Any:
+    """The answer to a call of the model `name`. Raises one of REPLICA_LOST or another SpeechError."""
+    try:
+        return await response
+    except asyncio.CancelledError:
+        if (task := asyncio.current_task()) is not None and not task.cancelling():
+            raise EngineBroken("The replica stopped before it was done.") from None
+        # Cancelling the wait alone would leave the call in the replica's queue.
+        with contextlib.suppress(Exception):  # It has failed by now.
+            response.cancel()
+        raise
+    except Exception as error:
+        raise _as_ours(error, name) from None
+
+
+def _as_ours(error: BaseException, name: str) -> BaseException:
+    """What a client of the server may know of a failure in a replica."""
+    cause: BaseException = error.cause if isinstance(error, RayTaskError) else error
+    is_lost = isinstance(cause, REPLICA_LOST) and not (isinstance(cause, AioRpcError) and cause.code() not in LOST_CODES)
+    if is_lost or isinstance(cause, SpeechError):
+        return cause
+    log.error("a call of %s failed: %r", name, cause)
+    return EngineError(UNFORESEEN)
+
+
+def require_loaded(replicas: Sequence[ReplicaStatus], what: str, param: str) -> None:
+    """Raises ModelUnavailable, with the load progress or the reason, unless a replica is ready. `what`: such as "model `x`"."""
+    if any(replica.state == "ready" for replica in replicas):
+        return
+    if replicas and all(replica.state == "failed" for replica in replicas):
+        reason = LOAD_FAILED
+    else:
+        waiting_for = "it is still being loaded" if replicas else "waiting for a free CPU or GPU"
+        reason = next((replica.detail for replica in replicas if replica.detail and replica.state != "failed"), waiting_for)
+    raise ModelUnavailable(f"The {what} is not loaded yet ({reason}). Try again later.", param=param)

@@ -1,0 +1,92 @@
+"""Jobs with speakers: resumed with the same ones; without their diarizer; what is stored keeps the speakers."""
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serve_app.errors import ModelUnavailable
+from serve_app.jobs.parts import (
+    FinalSegment,
+    pack_samples,
+    pack_transcript,
+    unpack_part,
+    unpack_samples,
+    unpack_transcript,
+)
+from serve_app.jobs.request import JobRequest
+from serve_app.settings import DiarizerSettings
+from serve_app.transcript import Segment, Token, Transcript, Word
+from testing import media
+from testing.job_service import fake_with_jobs
+from testing.voices import conversation, tone
+from tests.jobs.workers import HoldingService, running, submit, transcript
+
+TALK = media.wav(conversation([(n % 3, 5.0 + n % 4) for n in range(14)]).astype(np.float32) / 32768)
+"""126 s, five windows."""
+
+DIARIZERS = (DiarizerSettings(name="speakers", source="simulated"),)
+TIMEOUT_S = 10.0
+
+
+@pytest.mark.usefixtures("soon")
+async def test_a_job_that_goes_on_has_the_same_speakers(tmp_path: Path) -> None:
+    asked = {"diarizer": "speakers", "known_speakers": (("Ann", pack_samples(tone(1, 3.0))),)}
+    whole = fake_with_jobs(tmp_path / "whole", diarizers=DIARIZERS)
+    async with running(whole) as jobs:
+        expected = await transcript(jobs, await submit(jobs, TALK, **asked))
+    assert expected.speakers == ("A", "Ann", "B")
+
+    first = HoldingService(tmp_path / "jobs", 3, diarizers=DIARIZERS)
+    async with running(first) as jobs:
+        job = await submit(jobs, TALK, **asked)
+
+        async def saved() -> int:
+            checkpoint = await jobs.store.checkpoint(job.job_id, 0)
+            return sum(len(unpack_part(part).segments) for part in checkpoint.parts)
+
+        async with asyncio.timeout(TIMEOUT_S):
+            while await saved() < 3:  # noqa: ASYNC110  # the store tells nobody
+                await asyncio.sleep(0.02)
+
+    second = fake_with_jobs(tmp_path / "jobs", diarizers=DIARIZERS)
+    async with running(second) as jobs:
+        assert await transcript(jobs, job) == expected
+    assert len(second.windows) == len(whole.windows) - 3
+
+
+@pytest.mark.usefixtures("soon")
+async def test_jobs_without_speakers_do_not_wait_for_a_diarizer(tmp_path: Path) -> None:
+    fake = fake_with_jobs(tmp_path / "jobs", diarizers=DIARIZERS)
+    fake.diarizer.unavailable = ModelUnavailable("It is away.", param="diarize")
+    async with running(fake) as jobs:
+        waiting = await submit(jobs, TALK, diarizer="speakers")
+        async with asyncio.timeout(TIMEOUT_S):
+            while not fake.diarizer.recordings:  # noqa: ASYNC110  # nobody tells
+                await asyncio.sleep(0.02)
+        optional = await transcript(jobs, await submit(jobs, TALK, diarizer="speakers", diarizer_is_optional=True))
+        plain = await transcript(jobs, await submit(jobs, TALK))
+        assert optional.segments == plain.segments
+        assert optional.warnings == ("The speakers are unknown: It is away.",)
+        assert not (await jobs.store.status("alice", waiting.job_id)).job.state.is_ended
+
+
+def test_speakers_are_stored() -> None:
+    segments = tuple(
+        Segment(n, "One.", n, n + 1, (Word("One.", n, n + 1, 0.9),), (Token("▁One.", 1, n, n + 1, 0.9),), speaker=name)
+        for n, name in enumerate(["A", "Ann", None])
+    )
+    whole = Transcript(segments, 5.0, "first", "en")
+    assert unpack_transcript(pack_transcript(whole)) == whole
+    assert whole.speakers == ("A", "Ann")
+    # As earlier versions have stored them.
+    assert FinalSegment(0.0, 1.0, "One.", None).speaker is None
+
+
+def test_references_are_stored() -> None:
+    samples = np.random.default_rng(0).integers(-32768, 32768, 32_000).astype(np.int16)
+    request = JobRequest(model="m", rendering={}, diarizer="speakers", known_speakers=(("Ann", pack_samples(samples)),))
+    again = JobRequest.from_json(request.to_json())
+    assert again == request
+    assert np.array_equal(unpack_samples(again.known_speakers[0][1]), samples)
