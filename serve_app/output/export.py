@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
+from serve_app.events import Hypothesis
 from serve_app.output.segments import WORD_MARK
 from serve_app.transcript import Segment, Token, Transcript, Word
 
@@ -36,8 +37,13 @@ def to_text(transcript: Transcript) -> str:
 def to_json(transcript: Transcript, *, with_logprobs: bool = False) -> dict[str, Any]:
     """OpenAI's `json`: the text, `usage` and optionally `logprobs`. An addition: `channels`, if there are any."""
     logprobs = {"logprobs": to_logprobs(transcript.tokens)} if with_logprobs else {}
+    return {"text": transcript.text, **channel_texts(transcript), **logprobs, "usage": _usage(transcript)}
+
+
+def channel_texts(transcript: Transcript) -> dict[str, Any]:
+    """The text of each channel as `channels`; nothing if there are none."""
     texts = [{"channel": channel, "text": transcript.of_channel(channel).text} for channel in transcript.channels]
-    return {"text": transcript.text, **({"channels": texts} if texts else {}), **logprobs, "usage": _usage(transcript)}
+    return {"channels": texts} if texts else {}
 
 
 def to_logprobs(tokens: Sequence[Token]) -> list[dict[str, Any]]:
@@ -91,7 +97,7 @@ def to_segment(segment: Segment, duration_s: float = math.inf) -> dict[str, Any]
         "compression_ratio": round(len(text) / len(zlib.compress(text)), 4),
         "no_speech_prob": 0.0,
         "words": [{**_word(word, duration_s), "probability": round(word.confidence, 4)} for word in segment.words],
-        **_channel_of(segment),
+        **channel_of(segment),
     }
 
 
@@ -102,14 +108,15 @@ def to_word(word: Word, duration_s: float = math.inf) -> dict[str, Any]:
 
 def _words(transcript: Transcript) -> list[dict[str, Any]]:
     return [
-        {**to_word(word, transcript.duration_s), **_channel_of(segment)}
+        {**to_word(word, transcript.duration_s), **channel_of(segment)}
         for segment in transcript.segments
         for word in segment.words
     ]
 
 
-def _channel_of(segment: Segment) -> dict[str, Any]:
-    return {} if segment.channel is None else {"channel": segment.channel}
+def channel_of(part: Segment | Hypothesis) -> dict[str, Any]:
+    """The field `channel`; nothing if the channels are mixed."""
+    return {} if part.channel is None else {"channel": part.channel}
 
 
 def _channel(transcript: Transcript, channel: int, *, with_words: bool) -> dict[str, Any]:
