@@ -220,7 +220,8 @@ class _Stream:
         elif isinstance(event, Hypothesis) and self._config.interim_results:
             final = [{**export.to_word(word), "is_final": True} for word in event.final]
             words = final + [{**export.to_word(word), "is_final": False} for word in event.partial]
-            text, channel = " ".join(word["word"] for word in words), export.channel_of(event)
+            channel = {} if event.channel is None else {"channel": event.channel}
+            text = " ".join(word["word"] for word in words)
             await self._connection.send({"type": "partial", "text": text, "words": words, **channel})
         elif isinstance(event, Done):
             with tracing.span("render"):

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from serve_app.events import Hypothesis
 from serve_app.output.segments import WORD_MARK
 from serve_app.transcript import Segment, Token, Transcript, Word
 
@@ -97,7 +96,7 @@ def to_segment(segment: Segment, duration_s: float = math.inf) -> dict[str, Any]
         "compression_ratio": round(len(text) / len(zlib.compress(text)), 4),
         "no_speech_prob": 0.0,
         "words": [{**_word(word, duration_s), "probability": round(word.confidence, 4)} for word in segment.words],
-        **channel_of(segment),
+        **_channel_of(segment),
     }
 
 
@@ -108,15 +107,14 @@ def to_word(word: Word, duration_s: float = math.inf) -> dict[str, Any]:
 
 def _words(transcript: Transcript) -> list[dict[str, Any]]:
     return [
-        {**to_word(word, transcript.duration_s), **channel_of(segment)}
+        {**to_word(word, transcript.duration_s), **_channel_of(segment)}
         for segment in transcript.segments
         for word in segment.words
     ]
 
 
-def channel_of(part: Segment | Hypothesis) -> dict[str, Any]:
-    """The field `channel`; nothing if the channels are mixed."""
-    return {} if part.channel is None else {"channel": part.channel}
+def _channel_of(segment: Segment) -> dict[str, Any]:
+    return {} if segment.channel is None else {"channel": segment.channel}
 
 
 def _channel(transcript: Transcript, channel: int, *, with_words: bool) -> dict[str, Any]:
