@@ -41,7 +41,8 @@ LANES = """(lanes) => {
     const context = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
     context.drawImage(canvas, 0, 0);
     return Array.from({ length: lanes }, (_, lane) => {
-        const { data, width } = context.getImageData(0, Math.round((lane + 0.35) * height), canvas.width, Math.round(0.1 * height));
+        const top = Math.round((lane + 0.35) * height);
+        const { data, width } = context.getImageData(0, top, canvas.width, Math.round(0.1 * height));
         const columns = Array(width).fill(false);
         for (let i = 3; i < data.length; i += 4) if (data[i] > 200) columns[((i - 3) / 4) % width] = true;
         return columns;
@@ -91,7 +92,7 @@ def rows(here: Visit) -> Locator:
 
 
 def who(here: Visit) -> list[str]:
-    return here.page.locator("#segments li:visible .who").all_inner_texts()
+    return here.page.locator("#segments li:visible .who").all_text_contents()
 
 
 def press(here: Visit, name: str) -> None:
@@ -118,7 +119,7 @@ def test_channels_are_lanes_and_segments_name_theirs(
     for channel in (0, 1):
         press(here, f"Show only Channel {channel}")
         assert set(who(here)) == {f"Channel {channel}"}
-        assert plain(rows(here).locator("p").all_inner_texts()) == plain(call.texts(channel))
+        assert plain(rows(here).locator("p").all_text_contents()) == plain(call.texts(channel))
         press(here, f"Show only Channel {channel}")
     assert set(who(here)) == {"Channel 0", "Channel 1"}
     here.page.wait_for_function(f"() => ({LANES})(2).flat().some(Boolean)")
