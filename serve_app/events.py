@@ -1,4 +1,7 @@
-"""What the pipeline yields while a recording or a live stream is transcribed. All frozen; times in seconds of its audio."""
+"""What the pipeline yields while a recording or a live stream is transcribed. All frozen; times in seconds of its audio.
+
+`channel` is the channel of a live stream, from 0; None if its channels are mixed.
+"""
 
 from dataclasses import dataclass
 
@@ -35,6 +38,7 @@ class SpeechStarted:
     """Live: the VAD detected the start of speech."""
 
     at_s: float
+    channel: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,7 @@ class SpeechStopped:
     """Live: the VAD detected the end of speech at `at_s`, once the endpointing silence had followed it."""
 
     at_s: float
+    channel: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,7 @@ class Hypothesis:
 
     final: tuple[Word, ...]
     partial: tuple[Word, ...]
+    channel: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,7 @@ class UtteranceFinal:
     """Live: an utterance has ended, and all of its words are final."""
 
     at_s: float
+    channel: int | None = None
 
 
 Event = Progress | SegmentFinal | Done

@@ -106,13 +106,15 @@ def as_wav(string: DigitString) -> bytes:
 
 
 def pcm(samples: NDArray[np.float32], encoding: Encoding, channels: int = 1) -> bytes:
-    """Encode float32 [samples] as raw samples with interleaved channels, all the same."""
-    interleaved = np.repeat(samples, channels)
+    """Encode float32 [samples] as raw samples with interleaved channels, all the same; or those of [samples, channels]."""
+    interleaved = np.repeat(samples, channels) if samples.ndim == 1 else samples.ravel()
     if encoding == "pcm_f32le":
         return interleaved.astype("<f4").tobytes()
     if encoding == "pcm_s16le":
         return np.round(interleaved * 32767).astype("<i2").tobytes()
-    return wav(interleaved, subtype={"mulaw": "ULAW", "alaw": "ALAW"}[encoding])[-len(interleaved) :]
+    file = io.BytesIO()
+    sf.write(file, interleaved, 8_000, format="RAW", subtype={"mulaw": "ULAW", "alaw": "ALAW"}[encoding])
+    return file.getvalue()
 
 
 def wav_header(rate: int, *, channels: int = 1, codec: int = 1, data_bytes: int = 32_000) -> bytes:

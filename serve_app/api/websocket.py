@@ -2,73 +2,35 @@
 
 import asyncio
 import base64
-import json
-import math
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import APIRouter, WebSocket
-from pydantic import BaseModel, Field, ValidationError
 
 from serve_app.api import keywords, language
 from serve_app.api.auth import Keys
+from serve_app.api.websocket_config import StreamConfig
 from serve_app.api.websocket_connection import MAX_MESSAGE_CHARS, Connection
 from serve_app.audio.growing_file import GrowingFile
-from serve_app.audio.pcm import Encoding, PcmDecoder, PcmFormat
+from serve_app.audio.pcm import PcmDecoder
 from serve_app.audio.probing import is_media, may_be_samples, needs_whole_file
 from serve_app.errors import AudioError, RequestError, ShuttingDown, SpeechError, UploadTooLarge
 from serve_app.events import Done, Event, Hypothesis, LiveEvent, SegmentFinal
-from serve_app.live.endpointing import Endpointing
+from serve_app.live.channels import transcribe_channels
 from serve_app.observe import tracing
 from serve_app.output import export, subtitles
-from serve_app.output.cues import CueRules, shape
-from serve_app.pipeline import Commit
+from serve_app.output.cues import CueRules
 from serve_app.service import JobOptions, SpeechService
 from serve_app.settings import ModelSettings
 from serve_app.tasks import stop
-from serve_app.window import SAMPLE_RATE, Samples
+from serve_app.transcript import Transcript
+from serve_app.window import Samples
 
 PATH = "/v1/audio/transcriptions/ws"
 END = "END"
 """Text message that ends the audio."""
-
-ENCODINGS: dict[int, Encoding] = {2: "pcm_s16le", 4: "pcm_f32le"}
-"""Encodings by seed A's `bytes_per_sample`."""
-
-
-class StreamConfig(BaseModel):
-    """The optional first message of a stream, JSON. Unknown fields are ignored."""
-
-    sample_rate: int = Field(SAMPLE_RATE, description="Raw samples: sample rate, Hz.")
-    channels: int = Field(1, description="Raw samples: number of interleaved channels.")
-    bytes_per_sample: int = Field(2, description="Raw samples: 2 (16-bit integers) or 4 (floats).")
-    format: Literal["binary", "base64"] = Field("binary", description="Form of the audio: binary messages, or base64 as text.")
-    encoding: Encoding | None = Field(None, description="The audio is raw samples in this encoding, never a media file.")
-    media: bool = Field(False, description="The audio is a media file, never raw samples.")
-    track: int | None = Field(None, description="Files: number of the audio track, from 0. If omitted: the default track.")
-    model: str | None = Field(None, description="Name of a model. If omitted: the default model.")
-    language: str | None = Field(None, description="Language of the speech. The model must support it.")
-    keywords: list[str] = Field([], description="Phrases that are likely to occur.")
-    interim_results: bool = Field(False, description="Live: send `partial` messages too.")
-    endpointing: float | bool | None = Field(
-        None, description="Live: milliseconds of silence that end an utterance; false: never."
-    )
-    api_key: str | None = Field(None, description="API key, for clients that cannot send it as a header.")
-
-    def pcm_format(self) -> PcmFormat:
-        """Raises AudioError."""
-        encoding = self.encoding or ENCODINGS.get(self.bytes_per_sample)
-        if encoding is None:
-            raise AudioError("bytes_per_sample must be 2 or 4.", param="bytes_per_sample")
-        return PcmFormat(encoding, self.sample_rate, self.channels)
-
-    def live_endpointing(self) -> Endpointing | None:
-        """The endpointing that the client asks for; None: as the server's settings say."""
-        if self.endpointing is None or self.endpointing is True:
-            return None
-        return Endpointing(math.inf if self.endpointing is False else max(0.1, self.endpointing / 1000))
 
 
 def create_router(service: SpeechService, keys: Keys) -> APIRouter:
@@ -107,14 +69,19 @@ class _Stream:
         if first is None:
             self._service.admission.check_open()
         if isinstance(first, str) and first[:MAX_MESSAGE_CHARS].lstrip().startswith("{"):
-            self._config = _parsed(first)
+            self._config = StreamConfig.parsed(first)
             first = b""
         with self._keys.stream(self._authorization, self._config.api_key):
             model = self._service.find_model(self._config.model)
             code = language.check(language.codes([self._config.language or ""]), model)
             asked = keywords.phrases(self._config.keywords)
             phrases = keywords.check(asked, model, are_refused=self._service.refuses_keywords(model))
-            options = JobOptions(keywords=phrases, language=code, entry_point="websocket")
+            options = JobOptions(
+                keywords=phrases,
+                language=code,
+                entry_point="websocket",
+                drops_crosstalk=self._config.drop_crosstalk,
+            )
             async with aclosing(self._chunks(first)) as chunks:
                 head = await self._head(chunks)
                 if not head:
@@ -209,17 +176,24 @@ class _Stream:
             await file.completed.wait()
             if not self._has_ended:
                 raise ShuttingDown("The server is shutting down, and the upload was not complete.")
-        recording = self._service.decoders.open(file.whole if needs_whole else file, track=self._config.track)
+        source, config = file.whole if needs_whole else file, self._config
+        recording = self._service.decoders.open(source, track=config.track, multichannel=config.multichannel)
+
+        def transcript(done: Done) -> Transcript:
+            return options.transcript(done, recording.warnings, model, recording.channels)
+
         async with aclosing(self._service.transcribe_events(recording, model, options)) as events:
             async for event in events:
-                await self._send_event(event, recording.warnings, model, options)
+                await self._send_event(event, transcript)
 
     async def _transcribe_live(
         self, head: bytes, chunks: AsyncGenerator[bytes, None], model: ModelSettings, options: JobOptions
     ) -> None:
-        decoder = PcmDecoder(self._config.pcm_format())
+        config, audio_format = self._config, self._config.pcm_format()
+        decoder = PcmDecoder(audio_format, separates=config.multichannel)
+        channels = tuple(range(audio_format.channels)) if config.multichannel else ()
 
-        async def samples() -> AsyncGenerator[Samples | Commit, None]:
+        async def samples() -> AsyncGenerator[Samples, None]:
             for block in decoder.blocks(head):
                 yield block
             async for chunk in chunks:
@@ -227,49 +201,44 @@ class _Stream:
                     yield block
             yield decoder.finish()
 
-        events = self._service.transcribe_stream(samples(), model, options, endpointing=self._config.live_endpointing())
+        def transcript(done: Done) -> Transcript:
+            return options.transcript(done, (), model, channels)
+
+        def transcribe(audio: AsyncGenerator[Samples, None]) -> AsyncGenerator[LiveEvent, None]:
+            return self._service.transcribe_stream(audio, model, options, endpointing=config.live_endpointing())
+
+        if channels:
+            self._connection.begin_stream(len(channels))
+        events = transcribe_channels(samples(), len(channels), transcribe) if channels else transcribe(samples())
         async with aclosing(events):
             async for event in events:
-                await self._send_event(event, (), model, options)
+                await self._send_event(event, transcript)
 
-    async def _send_event(
-        self, event: Event | LiveEvent, warnings: tuple[str, ...], model: ModelSettings, options: JobOptions
-    ) -> None:
+    async def _send_event(self, event: Event | LiveEvent, transcript_of: Callable[[Done], Transcript]) -> None:
         if isinstance(event, SegmentFinal):
             await self._connection.send({"type": "segment", **export.to_segment(event.segment)})
         elif isinstance(event, Hypothesis) and self._config.interim_results:
             final = [{**export.to_word(word), "is_final": True} for word in event.final]
             words = final + [{**export.to_word(word), "is_final": False} for word in event.partial]
-            await self._connection.send({"type": "partial", "text": " ".join(word["word"] for word in words), "words": words})
+            channel = {} if event.channel is None else {"channel": event.channel}
+            text = " ".join(word["word"] for word in words)
+            await self._connection.send({"type": "partial", "text": text, "words": words, **channel})
         elif isinstance(event, Done):
             with tracing.span("render"):
-                summary = await asyncio.to_thread(self._summary, event, warnings, model, options)
+                summary = await asyncio.to_thread(self._summary, transcript_of(event))
             await self._connection.send(summary)
 
-    def _summary(self, done: Done, warnings: tuple[str, ...], model: ModelSettings, options: JobOptions) -> dict[str, Any]:
-        transcript = options.transcript(done, warnings, model)
+    def _summary(self, transcript: Transcript) -> dict[str, Any]:
         rules = CueRules(**dict(self._service.settings.subtitles))
         return {
             "type": "final_transcription",
             "text": transcript.text,
+            **export.channel_texts(transcript),
             "language": transcript.language,
             "transcription_time": round(time.monotonic() - self._began_s, 3),
             "total_segments": len(transcript.segments),
-            "final_duration_processed_seconds": round(done.duration_s, 3),
+            "final_duration_processed_seconds": round(transcript.duration_s, 3),
             "csv_content": subtitles.to_csv(transcript),
-            "srt_content": subtitles.to_srt(shape(transcript.segments, rules, transcript.duration_s)),
-            **({"warnings": list(warnings)} if warnings else {}),
+            "srt_content": subtitles.to_srt(subtitles.cues_of(transcript, rules)),
+            **({"warnings": list(transcript.warnings)} if transcript.warnings else {}),
         }
-
-
-def _parsed(text: str) -> StreamConfig:
-    if len(text) > MAX_MESSAGE_CHARS:
-        raise RequestError(f"The configuration may have at most {MAX_MESSAGE_CHARS} characters.")
-    try:
-        return StreamConfig.model_validate(json.loads(text))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            name = str(first["loc"][0]) if first["loc"] else "configuration"
-            raise RequestError(f"The field `{name}` is wrong: {first['msg']}.", param=name) from None
-        raise RequestError("The configuration is not valid JSON.") from None

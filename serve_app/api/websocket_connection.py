@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -87,8 +87,9 @@ class Connection:
         self._address = client_address(websocket.scope, settings.ingress.trusted_proxies)
         self._limits = settings.live
         self._admission = admission
-        self._place = ExitStack()
-        self._is_stream = False
+        self._waiting, self._places = ExitStack(), ExitStack()
+        """The place of a connection without audio, and those of its streams, as far as they are taken."""
+        self._streams = 0
         self._until_s = time.monotonic() + settings.live.max_session_s
         self._receiving: asyncio.Future[Any] | None = None
 
@@ -114,18 +115,12 @@ class Connection:
             raise UploadTooLarge(f"A message may have at most {self._limits.max_frame_bytes} bytes.")
         return frame
 
-    def begin_stream(self) -> None:
-        """Count the connection as a stream from now on, as its first audio has come. Raises Overloaded or ShuttingDown."""
-        if not self._is_stream:
-            self._hold(self._admission.stream(self._address))
-            self._is_stream = True
-
-    def _hold(self, place: AbstractContextManager[None]) -> None:
-        """Take a place, then give back the one that was held."""
-        with ExitStack() as taken:
-            taken.enter_context(place)
-            self._place.close()
-            self._place = taken.pop_all()
+    def begin_stream(self, streams: int = 1) -> None:
+        """Count the connection as so many streams from now on, as its first audio has come. Raises Overloaded or ShuttingDown."""
+        for _ in range(self._streams, streams):
+            self._places.enter_context(self._admission.stream(self._address))
+            self._streams += 1
+        self._waiting.close()
 
     async def wait_until_gone(self) -> None:
         """Ignore frames until the client disconnects; then raise WebSocketDisconnect."""
@@ -176,7 +171,7 @@ class Connection:
         request_id = self._websocket.headers.get("x-request-id", "")
         await self._websocket.accept(subprotocol, [(b"x-request-id", request_id.encode("latin-1"))] if request_id else None)
         try:
-            self._hold(self._admission.waiting.take(self._address))
+            self._waiting.enter_context(self._admission.waiting.take(self._address))
             await handle()
             if self._admission.is_closed:
                 await self._close(SERVICE_RESTART, "The server is shutting down.")
@@ -190,7 +185,8 @@ class Connection:
             log.exception("a stream failed")
             await self._fail(EngineError(UNFORESEEN), describe)
         finally:
-            self._place.close()
+            self._waiting.close()
+            self._places.close()
             if self._receiving is not None:
                 self._receiving.cancel()
 

@@ -1,4 +1,4 @@
-"""Convert raw samples of microphones and telephones to mono int16 at 16 kHz, incrementally."""
+"""Convert raw samples of microphones and telephones to int16 at 16 kHz, mono or channel by channel, incrementally."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -58,18 +58,21 @@ class PcmFormat:
 class PcmDecoder:
     """Decodes one stream. Its bytes may be split anywhere, even within a sample."""
 
-    def __init__(self, audio_format: PcmFormat) -> None:
+    def __init__(self, audio_format: PcmFormat, *, separates: bool = False) -> None:
+        """`separates`: the channels are not mixed: blocks are int16 [channels, samples]."""
         self._format = audio_format
+        self._separates = separates
         self._rest = b""
         codec = CODECS.get(audio_format.encoding)
         self._table = None if codec is None else _table(codec)
         self._unit_bytes, self._mixer = audio_format.frame_bytes, None
-        if (channels := audio_format.channels) > 1:
+        if (channels := audio_format.channels) > 1 and not separates:
             # Channels are compared in blocks, which must not depend on how the bytes are split.
             self._mixer = MonoMixer(np.full(channels, 1 / channels, np.float32), audio_format.sample_rate)
             self._unit_bytes *= self._mixer.block_samples
         is_same_rate = audio_format.sample_rate == SAMPLE_RATE
-        self._resampler = None if is_same_rate else soxr.ResampleStream(audio_format.sample_rate, SAMPLE_RATE, 1, "float32")
+        width, rate_hz = channels if separates else 1, audio_format.sample_rate
+        self._resampler = None if is_same_rate else soxr.ResampleStream(rate_hz, SAMPLE_RATE, width, "float32")
 
     def blocks(self, data: bytes) -> Iterator[Samples]:
         """Yield the samples that `data` completes, int16 [samples], at most a second per block.
@@ -88,27 +91,30 @@ class PcmDecoder:
         data = self._rest + data
         whole = len(data) // self._unit_bytes * self._unit_bytes
         self._rest = data[whole:]
-        return self._converted(self._mono(data[:whole]), is_last=False)
+        return self._converted(self._samples(data[:whole]), is_last=False)
 
     def finish(self) -> Samples:
         """The remaining samples, int16 [samples]. An incomplete sample at the end is dropped. Call it once."""
         whole = len(self._rest) // self._format.frame_bytes * self._format.frame_bytes
-        return self._converted(self._mono(self._rest[:whole]), is_last=True)
+        return self._converted(self._samples(self._rest[:whole]), is_last=True)
 
-    def _mono(self, data: bytes) -> NDArray[np.float32]:
-        """The mean of all channels, or one channel where they cancel out, float32 [samples] between -1 and 1."""
+    def _samples(self, data: bytes) -> NDArray[np.float32]:
+        """The mean of all channels, or one channel where they cancel out, float32 [samples] between -1 and 1; separate channels
+        are [samples, channels]."""
         if self._table is not None:
             samples = self._table[np.frombuffer(data, np.uint8)]
         elif self._format.encoding == "pcm_f32le":
             samples = np.nan_to_num(np.frombuffer(data, "<f4"), nan=0.0, posinf=0.0, neginf=0.0)
         else:
             samples = np.frombuffer(data, "<i2").astype(np.float32) / 32768.0
+        if self._separates:
+            return samples.reshape(-1, self._format.channels)
         return samples if self._mixer is None else self._mixer(samples.reshape(-1, self._format.channels).T)
 
     def _converted(self, samples: NDArray[np.float32], *, is_last: bool) -> Samples:
         if self._resampler is not None:
             samples = self._resampler.resample_chunk(samples, last=is_last)
-        return np.round(np.clip(samples, -1.0, 32767 / 32768) * 32768.0).astype(np.int16)
+        return np.ascontiguousarray(np.round(np.clip(samples, -1.0, 32767 / 32768) * 32768.0).astype(np.int16).T)
 
 
 def _table(codec: str) -> NDArray[np.float32]:

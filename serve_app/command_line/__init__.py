@@ -117,6 +117,7 @@ def _transcribe(recordings: Sequence[Recording], client: Client, display: Progre
 )
 @click.option("--rate", type=int, default=16_000, show_default=True, help="Sample rate of raw samples, Hz.")
 @click.option("--channels", type=int, default=1, show_default=True, help="Interleaved channels of raw samples.")
+@click.option("--separate", "multichannel", is_flag=True, help="Every channel of the audio by itself; lines name theirs.")
 def listen(
     source: str | None,
     url: str,
@@ -128,6 +129,7 @@ def listen(
     encoding: str | None,
     rate: int,
     channels: int,
+    multichannel: bool,
 ) -> None:
     """Transcribe live speech: from the microphone, from the file SOURCE in real time, or from - , standard input.
 
@@ -139,14 +141,14 @@ def listen(
     # These modules load what reads audio, which no other command needs.
     from serve_app.command_line import audio_sources, live_client
 
-    fields = {"model": model, "language": language, "keywords": list(keywords)}
+    fields = {"model": model, "language": language, "keywords": list(keywords), "multichannel": multichannel}
     try:
         if source is None:
             audio = audio_sources.from_microphone()
         elif source == "-":
             audio = audio_sources.from_standard_input(encoding, rate, channels)
         else:
-            audio = audio_sources.from_file(Path(source))
+            audio = audio_sources.from_file(Path(source), multichannel=multichannel)
         with live_client.Screen(with_times=with_times) as screen:
             asyncio.run(live_client.listen(url, api_key, {n: v for n, v in fields.items() if v}, audio, screen))
     except Failure as failure:

@@ -6,11 +6,11 @@ import os
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -40,9 +40,14 @@ class AudioSource:
     """Raises Failure."""
 
 
-def from_file(path: Path) -> AudioSource:
-    """Any audio or video file, decoded to 16-bit samples and sent in real time."""
-    return AudioSource({"encoding": "pcm_s16le", "sample_rate": SAMPLE_RATE}, _in_real_time(path))
+def from_file(path: Path, *, multichannel: bool = False) -> AudioSource:
+    """Any audio or video file, decoded to 16-bit samples and sent in real time. `multichannel`: its channels are not mixed.
+
+    Raises Failure.
+    """
+    channels = _count_channels(path) if multichannel else 1
+    config = {"encoding": "pcm_s16le", "sample_rate": SAMPLE_RATE, "channels": channels}
+    return AudioSource(config, _in_real_time(path, channels, multichannel=multichannel))
 
 
 def from_standard_input(encoding: str | None, rate: int, channels: int) -> AudioSource:
@@ -64,20 +69,34 @@ def from_microphone() -> AudioSource:
     return AudioSource({"encoding": "pcm_s16le", "sample_rate": rate}, _record(sounddevice, rate))
 
 
-async def _in_real_time(path: Path) -> AsyncIterator[bytes]:
+async def _in_real_time(path: Path, channels: int, *, multichannel: bool) -> AsyncIterator[bytes]:
     size = round(CHUNK_S * SAMPLE_RATE)
+    with _opened(path) as file:
+        rest, sent, began_s = np.zeros((0, channels), np.int16), 0, time.monotonic()
+        blocks = AudioFile(file, multichannel=multichannel).blocks()
+        while (block := await asyncio.to_thread(next, blocks, None)) is not None:
+            rest = np.concatenate([rest, block.reshape(channels, -1).T])
+            for start in range(0, len(rest) // size * size, size):
+                await asyncio.sleep(max(0.0, began_s + sent * CHUNK_S - time.monotonic()))
+                yield rest[start : start + size].tobytes()
+                sent += 1
+            rest = rest[len(rest) // size * size :]
+        yield rest.tobytes()
+
+
+def _count_channels(path: Path) -> int:
+    with _opened(path) as file:
+        audio = AudioFile(file, multichannel=True)
+        next(audio.blocks())
+        return audio.channels or 1
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """A file to decode. Raises Failure, also for what is wrong with it while the block runs."""
     try:
         with path.open("rb") as file:
-            rest, sent, began_s = np.zeros(0, np.int16), 0, time.monotonic()
-            blocks = AudioFile(file).blocks()
-            while (block := await asyncio.to_thread(next, blocks, None)) is not None:
-                rest = np.concatenate([rest, block])
-                for start in range(0, len(rest) // size * size, size):
-                    await asyncio.sleep(max(0.0, began_s + sent * CHUNK_S - time.monotonic()))
-                    yield rest[start : start + size].tobytes()
-                    sent += 1
-                rest = rest[len(rest) // size * size :]
-            yield rest.tobytes()
+            yield file
     except OSError as error:
         raise Failure(f"{path} cannot be read: {error.strerror}") from error
     except SpeechError as error:

@@ -26,6 +26,7 @@ class Screen:
 
     def __init__(self, *, with_times: bool) -> None:
         self._with_times = with_times
+        self._partials: dict[int | None, Text] = {}
         self._console = Console(file=sys.stdout, highlight=False)
         self._partial = Live(console=self._console, transient=True, auto_refresh=False, vertical_overflow="visible")
 
@@ -37,17 +38,22 @@ class Screen:
     def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
         self._partial.stop()
 
-    def show_partial(self, words: list[dict[str, Any]]) -> None:
-        """Show the words after the last segment; those that may still change are dim."""
-        text = Text()
-        for word in words:
+    def show_partial(self, message: Mapping[str, Any]) -> None:
+        """Show the words after the last segment of a channel; those that may still change are dim."""
+        text = Text(_label(message))
+        for word in message["words"]:
             text.append(f"{word['word']} ", style="" if word["is_final"] else "dim")
-        self._partial.update(text, refresh=True)
+        self._partials[message.get("channel")] = text
+        self._update(refresh=True)
 
     def show_segment(self, segment: Mapping[str, Any]) -> None:
         time = f"[{_clock(segment['start'])}] " if self._with_times else ""
-        self._partial.update(Text(), refresh=self._partial.is_started)
-        self._console.print(f"{time}{segment['text']}", markup=False, emoji=False, soft_wrap=True)
+        self._partials.pop(segment.get("channel"), None)
+        self._update(refresh=self._partial.is_started)
+        self._console.print(f"{time}{_label(segment)}{segment['text']}", markup=False, emoji=False, soft_wrap=True)
+
+    def _update(self, *, refresh: bool) -> None:
+        self._partial.update(Text("\n").join(self._partials.values()), refresh=refresh)
 
 
 async def listen(url: str, api_key: str | None, fields: Mapping[str, Any], audio: AudioSource, screen: Screen) -> None:
@@ -119,7 +125,7 @@ async def _receive(socket: ClientConnection, screen: Screen) -> None:
         message = json.loads(data)
         match message["type"]:
             case "partial":
-                screen.show_partial(message["words"])
+                screen.show_partial(message)
             case "segment":
                 screen.show_segment(message)
             case "error":
@@ -127,6 +133,11 @@ async def _receive(socket: ClientConnection, screen: Screen) -> None:
             case "final_transcription":
                 return
     raise Failure("the server closed the connection too early")
+
+
+def _label(message: Mapping[str, Any]) -> str:
+    """Names the channel, if there is one."""
+    return f"Channel {message['channel']}: " if "channel" in message else ""
 
 
 def _clock(seconds: float) -> str:

@@ -39,8 +39,13 @@ def to_text(transcript: Transcript) -> str:
 def to_json(transcript: Transcript, *, with_logprobs: bool = False) -> dict[str, Any]:
     """OpenAI's `json`: the text, `usage` and optionally `logprobs`. An addition: `channels`, if there are any."""
     logprobs = {"logprobs": to_logprobs(transcript.tokens)} if with_logprobs else {}
+    return {"text": transcript.text, **channel_texts(transcript), **logprobs, "usage": _usage(transcript)}
+
+
+def channel_texts(transcript: Transcript) -> dict[str, Any]:
+    """The text of each channel as `channels`; nothing if there are none."""
     texts = [{"channel": channel, "text": transcript.of_channel(channel).text} for channel in transcript.channels]
-    return {"text": transcript.text, **({"channels": texts} if texts else {}), **logprobs, "usage": _usage(transcript)}
+    return {"channels": texts} if texts else {}
 
 
 def to_logprobs(tokens: Sequence[Token]) -> list[dict[str, Any]]:

@@ -1,21 +1,23 @@
 // Connects the parts of the page: files go to the queue, live speech to a session, and their results to the transcript and its player.
 
 import * as debug from "./debug.js";
+import { isBackground } from "./background.js";
+import { offerDownloads } from "./downloads.js";
 import { button } from "./elements.js";
 import { clock, textOf } from "./format.js";
-import { isBackground } from "./background.js";
 import { Earlier } from "./history.js";
 import { resultOf } from "./job_requests.js";
 import { JobList } from "./jobs.js";
 import { LiveSession, LiveText, incomplete } from "./live.js";
 import { Models } from "./models.js";
+import { offerSpeakers, options } from "./options.js";
 import { Player } from "./player.js";
 import { Queue } from "./queue.js";
 import { Cancelled, exported, hasKey, models, useKey } from "./server.js";
+import { Voices, turnsOf } from "./speakers.js";
 import { TranscriptView } from "./transcript.js";
+import { VoiceList } from "./voice_list.js";
 
-const FORMATS = { txt: "text", srt: "srt", vtt: "vtt", csv: "csv", tsv: "tsv", json: "verbose_json" };
-const CUE_FIELDS = ["max_line_chars", "max_lines"];
 const IN_PROGRESS = { running: "in progress", waiting: "in progress" };
 
 const $ = (id) => document.getElementById(id);
@@ -28,6 +30,7 @@ const player = new Player($("player"), $("waveform"), (seconds) => {
   const row = view.at(seconds);
   if (row && !player.video.paused) row.scrollIntoView({ block: "nearest", behavior: reducedMotion.matches ? "auto" : "smooth" });
 });
+const voiceList = new VoiceList($("voices"), { filtered: (voices) => view.filter(voices), renamed });
 const queue = new Queue($("queue"), {
   partial: (job) => job === shown?.job && showPartial(job),
   shown: (job) => showJob(job),
@@ -66,14 +69,10 @@ const earlier = new Earlier($("history"), {
   failed: () => notify("This transcript could not be saved in this browser."),
 });
 
-const chosenModel = new Models($("model"), $("about"), $("server-state"), () => queue.running > 0 || isLive || jobs.pending.length > 0);
-
-function options() {
-  const value = (id) => $(id).value.trim();
-  const keywords = value("keywords").split(",").map((word) => word.trim()).filter(Boolean);
-  const track = $("track").checkValidity() && value("track") ? +value("track") : null;
-  return { model: value("model"), language: value("language"), transport: value("transport"), keywords, track };
-}
+const chosenModel = new Models($("model"), $("about"), $("server-state"), {
+  isNeeded: () => queue.running > 0 || isLive || jobs.pending.length > 0,
+  chosen: ({ diarizers }) => offerSpeakers(diarizers?.length > 0),
+});
 
 function add(files) {
   const which = jobs.isOffered ? $("background").value : "none";
@@ -99,10 +98,10 @@ function showJob(job) {
   if (job.transcript) return showTranscript({ name: job.name, file: job.file, transcript: job.transcript, entry: job.entry, job });
   shown = { job };
   openPanel("transcript");
-  player.show(null, [], 0);
+  player.show(null);
   view.show([]);
   $("segments").classList.toggle("fixed", "body" in job); // The transcript takes the place of what events tell of a job.
-  $("warnings").hidden = $("tools").hidden = $("full").hidden = true;
+  $("warnings").hidden = $("tools").hidden = $("full").hidden = $("voices").hidden = true;
   showPartial(job);
 }
 
@@ -146,13 +145,15 @@ async function showTranscript(next) {
   const facts = [name, clock(transcript.duration), `${transcript.segments.length} segments`, `${words} words`, transcript.language, ...took];
   $("facts").textContent = facts.join(" · ");
   $("tools").hidden = $("full").hidden = false;
-  $("full-text").textContent = transcript.text;
+  $("full-text").textContent = turnsOf(transcript);
   $("warnings").hidden = !transcript.warnings?.length;
   $("warnings").textContent = transcript.warnings?.join(" ") ?? "";
   $("search").value = $("found").textContent = "";
-  view.show(transcript.segments);
+  const voices = new Voices(transcript.names);
+  voiceList.show(transcript, voices);
+  view.show(transcript.segments, voices);
   $("segments").classList.remove("fixed");
-  player.show(file, transcript.segments, transcript.duration);
+  player.show(file, transcript, voices);
   if (file) await caption(next);
 }
 
@@ -165,9 +166,14 @@ function edited() {
   if (!shown.transcript) return; // The file is still in progress; its segments keep the edit.
   const { transcript, entry, file } = shown;
   transcript.text = textOf(transcript.segments);
-  $("full-text").textContent = transcript.text;
+  $("full-text").textContent = turnsOf(transcript);
   if (entry.id !== undefined) earlier.keep(entry);
   if (file) caption(shown);
+}
+
+function renamed() {
+  view.nameVoices();
+  edited();
 }
 
 async function attempt(action) {
@@ -187,16 +193,6 @@ function notify(text) {
   close.onclick = () => line.remove();
   line.append(text, close);
   $("notice").replaceChildren(line);
-}
-
-async function download(extension) {
-  const { transcript, name } = shown;
-  const link = document.createElement("a");
-  const cues = Object.fromEntries(CUE_FIELDS.filter((name) => $(name).value && $(name).checkValidity()).map((name) => [name, +$(name).value]));
-  link.href = URL.createObjectURL(await exported(transcript, FORMATS[extension], cues));
-  link.download = `${name.replace(/\.[^.]*$/, "")}.${extension}`;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }
 
 function askForKey() {
@@ -264,7 +260,7 @@ $("background").value = localStorage.getItem("background") ?? "long";
 $("background").onchange = () => localStorage.setItem("background", $("background").value);
 $("forget-all").onclick = () => earlier.forgetAll();
 $("copy").onclick = () => attempt(async () => {
-  await navigator.clipboard.writeText(shown.transcript.text);
+  await navigator.clipboard.writeText(turnsOf(shown.transcript));
   $("copy").textContent = "Copied";
   setTimeout(() => ($("copy").textContent = "Copy"), 2000);
 });
@@ -272,11 +268,7 @@ $("search").oninput = () => {
   const found = view.search($("search").value);
   $("found").textContent = $("search").value.trim() ? `${found.length} found` : "";
 };
-for (const extension of Object.keys(FORMATS)) {
-  const choice = button("", extension, `Download as ${extension}`);
-  choice.onclick = () => attempt(() => download(extension));
-  $("downloads").append(choice);
-}
+offerDownloads($("downloads"), () => shown, attempt);
 
 addEventListener("dragover", (e) => {
   e.preventDefault();

@@ -2,7 +2,7 @@
 
 import { note } from "./debug.js";
 import { eventReader } from "./events.js";
-import { Cancelled, ServerError, ask } from "./server.js";
+import { Cancelled, ServerError, ask, transcriptIn } from "./server.js";
 
 const MAX_SILENCE_MS = 45_000; // The server sends a comment every 15 s.
 const PAGE = 50;
@@ -18,7 +18,7 @@ export async function findJob(id) {
 
 export async function resultOf(id) {
   const format = new URLSearchParams([["response_format", "verbose_json"], ["timestamp_granularities[]", "word"]]);
-  return (await ask(`v1/jobs/${id}/result?${format}`)).json();
+  return transcriptIn(await (await ask(`v1/jobs/${id}/result?${format}`)).json());
 }
 
 /** Cancels a job that has not ended, and resolves with it; removes one that has, and resolves with null. */

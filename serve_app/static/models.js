@@ -7,9 +7,9 @@ const LOADING = { starting: "Starting", downloading: "Downloading", loading: "Lo
 const MAX_NAMED_LANGUAGES = 3;
 
 export class Models {
-  /** `isNeeded` tells whether a file or live speech waits for the model, which loads on demand. */
-  constructor(select, about, state, isNeeded) {
-    Object.assign(this, { select, about, state, isNeeded, models: [] });
+  /** `isNeeded` tells whether a file or live speech waits for the model, which loads on demand; `chosen(model)` is called with each choice. */
+  constructor(select, about, state, { isNeeded, chosen }) {
+    Object.assign(this, { select, about, state, isNeeded, chosen, models: [] });
     select.addEventListener("change", () => this.showChosen());
   }
 
@@ -23,6 +23,7 @@ export class Models {
   showChosen() {
     const chosen = this.models.find(({ id }) => id === this.select.value);
     this.about.textContent = chosen ? `${chosen.id}: ${chosen.description || spoken(chosen.languages)}` : "";
+    if (chosen) this.chosen(chosen);
     this.watch();
   }
 

@@ -4,6 +4,7 @@ import { Cancelled, createJob, curl, transcribe } from "./server.js";
 import { note, showCurl } from "./debug.js";
 import { fileRow } from "./elements.js";
 import { clock, speed } from "./format.js";
+import { labelOf, voiceOf } from "./speakers.js";
 
 const MAX_PARALLEL = 2;
 
@@ -116,9 +117,12 @@ export class Queue {
         const windows = planned ? `, ${done} of ${planned} windows` : "";
         job.row.state.textContent = `${clock(audio)}${total ? ` of ${clock(total)}` : ""}${windows}, ${speed(audio, seconds)}`;
       },
-      text: (delta) => {
+      text: (event) => {
         times.firstSegment ??= elapsed();
-        job.text += delta;
+        const voice = voiceOf(event);
+        if (voice === (job.voice ?? null)) job.text += event.delta;
+        else job.text += `${job.text && "\n"}${labelOf(voice)}${event.delta.trim()}`;
+        job.voice = voice;
         this.view.partial(job);
       },
       segment: (segment) => {

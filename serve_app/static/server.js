@@ -3,6 +3,7 @@
 import { note } from "./debug.js";
 import { eventReader } from "./events.js";
 import { textOf } from "./format.js";
+import { withNames } from "./speakers.js";
 
 const MAX_BUFFERED_BYTES = 1 << 20; // No more of a file is read while a WebSocket has so many unsent bytes.
 const CHUNK_BYTES = 256 << 10;
@@ -80,8 +81,8 @@ export async function modelStates() {
 
 /** The transcript as a Blob, the same as a transcription in that format returns. */
 export async function exported(transcript, format, cues = {}) {
-  const { language, duration, segments, warnings } = transcript;
-  const body = JSON.stringify({ response_format: format, language, duration, segments, warnings, ...cues });
+  const { language, duration, warnings } = transcript;
+  const body = JSON.stringify({ response_format: format, language, duration, segments: withNames(transcript), warnings, ...cues });
   const answer = await ask("v1/audio/transcriptions/export", {
     method: "POST", body, headers: { "Content-Type": "application/json" },
   });
@@ -93,6 +94,8 @@ function fields(options) {
   if (options.model) list.push(["model", options.model]);
   if (options.language) list.push(["language", options.language]);
   if (options.track !== null) list.push(["track", options.track]);
+  if (options.who === "channels") list.push(["multichannel", "true"]);
+  if (options.who === "speakers") list.push(["diarize", "true"]);
   for (const word of options.keywords) list.push(["keywords[]", word]);
   return list;
 }
@@ -107,7 +110,12 @@ export function curl(file, options, isBackground) {
   return ["curl -N", ...bearer, `-F ${quoted(`file=@${file.name}`)}`, ...form, quoted(url.href)].join(" ");
 }
 
-/** Transcribe a file. `watch` has sent(share), progress(event), text(delta) and segment(segment). */
+/** What is kept of `verbose_json`: of channels only their numbers, as all segments are there already. */
+export function transcriptIn({ channels, ...content }) {
+  return channels ? { ...content, channels: channels.map(({ channel }) => channel) } : content;
+}
+
+/** Transcribe a file. `watch` has sent(share), progress(event), text(event) and segment(segment). */
 export function transcribe(file, options, watch, signal) {
   return (options.transport === "websocket" ? overWebSocket : overHttp)(file, options, watch, signal);
 }
@@ -118,8 +126,8 @@ function overHttp(file, options, watch, signal) {
       if (message.error) return reject(new ServerError(message.error.message, message.error.code));
       note("event", message);
       if (message.type === "transcript.progress") watch.progress(message);
-      else if (message.type === "transcript.text.delta") watch.text(message.delta);
-      else if (message.type === "transcript.text.done") resolve(message.content);
+      else if (message.type === "transcript.text.delta") watch.text(message);
+      else if (message.type === "transcript.text.done") resolve(transcriptIn(message.content));
     });
     upload("v1/audio/transcriptions", file, [...STREAM_FIELDS, ...fields(options)], { sent: watch.sent, received }, signal).then(
       () => reject(new ServerError("The response ended before the transcript.", "unreachable")), reject);
@@ -198,9 +206,9 @@ export function transcriptOf(socket, watch) {
       } else if (message.type === "error") {
         reject(new ServerError(message.error, message.code));
       } else if (message.type === "final_transcription") {
-        const { language, final_duration_processed_seconds: duration, warnings } = message;
+        const { language, final_duration_processed_seconds: duration, warnings, channels } = message;
         // Not the message's text: segments may have been edited meanwhile.
-        resolve({ text: textOf(segments), language, duration, segments, warnings });
+        resolve(transcriptIn({ text: textOf(segments), language, duration, segments, warnings, channels }));
       }
     });
     socket.addEventListener("close", (e) => reject(closeError(e.code)));
@@ -213,8 +221,8 @@ function closeError(code) {
 
 function overWebSocket(file, options, watch, signal) {
   return new Promise((resolve, reject) => {
-    const { model, language, keywords, track } = options;
-    const socket = openSocket({ media: true, model, language, keywords, track });
+    const { model, language, keywords, track, who } = options;
+    const socket = openSocket({ media: true, model, language, keywords, track, multichannel: who === "channels" || null });
     socket.addEventListener("open", () => send(socket, file, watch, signal).catch((error) => {
       reject(new ServerError(`The file cannot be read: ${error.message}`, "file"));
       socket.close();

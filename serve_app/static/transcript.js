@@ -3,6 +3,7 @@
 
 import { button } from "./elements.js";
 import { clock } from "./format.js";
+import { Voices, voiceOf } from "./speakers.js";
 
 const ROWS_PER_STEP = 60;
 const LOW_CONFIDENCE = 0.5; // Words with a lower probability are marked.
@@ -18,8 +19,10 @@ export class TranscriptView {
     list.addEventListener("click", (e) => this.click(e.target));
   }
 
-  show(segments) {
-    this.segments = segments;
+  /** `voices`: the Voices of these segments. */
+  show(segments, voices = new Voices()) {
+    Object.assign(this, { segments, voices, shownVoices: null });
+    this.list.classList.remove("voices");
     this.rows = [];
     this.words = [];
     this.now = this.nowRow = null;
@@ -50,9 +53,37 @@ export class TranscriptView {
     const time = button("time quiet", clock(segment.start), `Play from ${clock(segment.start)}`);
     const text = document.createElement("p");
     const edit = button("edit quiet", "Edit", `Edit the segment at ${clock(segment.start)}`);
-    item.append(time, text, edit);
+    const voice = voiceOf(segment);
+    if (voice === null) {
+      item.append(time, text, edit);
+    } else {
+      const who = document.createElement("span");
+      who.className = `who voice-${this.voices.colour(voice)}`;
+      who.textContent = this.voices.name(voice);
+      item.append(time, who, text, edit);
+      this.list.classList.add("voices");
+    }
+    item.hidden = !this.isShown(segment);
     fillWords(text, segment);
     return item;
+  }
+
+  isShown(segment) {
+    return !this.shownVoices || this.shownVoices.has(voiceOf(segment));
+  }
+
+  /** Show the segments of these voices only, a Set; null: all. */
+  filter(voices) {
+    this.shownVoices = voices;
+    this.rows.forEach((row, index) => (row.hidden = !this.isShown(this.segments[index])));
+  }
+
+  /** Show the names that the voices have now. */
+  nameVoices() {
+    this.rows.forEach((row, index) => {
+      const voice = voiceOf(this.segments[index]);
+      if (voice !== null) row.querySelector(".who").textContent = this.voices.name(voice);
+    });
   }
 
   indexWords() {
@@ -60,6 +91,7 @@ export class TranscriptView {
       const spans = row.querySelectorAll(".word");
       return (this.segments[index].words ?? []).map((word, i) => ({ start: word.start, end: word.end, index, span: spans[i] }));
     });
+    this.words.sort((a, b) => a.start - b.start); // Channels overlap.
   }
 
   click(target) {
@@ -133,7 +165,7 @@ export class TranscriptView {
   search(text) {
     const query = text.trim().toLocaleLowerCase();
     const found = this.rows.filter((row, index) => {
-      const isMatch = query !== "" && this.segments[index].text.toLocaleLowerCase().includes(query);
+      const isMatch = query !== "" && !row.hidden && this.segments[index].text.toLocaleLowerCase().includes(query);
       row.classList.toggle("match", isMatch);
       return isMatch;
     });

@@ -46,6 +46,19 @@ def test_every_format_gives_the_same_samples(rate_hz: int, encoding: Encoding, c
     assert max_error(found, rate_hz) < (0.02 if encoding in ("mulaw", "alaw") else 0.001)
 
 
+@pytest.mark.parametrize("rate_hz", [8_000, 16_000, 48_000])
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("channels", [1, 2, 8])
+def test_separate_channels_are_those_of_a_stream_of_each_alone(rate_hz: int, encoding: Encoding, channels: int) -> None:
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, (rate_hz + 78, channels)).astype(np.float32)
+    data = media.pcm(samples, encoding)
+    decoder = PcmDecoder(PcmFormat(encoding, rate_hz, channels), separates=True)
+    blocks = [block for start in range(0, len(data), 3_333) for block in decoder.blocks(data[start : start + 3_333])]
+    found = np.concatenate([*blocks, decoder.finish()], axis=1)
+    alone = [decoded(media.pcm(samples[:, n], encoding), PcmFormat(encoding, rate_hz), 4_001) for n in range(channels)]
+    np.testing.assert_array_equal(found, alone)
+
+
 @pytest.mark.parametrize("piece_bytes", [1, 3, 160, 48_000, 10**6])
 def test_pieces_of_any_length(piece_bytes: int) -> None:
     data = media.pcm(tone(24_000, 0.1), "pcm_f32le", 2)

@@ -23,7 +23,8 @@ from serve_app.errors import EngineError
 from serve_app.settings import AuthSettings
 from serve_app.window import SAMPLE_RATE, Samples
 from testing import media
-from testing.digit_strings import DigitString, to_int16
+from testing.calls import compose_call
+from testing.digit_strings import Bank, DigitString, to_int16
 from testing.fake_service import EngineService, serving
 from tests.command_line.test_transcribe import ENVIRONMENT
 
@@ -88,6 +89,21 @@ def test_standard_input(
         [*COMMAND, "-", "--url", url, *arguments], input=form(samples), stdout=PIPE, env=ENVIRONMENT, timeout=60, check=True
     )
     assert done.stdout.decode() == f"{said.text}\n"
+
+
+@pytest.mark.parametrize("form", ["file", "samples"])
+def test_separate_channels(url: str, bank: Bank, tmp_path: Path, form: str) -> None:
+    call, path = compose_call(bank, 2, 5, gap_s=(0.5, 0.6)), tmp_path / "call.wav"
+    path.write_bytes(media.wav(call.samples))
+    given = ([str(path)], b"") if form == "file" else (["-", "--channels", "2"], media.pcm(call.samples, "pcm_s16le"))
+    arguments = [*COMMAND, *given[0], "--url", url, "--separate"]
+    done = subprocess.run(arguments, input=given[1], stdout=PIPE, env=ENVIRONMENT, timeout=60, check=True)
+    lines = done.stdout.decode().casefold().replace(".", "").splitlines()
+    for channel in (0, 1):
+        prefix = f"channel {channel}: "
+        said = " ".join(line.removeprefix(prefix) for line in lines if line.startswith(prefix))
+        assert said == " ".join(call.texts(channel)).casefold().replace(".", "")
+    assert all(line.startswith("channel ") for line in lines)
 
 
 def test_partial_words_are_shown_on_a_terminal(url: str, recording: str, said: DigitString) -> None:

@@ -73,6 +73,22 @@ class TestPlaces:
             third.send_json(APPEND)
             wait_for(lambda: admission.streams.taken == 1)
 
+    def test_every_separate_channel_takes_a_place(self) -> None:
+        server = FakeService(live=LiveSettings(max_streams=3))
+        taken = server.service.admission.streams
+        two = {**RAW, "channels": 2, "multichannel": True}
+        with TestClient(create_api(server.service)) as client, client.websocket_connect(PATH) as first:
+            first.send_json(two)
+            first.send_bytes(bytes(4))
+            wait_for(lambda: taken.taken == 2)
+            assert failure(client, [two, bytes(4)], 1013)["code"] == "overloaded"
+            wait_for(lambda: taken.taken == 2)
+            with client.websocket_connect(PATH) as third:
+                third.send_json({**RAW, "channels": 2})
+                third.send_bytes(bytes(4))
+                wait_for(lambda: taken.taken == 3)
+        wait_for(lambda: taken.taken == 0)
+
     def test_streams_are_limited_per_address(self) -> None:
         server = FakeService(live=LiveSettings(max_streams=3, max_streams_per_address=1))
         with (

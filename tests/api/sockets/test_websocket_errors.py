@@ -150,6 +150,8 @@ async def test_broken_connections_leave_no_task_file_or_stream(server: EngineSer
             assert server.loop is not None
             return len(asyncio.all_tasks(server.loop)), server.service.admission.streams.taken, open_files(psutil.Process())
 
+        # The task of that request may end after its answer.
+        await asyncio.to_thread(wait_for, lambda: open_resources()[0] == 1)
         before = open_resources()
         append = json.dumps({"type": "input_audio_buffer.append", "audio": base64.b64encode(speech.tobytes()).decode()})
         broken: list[tuple[str, list[str | bytes]]] = [
