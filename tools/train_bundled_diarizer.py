@@ -187,11 +187,15 @@ class Trainer:
                 mean.lerp_(value, 1 - decay) if mean.is_floating_point() else mean.copy_(value)
 
     def save(self, out: Path) -> None:
-        """The average, in half precision: who loads it casts."""
-        import copy
-
-        halved = copy.deepcopy(self.average).half()
-        halved.save_to(str(out))
+        """The average, its layers in half precision: who loads it casts."""
+        exact = {name: value.clone() for name, value in self.average.state_dict().items()}
+        layers = (self.average.encoder, self.average.transformer_encoder, self.average.sortformer_modules)
+        for layer in layers:
+            layer.half()
+        self.average.save_to(str(out))
+        for layer in layers:
+            layer.float()
+        self.average.load_state_dict(exact)
 
 
 def train(arguments: argparse.Namespace, material: Material) -> None:
@@ -220,7 +224,7 @@ def train(arguments: argparse.Namespace, material: Material) -> None:
         if step % 25 == 0:
             seconds = time.monotonic() - started
             print(f"{step} stage {level} loss {running:.3f} helper {helper.item():.3f} {seconds:.0f} s", flush=True)
-        if step % 200 == 199:
+        if step % 100 == 99:
             trainer.save(arguments.out)
     trainer.save(arguments.out)
 
