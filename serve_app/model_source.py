@@ -62,3 +62,8 @@ def problem_of(source: str) -> str:
 def bundled_model_path() -> Path:
     """Path of the `.nemo` file of the bundled model."""
     return Path(__file__).parent / "bundled" / "digits.nemo"
+
+
+def bundled_diarizer_path() -> Path:
+    """The same of the bundled diarizer."""
+    return Path(__file__).parent / "bundled" / "speakers.nemo"
