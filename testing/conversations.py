@@ -1,16 +1,16 @@
 """Conversations with known speakers and times: turns of spoken digits by several people, mixed with pauses and overlaps.
 
-They train and evaluate the bundled diarizer. A turn has one activity from its first to its last word: the pauses between its words
-belong to it, as in the reference annotations of diarization.
+They train and evaluate the bundled diarizer. In a turn, a person is active from its first to its last word: the pauses between
+words belong to it, as in the reference annotations of diarization.
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from testing.digit_strings import SAMPLE_RATE, Bank, Pauses, Samples, SpokenWord, change_speed, compose
+from testing.digit_strings import SAMPLE_RATE, Bank, DigitString, Pauses, Samples, SpokenWord, change_speed, compose
 
 FRAME_SAMPLES = 1280
 """Samples per frame of the activity matrix (80 ms)."""
@@ -67,50 +67,69 @@ class Style:
     overlap_s: tuple[float, float] = (0.2, 1.2)
     level_db: tuple[float, float] = (-8.0, 0.0)
     """Level of a speaker."""
+    introduction_s: tuple[float, float] | None = None
+    """If given, everybody speaks for this long at the beginning, one after the other."""
 
 
 USUAL = Style()
 
 
+INTRODUCTION_WORDS = 16
+"""Words of an introduction, before it is cut."""
+
+
 def converse(
     bank: Bank, voices: list[Voice], duration_s: float, rng: random.Random, style: Style = USUAL, *, speed_jitter: float = 0.0
 ) -> Conversation:
-    """A conversation of about `duration_s` seconds in which every voice speaks: each at least once in the first half, in the order
-    of `voices`, as far as the duration allows."""
+    """A conversation of `duration_s` seconds among the voices, most of whom speak in the first half of it.
+
+    A voice changes its speed by up to the fraction `speed_jitter` from turn to turn.
+    """
     length = int(duration_s * SAMPLE_RATE)
     mixed = np.zeros(length, np.float32)
     gains = [10 ** (rng.uniform(*style.level_db) / 20) for _ in voices]
     turns: list[Turn] = []
-    end, arrived, current = int(rng.uniform(0.05, 1.5) * SAMPLE_RATE), 0, -1
-    patience = length / (2 * len(voices))
+    end, arrived, current = int(rng.uniform(0.0, style.gap_s[1]) * SAMPLE_RATE), 0, -1
     while True:
-        is_due = arrived < len(voices) and (arrived == 0 or end > patience * arrived or rng.random() < 0.3)
-        if is_due:
+        introduction_s = style.introduction_s if arrived < len(voices) else None
+        is_late = end > length / (2 * len(voices)) * arrived
+        if arrived < len(voices) and (introduction_s or is_late or rng.random() < 0.3):
             current, arrived = arrived, arrived + 1
-        else:
-            others = [s for s in range(arrived) if s != current]
-            current = rng.choice(others) if others and rng.random() < 0.85 else current
-        voice = voices[current]
-        digits = [rng.randrange(10) for _ in range(rng.randint(*style.turn_words))]
-        string = compose(bank[voice.name], digits, rng, WITHIN_TURN, sentence_words=(99, 99), gain=(0.5, 1.0))
-        spoken, ratio = string.samples, 1.0
-        if voice.speed != 1.0 or speed_jitter:
-            ratio = voice.speed * rng.uniform(1 - speed_jitter, 1 + speed_jitter)
-            spoken = change_speed(spoken, ratio)
+        elif arrived > 1 and rng.random() < 0.85:
+            current = rng.choice([speaker for speaker in range(arrived) if speaker != current])
+        words = INTRODUCTION_WORDS if introduction_s else rng.randint(*style.turn_words)
+        speed = voices[current].speed * rng.uniform(1 - speed_jitter, 1 + speed_jitter)
+        spoken = _utterance(bank[voices[current].name], words, speed, rng)
+        if introduction_s:
+            spoken = _beginning(spoken, int(rng.uniform(*introduction_s) * SAMPLE_RATE))
         start = end + int(rng.uniform(*style.gap_s) * SAMPLE_RATE)
-        if turns and rng.random() < style.overlap_probability and turns[-1].speaker != current:
-            start = max(end - int(rng.uniform(*style.overlap_s) * SAMPLE_RATE), turns[-1].start_sample, 0)
-        if start + len(spoken) > length:
+        others = turns and turns[-1].speaker != current and not introduction_s
+        if others and rng.random() < style.overlap_probability:
+            start = max(end - int(rng.uniform(*style.overlap_s) * SAMPLE_RATE), turns[-1].start_sample)
+        if start + len(spoken.samples) > length:
             break
-        mixed[start : start + len(spoken)] += gains[current] * spoken
-        words = tuple(
-            SpokenWord(w.text, w.digit, start + int(w.start_sample / ratio), start + int(w.end_sample / ratio))
-            for w in string.words
-        )
-        turns.append(Turn(current, words[0].start_sample, words[-1].end_sample, words))
-        end = max(end, start + len(spoken))
+        mixed[start : start + len(spoken.samples)] += gains[current] * spoken.samples
+        placed = tuple(replace(w, start_sample=start + w.start_sample, end_sample=start + w.end_sample) for w in spoken.words)
+        turns.append(Turn(current, placed[0].start_sample, placed[-1].end_sample, placed))
+        end = max(end, start + len(spoken.samples))
     turns.sort(key=lambda turn: turn.start_sample)
     return _in_order_of_arrival(Conversation(mixed, tuple(voices), tuple(turns)))
+
+
+def _utterance(recordings: dict[int, list[Samples]], words: int, speed: float, rng: random.Random) -> DigitString:
+    """Random digits, at another speed, with their times at that speed."""
+    digits = [rng.randrange(10) for _ in range(words)]
+    string = compose(recordings, digits, rng, WITHIN_TURN, sentence_words=(words, words), gain=(0.5, 1.0))
+    if speed == 1.0:
+        return string
+    moved = [replace(w, start_sample=int(w.start_sample / speed), end_sample=int(w.end_sample / speed)) for w in string.words]
+    return DigitString(change_speed(string.samples, speed), tuple(moved))
+
+
+def _beginning(string: DigitString, samples: int) -> DigitString:
+    """Cut anywhere, also through a word."""
+    words = [replace(w, end_sample=min(w.end_sample, samples)) for w in string.words if w.start_sample < samples]
+    return DigitString(string.samples[:samples], tuple(words))
 
 
 def _in_order_of_arrival(conversation: Conversation) -> Conversation:

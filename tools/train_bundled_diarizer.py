@@ -3,7 +3,7 @@
     python -m tools.train_bundled_diarizer RECORDINGS OUT.nemo [--steps N] [--without NAME ...] [--initial MODEL.nemo]
 
 RECORDINGS is the folder of the Free Spoken Digit Dataset (CC BY-SA 4.0), with files named {digit}_{speaker}_{index}.wav; indexes
-10 and up are used for training. espeak-ng and flite must be installed: they synthesise further voices, and changes of speed, which
+10 and up are used for training. espeak-ng and flite must be installed: they synthesise further voices. Changes of speed, which
 shift pitch and formants, make further ones of all of them.
 
 The recipe: conversations get longer and have more people stage by stage, at last with the speaker cache as in streaming. The loss
@@ -46,23 +46,30 @@ SPEED_JITTER = 0.03
 """A voice changes its speed by up to this fraction from turn to turn, as people do."""
 
 
+SILENCE_WEIGHT = 0.3
+"""Weight of a frame without speech in the loss."""
+
+CLEAN_SHARE = 0.4
+"""Conversations without noise, echo and telephone."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Part of the curriculum. It ends when the running loss falls below `next_loss` or after `max_share` of all steps."""
+    """Part of the curriculum. It ends when the share of frames with the right speaker, of those with one, reaches `enough`."""
 
     frames: int
     voices: tuple[int, int]
     batch: int
-    next_loss: float
-    max_share: float
+    enough: float
+    introduction_s: tuple[float, float] | None = None
     streaming: bool = False
 
 
 STAGES = (
-    Stage(frames=125, voices=(1, 2), batch=12, next_loss=0.10, max_share=0.15),
-    Stage(frames=250, voices=(1, 3), batch=8, next_loss=0.10, max_share=0.25),
-    Stage(frames=375, voices=(2, 4), batch=6, next_loss=0.08, max_share=0.25),
-    Stage(frames=750, voices=(2, 4), batch=4, next_loss=0.0, max_share=1.0, streaming=True),
+    Stage(frames=125, voices=(2, 3), batch=12, enough=0.85, introduction_s=(2.0, 2.0)),
+    Stage(frames=200, voices=(2, 4), batch=9, enough=0.85, introduction_s=(1.0, 3.0)),
+    Stage(frames=300, voices=(1, 4), batch=7, enough=0.85),
+    Stage(frames=750, voices=(2, 4), batch=4, enough=2.0, streaming=True),
 )
 
 
@@ -103,10 +110,11 @@ class Material:
     def conversation(self, stage: Stage) -> Conversation:
         rng = self.rng
         style = Style(
-            turn_words=(1, rng.choice((3, 5, 8, 12))),
-            gap_s=(0.05, rng.choice((0.5, 1.2, 3.0))),
+            turn_words=(1, rng.choice((3, 5, 8, 12)) if stage.frames >= 300 else 4),
+            gap_s=(0.05, rng.choice((0.5, 1.2, 3.0)) if stage.frames >= 300 else 0.3),
             overlap_probability=rng.choice((0.0, 0.2, 0.4)),
             level_db=(rng.choice((-12.0, -6.0, -3.0)), 0.0),
+            introduction_s=stage.introduction_s,
         )
         seconds = stage.frames * FRAME_SAMPLES / SAMPLE_RATE
         voices = self.voices(rng.randint(*stage.voices))
@@ -117,7 +125,8 @@ class Material:
         classes = np.zeros((stage.batch, stage.frames), np.int64)
         for row in range(stage.batch):
             conversation = self.conversation(stage)
-            audio[row] = degrade(conversation.samples, self.rng, self.noise)
+            is_clean = self.rng.random() < CLEAN_SHARE
+            audio[row] = conversation.samples if is_clean else degrade(conversation.samples, self.rng, self.noise)
             active = conversation.activity(MAX_SPEAKERS)
             activity.append(active)
             for speaker, voice in enumerate(conversation.voices):
@@ -133,13 +142,38 @@ PERMUTATIONS = torch.tensor(list(itertools.permutations(range(MAX_SPEAKERS))))
 
 def diarization_loss(logits: Tensor, activity: Tensor) -> Tensor:
     """Half the loss in the order of arrival, half that of the best permutation of each conversation."""
-    arrival = functional.binary_cross_entropy_with_logits(logits, activity)
-    frames = logits.shape[1]
+    weights = torch.where(activity.sum(-1, keepdim=True) > 0, 1.0, SILENCE_WEIGHT)
+    whole = weights.sum((1, 2)) * MAX_SPEAKERS
     # Cross-entropy is linear in the target: softplus(x) - x * y. Scores of every column with every speaker give all permutations.
-    scores = torch.einsum("btc,bts->bcs", logits, activity)
-    best = torch.stack([scores[:, range(MAX_SPEAKERS), p] for p in PERMUTATIONS.tolist()]).sum(-1).amax(0)
-    total = functional.softplus(logits).sum((1, 2)) - best
-    return 0.5 * arrival + 0.5 * (total / (frames * MAX_SPEAKERS)).mean()
+    spread = (weights * functional.softplus(logits)).sum((1, 2))
+    scores = torch.einsum("btc,bts->bcs", weights * logits, activity)
+    arrival = spread - scores.diagonal(dim1=1, dim2=2).sum(-1)
+    best = spread - torch.stack([scores[:, range(MAX_SPEAKERS), p] for p in PERMUTATIONS.tolist()]).sum(-1).amax(0)
+    return ((0.5 * arrival + 0.5 * best) / whole).mean()
+
+
+def right_frames(logits: Tensor, activity: Tensor) -> float:
+    """Share of the frames with one speaker whose highest logit is that speaker's, in the order of arrival."""
+    alone = activity.sum(-1) == 1
+    return (logits.argmax(-1) == activity.argmax(-1))[alone].float().mean().item()
+
+
+SHARPNESS = 1.7
+"""Factor of these queries and keys: a frame with the same embedding gets a hundred times the weight of another one."""
+
+
+def attend_to_what_is_alike(model: Any) -> None:
+    """Start the attention with equal queries and keys: a frame attends to those that are like it, which are those of its speaker.
+    From random weights this takes hundreds of steps to be found."""
+    with torch.no_grad():
+        for layer in model.transformer_encoder.layers:
+            attention = layer.first_sub_layer
+            attention.key_net.weight.copy_(attention.query_net.weight)
+            attention.key_net.bias.copy_(attention.query_net.bias)
+            for net in (attention.query_net, attention.key_net):
+                net.weight *= SHARPNESS
+        for layer in model.encoder.layers:
+            layer.self_attn.linear_k.weight.copy_(layer.self_attn.linear_q.weight)
 
 
 class Trainer:
@@ -155,16 +189,28 @@ class Trainer:
         self.model: Any = SortformerEncLabelModel(cfg=settings)
         self.average: Any = SortformerEncLabelModel(cfg=settings).eval()
         if initial:
-            self.model.load_state_dict(SortformerEncLabelModel.restore_from(str(initial), map_location="cpu").float().state_dict())
+            self.model.load_state_dict(
+                SortformerEncLabelModel.restore_from(str(initial), map_location="cpu").float().state_dict()
+            )
         self.average.load_state_dict(self.model.state_dict())
         self.model.preprocessor.featurizer.dither = 0.0
+        if not initial:
+            attend_to_what_is_alike(self.model)
+            self.average.load_state_dict(self.model.state_dict())
+        self.pair_head = torch.nn.Parameter(torch.tensor([5.0, -2.0]))
         self.voice_head = torch.nn.Linear(VOICES.transformer_width, voice_classes)
         self.column_head = torch.nn.Linear(VOICES.transformer_width, MAX_SPEAKERS)
-        self.parameters = [*self.model.parameters(), *self.voice_head.parameters(), *self.column_head.parameters()]
+        self.parameters = [
+            *self.model.parameters(),
+            *self.voice_head.parameters(),
+            *self.column_head.parameters(),
+            self.pair_head,
+        ]
         self.model.train()
+        self.shown = ""
 
-    def losses(self, batch: Batch, streaming: bool) -> tuple[Tensor, Tensor]:
-        """The loss of the diarization and that of the helping heads."""
+    def forward(self, batch: Batch, streaming: bool) -> tuple[Tensor, Tensor]:
+        """Logits of the diarization, [batch, frames, MAX_SPEAKERS], and the loss of the helping heads."""
         model = self.model
         frames = batch.activity.shape[1]
         with torch.no_grad():
@@ -173,12 +219,26 @@ class Trainer:
             features, counts = features[:, :, : 8 * frames], counts.clamp(max=8 * frames)
         if streaming:
             found = model.forward_streaming(features, counts).clamp(1e-6, 1 - 1e-6)
-            return diarization_loss(torch.logit(found), batch.activity), torch.zeros(())
+            return torch.logit(found), torch.zeros(())
         embedded, embedded_counts = model.frontend_encoder(features, counts)
         found = model.forward_infer(embedded, embedded_counts).clamp(1e-6, 1 - 1e-6)
         named = functional.cross_entropy(self.voice_head(embedded).flatten(0, 1), batch.voice_classes.flatten())
         columns = diarization_loss(self.column_head(embedded), batch.activity)
-        return diarization_loss(torch.logit(found), batch.activity), 0.2 * named + 0.5 * columns
+        paired = self._pair_loss(embedded, batch.voice_classes)
+        self.shown = f"named {named.item():.2f} columns {columns.item():.3f} paired {paired.item():.3f}"
+        return torch.logit(found), 0.2 * named + 0.5 * columns + paired
+
+    def _pair_loss(self, embedded: Tensor, voice_classes: Tensor) -> Tensor:
+        """Whether two frames in which one person speaks have the same one, by the cosine of their embeddings."""
+        directions = functional.normalize(embedded[:, ::2], dim=-1)
+        logits = self.pair_head[0] * directions @ directions.mT + self.pair_head[1]
+        voices = voice_classes[:, ::2]
+        is_same = voices[:, :, None] == voices[:, None, :]
+        counted = (voices > 0)[:, :, None] & (voices > 0)[:, None, :]
+        losses = functional.binary_cross_entropy_with_logits(logits, is_same.float(), reduction="none")
+        # Pairs of two people count as much as pairs of one.
+        parts = [losses[counted & kind].mean() for kind in (is_same, ~is_same) if (counted & kind).any()]
+        return torch.stack(parts).mean() if parts else losses.sum() * 0
 
     def update_average(self, step: int) -> None:
         decay = min(AVERAGE_DECAY, (step + 1) / (step + 10))
@@ -203,27 +263,31 @@ def train(arguments: argparse.Namespace, material: Material) -> None:
     torch.manual_seed(arguments.seed)
     trainer = Trainer(arguments.initial, 1 + 3 * len(material.bank))
     optimizer = torch.optim.AdamW(trainer.parameters, lr=arguments.learning_rate, betas=(0.9, 0.98), weight_decay=1e-2)
-    level, running, since, started = arguments.stage, 1.0, 0, time.monotonic()
+    level, running, right, started = arguments.stage, 1.0, 0.0, time.monotonic()
     for step in range(arguments.steps):
         while arguments.pause.exists():
             time.sleep(1)
-        warm, left = (step + 1) / 150, (arguments.steps - step) / (0.3 * arguments.steps)
+        warm, left = (step + 1) / 100, (arguments.steps - step) / (0.3 * arguments.steps)
         for group in optimizer.param_groups:
             group["lr"] = arguments.learning_rate * min(1.0, warm, left)
         stage = STAGES[level]
-        loss, helper = trainer.losses(material.batch(stage), stage.streaming)
+        batch = material.batch(stage)
+        logits, helper = trainer.forward(batch, stage.streaming)
+        loss = diarization_loss(logits, batch.activity)
         optimizer.zero_grad()
         torch.autograd.backward(loss + helper)
         torch.nn.utils.clip_grad_norm_(trainer.parameters, 1.0)
         optimizer.step()
         trainer.update_average(step)
-        running = min(running, 0.97 * running + 0.03 * loss.item()) if since < 30 else 0.97 * running + 0.03 * loss.item()
-        since += 1
-        if level < len(STAGES) - 1 and (running < stage.next_loss or since > stage.max_share * arguments.steps):
-            level, running, since = level + 1, max(running, 0.2), 0
+        running = 0.95 * running + 0.05 * loss.item()
+        right = 0.95 * right + 0.05 * right_frames(logits, batch.activity)
+        if right > stage.enough:
+            level, right = level + 1, 0.0
         if step % 25 == 0:
             seconds = time.monotonic() - started
-            print(f"{step} stage {level} loss {running:.3f} helper {helper.item():.3f} {seconds:.0f} s", flush=True)
+            print(
+                f"{step} stage {level} loss {running:.3f} right {right:.3f} helpers {trainer.shown} {seconds:.0f} s", flush=True
+            )
         if step % 100 == 99:
             trainer.save(arguments.out)
     trainer.save(arguments.out)

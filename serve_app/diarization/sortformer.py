@@ -1,8 +1,8 @@
 """A streaming Sortformer as a diarizer: one step of NeMo's streaming inference per call, with the state in and out as bytes.
 
-NeMo's own entry points make their state themselves and call `empty_cache`, which breaks CUDA graphs of other models in the process;
-here the preprocessor and `forward_streaming_step` are called directly. The audio is not scaled: NeMo scales it by the peak of the
-whole recording only for offline models, and a peak that is known at the end could not be the same on every replica.
+NeMo's own entry points make their state themselves and call `empty_cache`, which breaks CUDA graphs of other models in the
+process; here the preprocessor and `forward_streaming_step` are called directly. The audio is not scaled: NeMo scales it by the
+peak of the whole recording only for offline models, and a peak that is known at the end is not known when a step needs it.
 """
 
 import contextlib
@@ -37,8 +37,8 @@ FRAME_FEATURES = FRAME_SAMPLES // HOP_SAMPLES
 """Feature frames per frame."""
 
 EDGE_FEATURES = 2
-"""Feature frames at a cut through a recording that are not those of the recording: their windows, of 512 samples around the frame,
-reach over the cut. As much more audio is sent on either side and these features are dropped."""
+"""Feature frames at a cut through a recording that are not those of the recording: their windows, of 512 samples around the
+frame, reach over the cut. As much more audio is sent on either side, and these features are dropped."""
 
 
 class SortformerEngine:

@@ -35,7 +35,9 @@ def test_state_of_another_model_is_refused() -> None:
         unpack(pack(state(5, 3), b"another's  digest", 4), MODEL)
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data + b"\0", lambda data: b"simulated 1\n", lambda _: b""])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-1], lambda data: data + b"\0", lambda data: b"simulated 1\n", lambda _: b""]
+)
 def test_other_bytes_are_refused(damage: object) -> None:
     assert callable(damage)
     with pytest.raises(EngineError):
