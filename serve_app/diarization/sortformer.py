@@ -54,6 +54,8 @@ class SortformerEngine:
             right_samples=settings.chunk_right_context * FRAME_SAMPLES + edge,
             max_speakers=model.sortformer_modules.n_spk,
         )
+        self.cache_frames = settings.spkcache_len + settings.fifo_len
+        """Frames of the past that every later step encodes again."""
         self._left_features = settings.chunk_left_context * FRAME_FEATURES
         self._right_features = settings.chunk_right_context * FRAME_FEATURES
 
