@@ -6,6 +6,7 @@ TRAIN_ARGS ?=
 CHAOS_ARGS ?=
 SOAK_ARGS ?=
 BUNDLED_MODEL := serve_app/bundled/digits.nemo
+BUNDLED_DIARIZER := serve_app/bundled/speakers.nemo
 
 # `make constraints` takes the newest release of everything but these. The engine drives NeMo's decoder by parts that NeMo does not
 # promise to keep; replica scheduling was measured on this Ray, and cluster/backpressure.py subclasses its internals; torch has to
@@ -38,7 +39,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 # Two goals that install at the same time would write into one .venv.
 .NOTPARALLEL:
 .PHONY: help demo serve test gpu soak soak-load chaos clients check lint lint-image types unit format bench evaluate screenshots train
-.PHONY: constraints sbom audit clean
+.PHONY: train-diarizer constraints sbom audit clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -111,14 +112,18 @@ bench: $(DEV) ## Run a short form of every benchmark; docs/performance.md has th
 	$(BIN)/python -m benchmarks.decoding --minutes 1 --rounds 1
 	$(BIN)/python -m benchmarks.engine --batches 1x10 4x10 --rounds 5
 
-evaluate: recordings $(DEV) ## Measure the bundled model on FSDD_RECORDINGS
+evaluate: recordings $(DEV) ## Measure the bundled model and the bundled diarizer on FSDD_RECORDINGS
 	$(BIN)/python -m tools.evaluate_bundled_model "$(FSDD_RECORDINGS)"
+	$(BIN)/python -m tools.evaluate_diarizer "$(FSDD_RECORDINGS)"
 
 screenshots: $(DEV) ## Take pictures of the web page in all its states, into build/screenshots (needs Chromium)
 	$(BIN)/python -m tools.screenshots build/screenshots
 
 train: recordings $(DEV) ## Train the bundled model anew from FSDD_RECORDINGS (needs espeak-ng and flite)
 	$(BIN)/python -m tools.train_bundled_model "$(FSDD_RECORDINGS)" $(BUNDLED_MODEL) $(TRAIN_ARGS)
+
+train-diarizer: recordings $(DEV) ## Train the bundled diarizer anew from FSDD_RECORDINGS (needs espeak-ng and flite)
+	$(BIN)/python -m tools.train_bundled_diarizer "$(FSDD_RECORDINGS)" $(BUNDLED_DIARIZER) $(TRAIN_ARGS)
 
 .PHONY: recordings
 recordings:

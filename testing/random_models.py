@@ -8,6 +8,8 @@ from typing import Any
 
 from serve_app.model_source import bundled_model_path
 from tools.fastconformer_tdt import Sizes, config, hybrid_config
+from tools.sortformer import Sizes as SortformerSizes
+from tools.sortformer import config as sortformer_config
 
 SIZES = Sizes(width=48, layers=2, heads=4, subsampling_channels=16, predictor_width=40, predictor_layers=1, joint_width=40)
 SCORE_SPREAD, BLANK_SCORE = 3.0, 5.0
@@ -121,3 +123,31 @@ def _spread(layer: Any, inputs: Any, deviation: float) -> None:
     weight, inputs = layer.weight.view(len(layer.weight), -1), inputs.flatten(0, -2)
     weight *= deviation / (inputs @ weight.T).std(0).mean()
     layer.bias.copy_(-(weight @ inputs.mean(0)))
+
+
+SMALL_SORTFORMER = SortformerSizes(
+    width=32, layers=2, heads=4, subsampling_channels=16, feed_forward_factor=2,
+    transformer_width=24, transformer_layers=2, transformer_heads=4,
+    mel_features=40, chunk_len=20, chunk_left_context=1, chunk_right_context=3, fifo_len=25, spkcache_len=32,
+    spkcache_update_period=20,
+)  # fmt: skip
+
+
+def save_random_sortformer(path: Path, sizes: SortformerSizes = SMALL_SORTFORMER) -> Path:
+    """A diarizer whose probabilities are of all sizes, so that its speaker cache fills."""
+    import torch
+    from nemo.collections.asr.models import SortformerEncLabelModel
+    from omegaconf import OmegaConf
+
+    torch.manual_seed(0)
+    model = SortformerEncLabelModel(cfg=OmegaConf.create(sortformer_config(sizes))).eval()
+    with torch.no_grad():
+        features, lengths = model.preprocessor(input_signal=0.1 * torch.randn(4, 80_000), length=torch.full((4,), 80_000))
+        embedded, counts = model.frontend_encoder(features, lengths)
+        mask = model.sortformer_modules.length_to_mask(counts, embedded.shape[1])
+        hidden = model.transformer_encoder(encoder_states=embedded, encoder_mask=mask).relu()
+        _spread(model.sortformer_modules.first_hidden_to_hidden, hidden, 1.0)
+        hidden = model.sortformer_modules.first_hidden_to_hidden(hidden).relu()
+        _spread(model.sortformer_modules.single_hidden_to_spks, hidden, SCORE_SPREAD)
+    model.save_to(str(path))
+    return path

@@ -24,8 +24,8 @@ RAY_OBSERVE = ["observe.ray_recorder", "observe.node_exporter", "observe.serve_l
 
 MAY_IMPORT = {
     "ray": ["app", "run", "ingress", "deployments", "replica", *RAY_CLUSTER, *RAY_OBSERVE],
-    "torch": ["engine", "live.vad"],
-    "nemo": ["engine"],
+    "torch": ["engine", "live.vad", "diarization.sortformer"],
+    "nemo": ["engine", "diarization.sortformer"],
     "omegaconf": ["engine"],
     "fastapi": ["api", "ingress"],
     "starlette": ["api", "cluster.backpressure", "cluster.proxies", "cluster.proxy_patch"],
@@ -41,7 +41,7 @@ PURE = [
     *("audio", "decoders", "merging", "output", "live.session", "live.windows", "live.endpointing", "live.detection"),
     *("engine.protocol", "engine.batch_queue", "engine.batch_policy", "engine.batch_cost", "engine.decode_rate"),
     *("cluster.status", "cluster.admission", "cluster.demand", "cluster.autoscaling"),
-    *("diarization.protocol", "diarization.chunks", "diarization.references", "diarization.simulated"),
+    *("diarization.protocol", "diarization.chunks", "diarization.references", "diarization.simulated", "diarization.state"),
     "jobs",
     *("observe.catalogue", "observe.recorder", "observe.job_meter", "observe.ingress_state"),
     *("observe.tracing", "observe.job_trace", "observe.window_trace", "observe.tracers", "observe.otel_tracer"),
@@ -73,6 +73,8 @@ LAYERS = [
     ["app"],
     ["ingress", "deployments", "diarizer_deployment"],
     ["replica"],
+    ["diarization.sortformer"],
+    ["diarization.sortformer_files"],
     ["api", *RAY_CLUSTER, "engine", "observe.ingress_state"],
     ["jobs.service", "jobs.worker", "jobs.transcription"],
     ["service"],

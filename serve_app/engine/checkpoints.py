@@ -48,11 +48,11 @@ REFUSED = (
 
 def read_family(path: Path) -> Family:
     """Family of the model in a `.nemo` file. Raises ModelUnavailable if it is damaged, or no model that the server can serve."""
-    config = _read_config(path)
+    config = read_config(path)
     name = str(config.get("target") or "").rpartition(".")[2]
     if name not in DECODERS:
         raise ModelUnavailable(_refusal(path, name))
-    encoder, tokenizer = _section(config, "encoder"), _section(config, "tokenizer")
+    encoder, tokenizer = section(config, "encoder"), section(config, "tokenizer")
     encoder_name = str(encoder.get("_target_", "")).rpartition(".")[2]
     if encoder_name != "ConformerEncoder":
         raise ModelUnavailable(f"{path} cannot be served: its encoder is `{encoder_name}`, not a (Fast)Conformer")
@@ -62,10 +62,10 @@ def read_family(path: Path) -> Family:
         raise ModelUnavailable(
             f"{path} cannot be served: it is a cache-aware streaming model, trained to see little of what follows"
         )
-    sample_rate, hop_samples = _rates(path, config)
+    sample_rate, hop_samples = read_rates(path, config)
     if sample_rate != SAMPLE_RATE:
         raise ModelUnavailable(f"{path} cannot be served: it takes audio at {sample_rate} Hz, the server has {SAMPLE_RATE} Hz")
-    factor = _subsampling_factor(path, encoder)
+    factor = subsampling_factor(path, encoder)
     if hop_samples * factor != FRAME_SAMPLES:
         frame_ms, served_ms = (samples / SAMPLE_RATE * 1000 for samples in (hop_samples * factor, FRAME_SAMPLES))
         raise ModelUnavailable(
@@ -75,7 +75,8 @@ def read_family(path: Path) -> Family:
     return _family(path, config, DECODERS[name])
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """The configuration in a `.nemo` file. Raises ModelUnavailable if the file is damaged."""
     content: bytes | None = None
     try:
         with path.open("rb") as file:
@@ -124,7 +125,7 @@ def _is_cache_aware(encoder: dict[str, Any]) -> bool:
 def _family(path: Path, config: dict[str, Any], decoder: str) -> Family:
     if decoder == "ctc":
         return "ctc"
-    decoding, loss = _section(config, "decoding"), _section(config, "loss")
+    decoding, loss = section(config, "decoding"), section(config, "loss")
     if decoding.get("big_blank_durations") or loss.get("loss_name") == "multiblank_rnnt":
         raise ModelUnavailable(f"{path} cannot be served: it is a multi-blank transducer")
     # As NeMo decides; a model that was saved during training may have the durations in its loss alone.
@@ -134,9 +135,9 @@ def _family(path: Path, config: dict[str, Any], decoder: str) -> Family:
     return "tdt" if is_tdt else "rnnt"
 
 
-def _rates(path: Path, config: dict[str, Any]) -> tuple[int, int]:
+def read_rates(path: Path, config: dict[str, Any]) -> tuple[int, int]:
     """Samples per second, and samples between two feature frames."""
-    preprocessor = _section(config, "preprocessor")
+    preprocessor = section(config, "preprocessor")
     rate = preprocessor.get("sample_rate") or config.get("sample_rate")
     hop, stride_s = preprocessor.get("n_window_stride"), preprocessor.get("window_stride")
     if isinstance(rate, int) and isinstance(hop, int):
@@ -146,7 +147,8 @@ def _rates(path: Path, config: dict[str, Any]) -> tuple[int, int]:
     raise ModelUnavailable(f"{path} cannot be served: its {CONFIG_NAME} does not state sample rate and window stride")
 
 
-def _subsampling_factor(path: Path, encoder: dict[str, Any]) -> int:
+def subsampling_factor(path: Path, encoder: dict[str, Any]) -> int:
+    """Feature frames per encoder frame."""
     # NeMo's default is 4.
     factor = encoder.get("subsampling_factor", 4)
     reduction = encoder.get("reduction_factor", 1) if encoder.get("reduction") else 1
@@ -155,6 +157,7 @@ def _subsampling_factor(path: Path, encoder: dict[str, Any]) -> int:
     return factor * reduction
 
 
-def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
-    section = config.get(name)
-    return section if isinstance(section, dict) else {}
+def section(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """A part of a configuration; empty if it has none of that name."""
+    found = config.get(name)
+    return found if isinstance(found, dict) else {}

@@ -74,7 +74,7 @@ def load_model(
     # torch reads these variables when it is imported.
     import torch
 
-    ASRModel = _import_nemo_quietly()
+    ASRModel = import_nemo_quietly()
     from serve_app.engine.fast_paths import apply_fast_paths
 
     if device == "auto":
@@ -113,14 +113,14 @@ def load_model(
         _set_up_label_looping(model, path, device)
     if device == "cpu":
         keep_freed_memory()
-    _skip_type_checks()
+    skip_type_checks()
     decodes = TransducerDecoder(model, keyword_weight) if head == "transducer" else CtcDecoder(*_modules(model, head))
     size, seconds = parameters / 1e6, time.monotonic() - started
     log.info("loaded %s: %.1f M parameters, %s on %s in %s, %.1f s", path.name, size, head, device, precision, seconds)
     return LoadedModel(model, device, precision, decodes, paths)
 
 
-def _skip_type_checks() -> None:
+def skip_type_checks() -> None:
     """Have NeMo no longer compare the inputs of its modules with their declared types in this process: for a window of 2 s that
     takes longer than its features."""
     from nemo.core.classes.common import typecheck
@@ -161,7 +161,7 @@ def _set_up_label_looping(model: Any, path: Path, device: str) -> None:
         raise ModelUnavailable(f"{path} has a transducer that NeMo does not decode by label looping")
 
 
-def _import_nemo_quietly() -> Any:
+def import_nemo_quietly() -> Any:
     """NeMo's ASRModel, imported with the logging of NeMo and its dependencies silenced."""
     logging.getLogger("nv_one_logger").setLevel(logging.CRITICAL)
     root_level = logging.getLogger().level

@@ -1,0 +1,138 @@
+"""The Sortformer engine against NeMo's own streaming inference, on a small model with random weights."""
+
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from serve_app.diarization.sortformer import SortformerEngine
+from serve_app.diarization.sortformer_files import RECOMMENDED, read_streaming
+from serve_app.errors import EngineError, ModelUnavailable
+from serve_app.model_source import bundled_model_path
+from serve_app.window import FRAME_SAMPLES, Samples
+from testing.random_models import SMALL_SORTFORMER, save_random_sortformer
+from tools.sortformer import config
+
+SIZES = SMALL_SORTFORMER
+RECORDING_SAMPLES = [
+    SIZES.chunk_len * FRAME_SAMPLES * 6,
+    SIZES.chunk_len * FRAME_SAMPLES * 6 + 100,
+    SIZES.chunk_len * FRAME_SAMPLES * 5 + 3 * FRAME_SAMPLES + 700,
+    SIZES.chunk_len * FRAME_SAMPLES * 5 + 1,
+    3000,
+]
+"""Whole chunks, a rest without a feature frame, a shorter last chunk, less than a chunk."""
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_random_sortformer(tmp_path_factory.mktemp("sortformer") / "random.nemo")
+
+
+@pytest.fixture(scope="module")
+def engine(path: Path) -> SortformerEngine:
+    return SortformerEngine.load(path, device="cpu")
+
+
+def recording(length: int) -> Samples:
+    """Noise whose level and colour change, so that the model has something to tell apart."""
+    random = np.random.default_rng(0)
+    level = np.repeat(random.uniform(0, 6000, -(-length // 4000)), 4000)[:length]
+    return np.asarray(level * np.tanh(random.standard_normal(length).cumsum() / 30), np.int16)
+
+
+def steps(engine: SortformerEngine, samples: Samples) -> tuple[list[np.ndarray], list[bytes]]:
+    """The recording chunk by chunk, as the server cuts it."""
+    shape, state = engine.shape, None
+    found: list[np.ndarray] = []
+    states: list[bytes] = []
+    for start in range(0, len(samples), shape.chunk_samples):
+        end = min(start + shape.chunk_samples, len(samples))
+        first, last = max(0, start - shape.left_samples), min(len(samples), end + shape.right_samples)
+        probabilities, state = engine.step(samples[first:last], start - first, last - end, state)
+        found.append(probabilities)
+        states.append(state)
+    return found, states
+
+
+def whole(engine: SortformerEngine, samples: Samples) -> np.ndarray:
+    """NeMo's own streaming inference over the whole recording, which has its state in tensors."""
+    model: Any = engine._model
+    wave = torch.from_numpy(samples.astype(np.float32) / 32768)[None]
+    with torch.inference_mode():
+        features, count = model.preprocessor(input_signal=wave, length=torch.tensor([len(samples)]))
+        return np.asarray(model.forward_streaming(features[:, :, : int(count.max())], count)[0].numpy())
+
+
+@pytest.mark.parametrize("length", RECORDING_SAMPLES)
+def test_chunks_with_the_state_as_bytes_are_nemos_own_streaming(engine: SortformerEngine, length: int) -> None:
+    samples = recording(length)
+    found, states = steps(engine, samples)
+    expected = whole(engine, samples)
+    together = np.concatenate(found).astype(np.float32)
+    assert len(together) == -(-length // FRAME_SAMPLES)
+    assert np.abs(together[: len(expected)] - expected).max() < 1e-3
+    assert not together[len(expected) :].any()
+    assert expected.std(0).max() > 0.05, "the model says the same everywhere, so the test would see nothing"
+    assert max(map(len, states)) < 1_000_000
+
+
+def test_equal_inputs_give_equal_bytes_on_another_replica(engine: SortformerEngine, path: Path) -> None:
+    samples = recording(RECORDING_SAMPLES[0])
+    other = SortformerEngine.load(path, device="cpu")
+    assert steps(engine, samples)[1] == steps(other, samples)[1]
+
+
+def test_the_state_matters(engine: SortformerEngine) -> None:
+    samples = recording(RECORDING_SAMPLES[0])
+    _, states = steps(engine, samples)
+    chunk = samples[: engine.shape.chunk_samples]
+    fresh, _ = engine.step(chunk, 0, 0, None)
+    later, _ = engine.step(chunk, 0, 0, states[-1])
+    assert np.abs(fresh.astype(np.float32) - later).max() > 0.01
+
+
+def test_state_of_other_settings_is_refused(engine: SortformerEngine, path: Path) -> None:
+    other = SortformerEngine.load(path, device="cpu", streaming="low_latency")
+    chunk = recording(engine.shape.chunk_samples)
+    _, state = engine.step(chunk, 0, 0, None)
+    with pytest.raises(EngineError, match="another model"):
+        other.step(chunk, 0, 0, state)
+
+
+def test_recommended_settings_are_used(path: Path) -> None:
+    assert read_streaming(path).chunk_len == SIZES.chunk_len
+    engine = SortformerEngine.load(path, device="cpu", streaming="high_latency")
+    assert engine.shape.chunk_samples == RECOMMENDED["high_latency"].chunk_len * FRAME_SAMPLES
+    found, state = engine.step(recording(engine.shape.chunk_samples), 0, 0, None)
+    assert len(found) == 340
+    assert len(state) < 1_000_000
+
+
+def test_speech_recognisers_are_refused_by_name() -> None:
+    with pytest.raises(ModelUnavailable, match="EncDecRNNTBPEModel"):
+        SortformerEngine.load(bundled_model_path(), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"streaming_mode": False}, "offline Sortformer"),
+        ({"preprocessor": {"normalize": "per_feature"}}, "normalised over the whole recording"),
+        ({"encoder": {"subsampling_factor": 4}}, "frames of 640 samples"),
+        ({"target": None}, "no class of NeMo"),
+    ],
+)
+def test_other_sortformers_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    changed = {"target": "nemo.collections.asr.models.sortformer_diar_models.SortformerEncLabelModel", **config(SIZES)}
+    for name, value in change.items():
+        changed[name] = {**changed[name], **value} if isinstance(value, dict) else value
+    (tmp_path / "model_config.yaml").write_text(yaml.safe_dump(changed))
+    with tarfile.open(tmp_path / "other.nemo", "w:") as archive:
+        archive.add(tmp_path / "model_config.yaml", arcname="./model_config.yaml")
+    with pytest.raises(ModelUnavailable, match=message):
+        SortformerEngine.load(tmp_path / "other.nemo", device="cpu")

@@ -1,0 +1,140 @@
+"""The configuration of a streaming Sortformer diarizer (FastConformer encoder, transformer encoder, speaker cache) in any size.
+
+The values are those of NVIDIA's streaming Sortformer for four speakers; only `Sizes` differs.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+SAMPLE_RATE = 16_000
+MAX_SPEAKERS = 4
+_MODULES = "nemo.collections.asr.modules."
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The sizes in which models of this architecture differ. Lengths of the streaming are in frames of 80 ms."""
+
+    width: int
+    layers: int
+    heads: int
+    subsampling_channels: int
+    feed_forward_factor: int
+    transformer_width: int
+    transformer_layers: int
+    transformer_heads: int
+    mel_features: int = 128
+    dropout: float = 0.1
+    transformer_dropout: float = 0.5
+    pre_layer_norm: bool = False
+    chunk_len: int = 188
+    chunk_left_context: int = 1
+    chunk_right_context: int = 1
+    fifo_len: int = 0
+    spkcache_len: int = 188
+    spkcache_update_period: int = 188
+
+
+VOICES = Sizes(
+    width=96, layers=3, heads=4, subsampling_channels=32, feed_forward_factor=2,
+    transformer_width=96, transformer_layers=3, transformer_heads=4,
+    mel_features=80, dropout=0.05, transformer_dropout=0.05, pre_layer_norm=True,
+    chunk_len=125, chunk_left_context=1, chunk_right_context=6, fifo_len=63, spkcache_len=140, spkcache_update_period=125,
+)  # fmt: skip
+"""The bundled model."""
+
+SORTFORMER_4SPK = Sizes(
+    width=512, layers=17, heads=8, subsampling_channels=256, feed_forward_factor=4,
+    transformer_width=192, transformer_layers=18, transformer_heads=8,
+)  # fmt: skip
+"""diar_streaming_sortformer_4spk-v2."""
+
+
+def config(sizes: Sizes) -> dict[str, Any]:
+    """The configuration for `SortformerEncLabelModel`."""
+    return {
+        "sample_rate": SAMPLE_RATE,
+        "pil_weight": 0.5,
+        "ats_weight": 0.5,
+        "max_num_of_spks": MAX_SPEAKERS,
+        "streaming_mode": True,
+        "async_streaming": False,
+        "model_defaults": {"fc_d_model": sizes.width, "tf_d_model": sizes.transformer_width},
+        "train_ds": None,
+        "validation_ds": None,
+        "test_ds": None,
+        "preprocessor": {
+            "_target_": _MODULES + "AudioToMelSpectrogramPreprocessor",
+            "sample_rate": SAMPLE_RATE,
+            # No statistics over the recording: a chunk has to have the same features wherever and whenever it is diarized.
+            "normalize": "NA",
+            "window_size": 0.025,
+            "window_stride": 0.01,
+            "window": "hann",
+            "features": sizes.mel_features,
+            "n_fft": 512,
+            "frame_splicing": 1,
+            "dither": 1e-5,
+            "pad_to": 0,
+            "log": True,
+        },
+        "sortformer_modules": {
+            "_target_": _MODULES + "sortformer_modules.SortformerModules",
+            "num_spks": MAX_SPEAKERS,
+            "dropout_rate": sizes.transformer_dropout,
+            "fc_d_model": sizes.width,
+            "tf_d_model": sizes.transformer_width,
+            "subsampling_factor": 8,
+            "chunk_len": sizes.chunk_len,
+            "chunk_left_context": sizes.chunk_left_context,
+            "chunk_right_context": sizes.chunk_right_context,
+            "fifo_len": sizes.fifo_len,
+            "spkcache_len": sizes.spkcache_len,
+            "spkcache_update_period": sizes.spkcache_update_period,
+            "spkcache_sil_frames_per_spk": 3,
+        },
+        "encoder": {
+            "_target_": _MODULES + "ConformerEncoder",
+            "feat_in": sizes.mel_features,
+            "feat_out": -1,
+            "n_layers": sizes.layers,
+            "d_model": sizes.width,
+            "subsampling": "dw_striding",
+            "subsampling_factor": 8,
+            "subsampling_conv_channels": sizes.subsampling_channels,
+            "causal_downsampling": False,
+            "ff_expansion_factor": sizes.feed_forward_factor,
+            "self_attention_model": "rel_pos",
+            "n_heads": sizes.heads,
+            "att_context_size": [-1, -1],
+            "att_context_style": "regular",
+            "xscaling": True,
+            "untie_biases": True,
+            "pos_emb_max_len": 5000,
+            "conv_kernel_size": 9,
+            "conv_norm_type": "batch_norm",
+            "conv_context_size": None,
+            "dropout": sizes.dropout,
+            "dropout_pre_encoder": sizes.dropout,
+            "dropout_emb": 0.0,
+            "dropout_att": sizes.dropout,
+            "stochastic_depth_drop_prob": 0.0,
+            "stochastic_depth_mode": "linear",
+            "stochastic_depth_start_layer": 1,
+        },
+        "transformer_encoder": {
+            "_target_": _MODULES + "transformer.transformer_encoders.TransformerEncoder",
+            "num_layers": sizes.transformer_layers,
+            "hidden_size": sizes.transformer_width,
+            "inner_size": 4 * sizes.transformer_width,
+            "num_attention_heads": sizes.transformer_heads,
+            "attn_score_dropout": sizes.transformer_dropout,
+            "attn_layer_dropout": sizes.transformer_dropout,
+            "ffn_dropout": sizes.transformer_dropout,
+            "hidden_act": "relu",
+            "pre_ln": sizes.pre_layer_norm,
+            "pre_ln_final_layer_norm": True,
+        },
+        "loss": {"_target_": "nemo.collections.asr.losses.bce_loss.BCELoss", "weight": None, "reduction": "mean"},
+        "optim": {"name": "adamw", "lr": 1e-4},
+    }
