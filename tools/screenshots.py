@@ -16,6 +16,7 @@ from playwright.sync_api import Browser, FloatRect, Page, ViewportSize, expect, 
 
 from serve_app.window import SAMPLE_RATE
 from testing import media
+from testing.calls import compose_call
 from testing.digit_strings import compose, load_bank, to_int16
 from testing.paths import ROOT
 from testing.server import Server, serve_run
@@ -60,11 +61,18 @@ def transcribe(opened: Page, *paths: Path) -> None:
     opened.wait_for_timeout(500)
 
 
+def call() -> bytes:
+    """A WAV file of two talkers, each with a channel."""
+    return media.wav(compose_call(load_bank(ROOT / "tests" / "data" / "digits"), 14, 1).samples)
+
+
 def take(browser: Browser, server: Server, folder: Path, files: Path) -> None:
     short, broken, long = files / "digits.wav", files / "notes.mp3", files / "25 minutes.wav"
     short.write_bytes(speech(75, 1))
     long.write_bytes(speech(1_500, 2))
     broken.write_bytes(b"no audio" * 100)
+    channels = files / "call.wav"
+    channels.write_bytes(call())
     with page(browser, server) as opened:
         opened.get_by_text("Options").click()
         opened.screenshot(path=folder / "welcome.png")
@@ -78,6 +86,12 @@ def take(browser: Browser, server: Server, folder: Path, files: Path) -> None:
             opened.evaluate("document.getElementById('player').pause()")
             name = f"transcript-{'dark' if is_dark else 'light'}{'-phone' if is_phone else ''}.png"
             opened.screenshot(path=folder / name, full_page=is_phone)
+    for is_dark, is_phone in ((False, False), (True, True)):
+        with page(browser, server, is_dark=is_dark, is_phone=is_phone) as opened:
+            opened.get_by_text("Options").click()
+            opened.locator("#who").select_option("channels")
+            transcribe(opened, channels)
+            opened.screenshot(path=folder / f"channels-{'dark-phone' if is_phone else 'light'}.png", full_page=is_phone)
     with page(browser, server) as opened:
         opened.locator("#debug-toggle").check()
         opened.locator("#files").set_input_files([str(path) for path in (long, short, broken)])

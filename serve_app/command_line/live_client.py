@@ -26,7 +26,8 @@ class Screen:
 
     def __init__(self, *, with_times: bool) -> None:
         self._with_times = with_times
-        self._partials: dict[int | None, Text] = {}
+        self._partials: dict[int, Text] = {}
+        """By channel; 0 where the channels are mixed."""
         self._console = Console(file=sys.stdout, highlight=False)
         self._partial = Live(console=self._console, transient=True, auto_refresh=False, vertical_overflow="visible")
 
@@ -43,17 +44,18 @@ class Screen:
         text = Text(_label(message))
         for word in message["words"]:
             text.append(f"{word['word']} ", style="" if word["is_final"] else "dim")
-        self._partials[message.get("channel")] = text
-        self._update(refresh=True)
+        self._set_partial(message.get("channel", 0), text if message["words"] else None, refresh=True)
 
     def show_segment(self, segment: Mapping[str, Any]) -> None:
         time = f"[{_clock(segment['start'])}] " if self._with_times else ""
-        self._partials.pop(segment.get("channel"), None)
-        self._update(refresh=self._partial.is_started)
+        self._set_partial(segment.get("channel", 0), None, refresh=self._partial.is_started)
         self._console.print(f"{time}{_label(segment)}{segment['text']}", markup=False, emoji=False, soft_wrap=True)
 
-    def _update(self, *, refresh: bool) -> None:
-        self._partial.update(Text("\n").join(self._partials.values()), refresh=refresh)
+    def _set_partial(self, channel: int, text: Text | None, *, refresh: bool) -> None:
+        self._partials.pop(channel, None)
+        if text is not None:
+            self._partials[channel] = text
+        self._partial.update(Text("\n").join(text for _, text in sorted(self._partials.items())), refresh=refresh)
 
 
 async def listen(url: str, api_key: str | None, fields: Mapping[str, Any], audio: AudioSource, screen: Screen) -> None:

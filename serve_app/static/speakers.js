@@ -1,8 +1,9 @@
-// Who speaks in a transcript: its speakers, or its channels. Speakers can have names, which `transcript.names` keeps by what the server calls them.
+// Who speaks in a transcript. A voice is a speaker, by what the server calls him, or the number of a channel. Speakers can have other names: a Map,
+// `transcript.names`.
 
 const COLOURS = 8; // .voice-0 to .voice-7 in style.css.
 
-/** Of a segment: its speaker or the number of its channel; null if nobody was told apart. */
+/** Whose segment it is; null if that is not known. */
 export function voiceOf({ speaker, channel }) {
   return speaker ?? channel ?? null;
 }
