@@ -3,9 +3,9 @@
     python -m benchmarks.speakers [--asr 0.6b] [--diarizers bundled published] [--streaming own high_latency] [--json PATH]
 
 `published` has the shape of diar_streaming_sortformer_4spk-v2 and random weights. A step is measured with full caches, as are all
-steps but the first ones of a recording. The model and the diarizers are in one process, on the same device, and take turns in every
-round; figures are medians of the rounds. The last column is the time of the diarizer as a share of that of the model, which decodes
-as many seconds of audio in windows of 30 s, without the overlaps of windows that a server decodes twice.
+steps but the first ones of a recording. The model and the diarizers are in one process, on the same device, and take turns in
+every round; figures are medians of the rounds. The last column is the time of the diarizer as a share of that of the model, which
+decodes as many seconds of audio in windows of 30 s, without the overlaps of windows that a server decodes twice.
 """
 
 import argparse

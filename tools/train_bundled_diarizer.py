@@ -58,18 +58,21 @@ class Stage:
     """Part of the curriculum. It ends when the share of frames with the right speaker, of those with one, reaches `enough`."""
 
     frames: int
-    voices: tuple[int, int]
+    voices: tuple[int, ...]
+    """Drawn from these."""
     batch: int
     enough: float
     introduction_s: tuple[float, float] | None = None
+    introduced: float = 1.0
+    """Share of conversations that begin with introductions."""
     streaming: bool = False
 
 
 STAGES = (
     Stage(frames=125, voices=(2, 3), batch=12, enough=0.85, introduction_s=(2.0, 2.0)),
-    Stage(frames=200, voices=(2, 4), batch=9, enough=0.85, introduction_s=(1.0, 3.0)),
-    Stage(frames=300, voices=(1, 4), batch=7, enough=0.85),
-    Stage(frames=750, voices=(2, 4), batch=4, enough=2.0, streaming=True),
+    Stage(frames=200, voices=(2, 3, 4), batch=9, enough=0.85, introduction_s=(1.0, 3.0)),
+    Stage(frames=300, voices=(1, 2, 3, 4), batch=6, enough=0.85, introduction_s=(1.0, 3.0), introduced=0.5),
+    Stage(frames=500, voices=(2, 3, 4, 4), batch=4, enough=2.0, introduction_s=(1.0, 3.0), introduced=0.5, streaming=True),
 )
 
 
@@ -95,7 +98,7 @@ class Material:
     def voices(self, count: int) -> list[Voice]:
         rng = self.rng
         # Conversations of the people as they are, of people at other speeds, and of all voices.
-        kind = rng.choices(("people", "shifted", "all"), (0.4, 0.3, 0.3))[0]
+        kind = rng.choices(("people", "shifted", "all"), (0.5, 0.25, 0.25))[0]
         chosen: list[Voice] = []
         while len(chosen) < count:
             pool = self.people if kind != "all" or rng.random() < 0.4 else self.synthetic
@@ -114,10 +117,10 @@ class Material:
             gap_s=(0.05, rng.choice((0.5, 1.2, 3.0)) if stage.frames >= 300 else 0.3),
             overlap_probability=rng.choice((0.0, 0.2, 0.4)),
             level_db=(rng.choice((-12.0, -6.0, -3.0)), 0.0),
-            introduction_s=stage.introduction_s,
+            introduction_s=stage.introduction_s if rng.random() < stage.introduced else None,
         )
         seconds = stage.frames * FRAME_SAMPLES / SAMPLE_RATE
-        voices = self.voices(rng.randint(*stage.voices))
+        voices = self.voices(rng.choice(stage.voices))
         return converse(self.bank, voices, seconds, rng, style, speed_jitter=SPEED_JITTER)
 
     def batch(self, stage: Stage) -> Batch:
@@ -136,6 +139,9 @@ class Material:
         stacked = torch.from_numpy(np.stack(activity).astype(np.float32))
         return Batch(torch.from_numpy(audio), stacked, torch.from_numpy(classes))
 
+
+OFFLINE_EVERY = 3
+"""When streaming, one step in so many is offline, which keeps the helping heads at work."""
 
 PERMUTATIONS = torch.tensor(list(itertools.permutations(range(MAX_SPEAKERS))))
 
@@ -270,7 +276,8 @@ def train(arguments: argparse.Namespace, material: Material) -> None:
         warm, left = (step + 1) / 100, (arguments.steps - step) / (0.3 * arguments.steps)
         for group in optimizer.param_groups:
             group["lr"] = arguments.learning_rate * min(1.0, warm, left)
-        stage = STAGES[level]
+        is_break = STAGES[level].streaming and step % OFFLINE_EVERY == 0
+        stage = STAGES[level - 1] if is_break else STAGES[level]
         batch = material.batch(stage)
         logits, helper = trainer.forward(batch, stage.streaming)
         loss = diarization_loss(logits, batch.activity)
@@ -279,8 +286,9 @@ def train(arguments: argparse.Namespace, material: Material) -> None:
         torch.nn.utils.clip_grad_norm_(trainer.parameters, 1.0)
         optimizer.step()
         trainer.update_average(step)
-        running = 0.95 * running + 0.05 * loss.item()
-        right = 0.95 * right + 0.05 * right_frames(logits, batch.activity)
+        if not is_break:
+            running = 0.95 * running + 0.05 * loss.item()
+            right = 0.95 * right + 0.05 * right_frames(logits, batch.activity)
         if right > stage.enough:
             level, right = level + 1, 0.0
         if step % 25 == 0:
@@ -288,7 +296,7 @@ def train(arguments: argparse.Namespace, material: Material) -> None:
             print(
                 f"{step} stage {level} loss {running:.3f} right {right:.3f} helpers {trainer.shown} {seconds:.0f} s", flush=True
             )
-        if step % 100 == 99:
+        if step % 50 == 49:
             trainer.save(arguments.out)
     trainer.save(arguments.out)
 
