@@ -133,7 +133,8 @@ class Diarization:
                     else:
                         segments.append(self._ready.popleft())
                         yield SegmentFinal(segments[-1])
-            assert self._join is not None or not segments
+            # It may have failed while the reader was busy with the last event.
+            running.result()
             if self._join is not None and self._join.is_crowded:
                 self._warnings.append(CROWDED)
             yield replace(done, segments=tuple(segments), warnings=(*done.warnings, *self._warnings))
@@ -185,8 +186,10 @@ class Diarization:
             else:
                 self._audio.clear()
                 await self._audio.wait()
-        if self._join is not None:
-            self._release(self._join.finish_frames())
+        if self._join is None:
+            self._begin_join({})
+        assert self._join is not None
+        self._release(self._join.finish_frames())
 
     def _take(self, references: References, probabilities: Probabilities) -> None:
         frames = references.take(probabilities)

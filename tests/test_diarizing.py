@@ -8,7 +8,9 @@ from itertools import groupby
 import numpy as np
 import pytest
 
-from serve_app.chunking import windows
+from serve_app.chunking import windows as cut
+from serve_app.diarization.chunks import Chunk
+from serve_app.diarization.protocol import Probabilities
 from serve_app.diarization.references import GAP_SAMPLES, KnownSpeaker
 from serve_app.diarization.simulated import SHAPE
 from serve_app.diarizing import MAX_BEHIND_S, Diarization, SpeakerOptions
@@ -46,7 +48,7 @@ class Flow:
                 yield event
 
     async def _windows(self) -> AsyncGenerator[Window, None]:
-        for window in windows([self.samples], 20, 2):
+        for window in cut([self.samples], 20, 2):
             self.windows_read += 1
             yield window
 
@@ -173,6 +175,40 @@ async def test_a_diarizer_that_fails_later_fails_the_recording() -> None:
     flow.diarizer.failures = {3: EngineError("It broke.")}
     with pytest.raises(EngineError, match="broke"):
         await flow.done()
+
+
+async def test_a_failure_while_the_reader_is_away_is_not_lost() -> None:
+    """All windows are recognised by then, and nothing else is to come."""
+    fails = asyncio.Event()
+
+    class Failing(LocalDiarizer):
+        async def step(self, chunk: Chunk, state: bytes | None) -> tuple[Probabilities, bytes]:
+            if len(self.chunks) == 6:
+                await fails.wait()
+                raise EngineError("It broke.")
+            return await super().step(chunk, state)
+
+    flow = Flow(conversation(TURNS), Failing())
+    flow.diarizer.hold.clear()
+
+    async def wait() -> None:
+        for _ in range(500):
+            await asyncio.sleep(0)
+
+    async with aclosing(flow.events()) as events:
+        count = len(list(cut([flow.samples], 20, 2)))
+        for done in range(count):
+            event = await anext(events)
+            assert isinstance(event, Progress)
+            assert event.windows_done == done + 1
+        segment = asyncio.ensure_future(anext(events))
+        await wait()
+        flow.diarizer.hold.set()
+        assert isinstance(await segment, SegmentFinal)
+        fails.set()
+        await wait()
+        with pytest.raises(EngineError, match="broke"):
+            assert not [event async for event in events if isinstance(event, Done)]
 
 
 async def test_an_optional_one_that_fails_later_leaves_the_rest_without_speakers() -> None:
