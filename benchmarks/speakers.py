@@ -78,10 +78,11 @@ def measure(arguments: argparse.Namespace, folder: Path) -> tuple[list[Times], T
     with model_file(arguments.asr) as path:
         model = ParakeetEngine.load(path)
     threads = arguments.threads
+    own: tuple[Streaming, ...] = ("own",)
     diarizers = [
         Diarizing(f"{name}, {streaming}", SortformerEngine.load(files[name], streaming=streaming, cpu_threads=threads), audio)
         for name in arguments.diarizers
-        for streaming in (arguments.streaming if name != "bundled" else ["own"])
+        for streaming in (arguments.streaming if name != "bundled" else own)
     ]
     windows = [audio[: WINDOW_S * SAMPLE_RATE]] * arguments.windows
     recognition = Times(arguments.asr, WINDOW_S * len(windows))

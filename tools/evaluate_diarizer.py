@@ -88,7 +88,7 @@ def noisy(samples: Samples, noise_db: float, seed: int) -> Samples:
     """With white noise at a ratio of speech power to noise power, the power of speech as the mean over the recording."""
     power = float(np.mean(np.square(samples.astype(np.float64))))
     noise = np.random.default_rng(seed).standard_normal(len(samples)) * np.sqrt(power / 10 ** (noise_db / 10))
-    return np.clip(np.round(samples + noise), -32768, 32767).astype(np.int16)
+    return np.asarray(np.clip(np.round(samples + noise), -32768, 32767), np.int16)
 
 
 def main() -> None:
