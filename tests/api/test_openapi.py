@@ -60,7 +60,7 @@ def flatmap_body(context: Any, body: Any) -> st.SearchStrategy[Any]:
 # Two checks are excluded. Requests that fit the schema may still be rejected: a file may not be audio. Some that do not fit it
 # become valid as a form: an empty list is the same as no field.
 @schema.parametrize()
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
 def test_generated_requests(case: Case[Any]) -> None:
     case.call_and_validate(excluded_checks=[positive_data_acceptance, negative_data_rejection])
 

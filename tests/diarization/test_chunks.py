@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.diarization.chunks import Chunk, ChunkCutter
@@ -31,7 +31,6 @@ def cut(samples: Samples, blocks: list[int]) -> list[Chunk]:
     return chunks
 
 
-@settings(deadline=None)
 @given(st.integers(0, 20 * FRAME_SAMPLES), st.lists(st.integers(0, 20 * FRAME_SAMPLES), max_size=8))
 def test_every_sample_is_in_one_chunk_with_its_context(length: int, blocks: list[int]) -> None:
     samples = np.arange(length).astype(np.int16)

@@ -203,7 +203,5 @@ class StoreMachine(RuleBasedStateMachine):
                     assert self.run(self.store.result(owner, job.job_id)) == job.job_id.encode()
 
 
-StoreMachine.TestCase.settings = settings(
-    max_examples=12, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
-)
+StoreMachine.TestCase.settings = settings(max_examples=12, stateful_step_count=25, suppress_health_check=list(HealthCheck))
 TestStore = StoreMachine.TestCase

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -182,7 +182,6 @@ def recordings(draw: st.DrawFn) -> tuple[list[Segment], Frames]:
     return segments_of(*words), frames
 
 
-@settings(deadline=None)
 @given(recordings())
 def test_no_word_is_lost_or_moved_and_each_has_one_speaker(recording: tuple[list[Segment], Frames]) -> None:
     segments, frames = recording
@@ -197,7 +196,6 @@ def test_no_word_is_lost_or_moved_and_each_has_one_speaker(recording: tuple[list
         assert (segment.start_s, segment.end_s) == (segment.words[0].start_s, segment.words[-1].end_s)
 
 
-@settings(deadline=None)
 @given(recordings(), st.data())
 def test_a_stream_gives_the_same_as_the_whole(recording: tuple[list[Segment], Frames], data: st.DataObject) -> None:
     segments, frames = recording
