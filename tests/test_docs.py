@@ -33,7 +33,7 @@ UNPREFIXED = SEED_VARIABLES | {"PARAKEET_URL"}
 """Environment variables of ours that have no setting's name."""
 
 FOREIGN = re.compile(
-    r"(HF|RAY|OTEL|OPENAI|PIP|CUDA|NVIDIA|HTTPS?|SERVE|MALLOC)_\w+|TMPDIR|PYTHONPATH|HOME|PORT|FSDD_RECORDINGS|[A-Z]+_ARGS"
+    r"(HF|RAY|KUBERAY|OTEL|OPENAI|PIP|CUDA|NVIDIA|HTTPS?|SERVE|MALLOC)_\w+|TMPDIR|PYTHONPATH|HOME|PORT|FSDD_RECORDINGS|[A-Z]+_ARGS"
 )
 """Variables of others, of make and of Compose."""
 
