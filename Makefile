@@ -39,7 +39,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 # Two goals that install at the same time would write into one .venv.
 .NOTPARALLEL:
 .PHONY: help demo serve test gpu soak soak-load chaos clients check lint lint-image types unit format bench evaluate screenshots train
-.PHONY: train-diarizer constraints sbom audit clean
+.PHONY: train-diarizer docs constraints sbom audit clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -95,6 +95,20 @@ types: $(DEV) ## Run mypy
 unit: $(DEV) ## Run the quick tests: no Ray Serve, nothing slow
 	@$(PARALLEL_PYTEST) -m "not serve and not slow and not long" $(PYTEST_ARGS)
 
+# In an environment of its own, as it needs nothing of the server. The variable silences an advertisement.
+DOCS := build/docs
+docs: $(DOCS)/.installed ## Build the site from docs/ into build/site; every warning is an error
+	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs --quiet build
+	@echo "The site is build/site/index.html."
+
+# Groups need pip 25.1.
+$(DOCS)/.installed: pyproject.toml constraints.txt
+	@$(check-python)
+	@$(PYTHON) -m venv $(DOCS)
+	@$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
+	@$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group docs
+	@touch $@
+
 format: $(DEV) ## Format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
@@ -134,7 +148,8 @@ constraints: ## Write constraints.txt anew from the newest releases
 	@$(check-python)
 	@set -eu; scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; \
 	$(PYTHON) -m venv "$$scratch/venv"; \
-	"$$scratch/venv/bin/python" -m pip install --quiet --disable-pip-version-check $(HELD) -e '.[dev]'; \
+	"$$scratch/venv/bin/python" -m pip install --quiet --disable-pip-version-check 'pip>=25.1'; \
+	"$$scratch/venv/bin/python" -m pip install --quiet --disable-pip-version-check $(HELD) -e '.[dev]' --group docs; \
 	"$$scratch/venv/bin/python" -m pip freeze --all --exclude pip --exclude-editable >"$$scratch/frozen"; \
 	{ echo "# Every version that the project is tested with. Made by \`make constraints\`; do not edit."; \
 	  sed 's/+[A-Za-z0-9.]*$$//' "$$scratch/frozen"; } >"$$scratch/pins"; \

@@ -37,7 +37,7 @@ class LimitSettings(SettingsGroup):
         21_600.0, gt=0, description="Maximum duration of a request, seconds; more is 408 during the upload, else 504."
     )
     max_requests: int = Field(
-        256, ge=1, description="Maximum requests at work, their uploads complete, per ingress replica; more is 429."
+        256, ge=1, description="Maximum requests in progress, their uploads complete, per ingress replica; more is 429."
     )
     max_uploads: int = Field(512, ge=1, description="Maximum uploads in progress per ingress replica; more is 429.")
     max_uploads_per_address: int = Field(
