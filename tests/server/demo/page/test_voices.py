@@ -1,7 +1,10 @@
 """Who speaks, on the web page in Chromium: channels as lanes, and speakers with names."""
 
+import csv
+import io
 import json
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,11 @@ import pytest
 from playwright.sync_api import Locator, Route, expect
 
 from serve_app.engine.parakeet import ParakeetEngine
-from testing import media
+from serve_app.settings import DiarizerSettings, LimitSettings
+from testing import media, voices
 from testing.calls import Call, compose_call
 from testing.digit_strings import Bank
-from testing.fake_service import EngineService
+from testing.fake_service import EngineService, FakeService
 from testing.job_service import JobServer, serving
 from testing.page_visit import DONE_MS, Visit
 from tests.server.demo.page.conftest import CHROMIUM
@@ -248,3 +252,44 @@ def test_voices_fit_and_are_accessible(visit: Callable[..., Visit], scheme: str,
     press(here, "Show only S0")
     check(here)
     assert here.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+SPOKEN = [(0, 4.0), (1, 3.0), (0, 5.0), (2, 3.0)]
+"""Turns of a conversation, by voices of the simulated diarizer, and how long they are, seconds."""
+
+
+class TestDiarized:
+    """With the simulated diarizer, whose voices are tones, and the simulated engine's words."""
+
+    @pytest.fixture
+    def server(self, tmp_path: Path) -> Iterator[JobServer]:
+        fake = with_jobs(
+            FakeService, tmp_path, limits=LimitSettings(), diarizers=(DiarizerSettings(name="v", source="simulated"),)
+        )
+        with serving(fake) as server:
+            yield server
+
+    @pytest.mark.parametrize("way", ["rest", "job"])
+    def test_speakers_and_their_names_in_every_download(
+        self, visit: Callable[..., Visit], server: JobServer, tmp_path: Path, way: str
+    ) -> None:
+        file = tmp_path / "talk.wav"
+        file.write_bytes(media.wav(voices.conversation(SPOKEN)))
+        here = visit()
+        here.page.locator("#background").select_option("all" if way == "job" else "none")
+        here.page.get_by_text("Options").click()
+        here.page.locator("#who").select_option("speakers")
+        here.choose(file)
+        expect(here.page.locator("#tools")).to_be_visible(timeout=DONE_MS)
+        here.said()
+        assert [name for name, _ in groupby(who(here))] == ["A", "B", "A", "C"]
+        press(here, "Rename B")
+        here.page.get_by_role("textbox", name="Name of B").fill("Berta")
+        here.page.keyboard.press("Enter")
+        assert [name for name, _ in groupby(who(here))] == ["A", "Berta", "A", "C"]
+        assert "\nBerta: " in here.exported("srt").decode()
+        assert "<v Berta>" in here.exported("vtt").decode()
+        assert [row["Speaker"] for row in csv.DictReader(io.StringIO(here.exported("csv").decode()))] == who(here)
+        body = json.loads(here.exported("json"))
+        assert [each["speaker"] for each in body["segments"]] == who(here)
+        assert {word["speaker"] for word in body["words"]} == {"A", "Berta", "C"}
