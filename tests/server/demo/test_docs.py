@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -79,3 +80,20 @@ def test_what_a_page_shows_is_what_happens(page: str, folder: Path, server: Serv
             outputs = run(["bash", "-euo", "pipefail", "-c", script], folder, server).split(END)
             for (command, shown), output in zip(commands(block), outputs, strict=False):
                 assert is_shown(shown, output), f"{block}: {command} printed\n{output}"
+
+
+def test_the_log_has_neither_text_nor_names_of_files(server: Server) -> None:
+    """docs/security.md says so."""
+    files, headers = {"file": ("of-my-client.flac", SPEECH.read_bytes())}, {"x-request-id": "a-private-file"}
+    answers = [server.client.post("/v1/audio/transcriptions", files=files, headers=headers)]
+    answers.append(
+        server.client.post("/v1/audio/transcriptions", files={"file": ("of-my-client.flac", b"no media")}, headers=headers)
+    )
+    assert [answer.status_code for answer in answers] == [200, 400]
+    assert answers[0].json()["text"] == "Two four seven."
+    until = time.monotonic() + LIMIT_S
+    while server.log.count("a-private-file") < 2:
+        assert time.monotonic() < until, "Ray passes log lines on with a delay, but not with these"
+        time.sleep(0.1)
+    assert "of-my-client" not in server.log
+    assert "four seven" not in server.log.lower()
