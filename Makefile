@@ -98,7 +98,7 @@ unit: $(DEV) ## Run the quick tests: no Ray Serve, nothing slow
 # In an environment of its own, as it needs nothing of the server. The variable silences an advertisement.
 DOCS := build/docs
 docs: $(DOCS)/.installed ## Build the site from docs/ into build/site; every warning is an error
-	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs --quiet build
+	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build
 	@echo "The site is build/site/index.html."
 
 # Groups need pip 25.1.
