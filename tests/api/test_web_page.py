@@ -8,7 +8,7 @@ from fastapi.testclient import TestClient
 from serve_app.api.web_page import FOLDER
 from testing.fake_service import assert_error
 
-MAX_LINES = 2_000
+MAX_LINES = 2500
 FILES = sorted(path.name for path in FOLDER.iterdir())
 
 
