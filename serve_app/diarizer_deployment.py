@@ -12,7 +12,7 @@ from serve_app.cluster.status import ReplicaStatus
 from serve_app.diarization.protocol import DiarizerEngine, DiarizerShape, Probabilities
 from serve_app.diarization.simulated import SimulatedDiarizer
 from serve_app.engine.model_files import find_model_file
-from serve_app.errors import EngineBroken, EngineOutOfMemory
+from serve_app.errors import DiarizerChanged, EngineBroken, EngineOutOfMemory
 from serve_app.model_source import bundled_diarizer_path
 from serve_app.observe import catalogue
 from serve_app.replica import Replica, device_of
@@ -63,7 +63,7 @@ class DiarizerReplica(Replica):
                 # A call by reference has samples that may not be written to.
                 arguments = (np.array(samples), left_samples, right_samples, state)
                 found = await self._guarded(self._step_timeout_s, self._engine_thread, engine.step, *arguments)
-            except (EngineBroken, EngineOutOfMemory):
+            except (EngineBroken, EngineOutOfMemory, DiarizerChanged):
                 raise
             except Exception:
                 self._failed_in_a_row += 1

@@ -178,6 +178,8 @@ class Diarization:
         while True:
             while self._blocks:
                 cutter.push(self._blocks.popleft())
+            if self._behind <= self._max_behind:
+                self._room.set()
             if (chunk := cutter.next(is_last=self._is_fed)) is not None:
                 probabilities, state = await self._diarizer.step(chunk, state)
                 self._take(references, probabilities)
@@ -203,7 +205,7 @@ class Diarization:
         self._room.set()
 
     def _begin_join(self, names: Mapping[int, str]) -> None:
-        self._join = SpeakerJoin(names)
+        self._join = SpeakerJoin(names, taken=[speaker.name for speaker in self._options.known])
         self._release(self._join.add_segments(self._segments))
         self._segments = []
 

@@ -210,6 +210,10 @@ class EngineOutOfMemory(EngineError):
     code = "engine_out_of_memory"
 
 
+class DiarizerChanged(EngineError):
+    """The state of a recording is that of another diarizer: it was replaced meanwhile."""
+
+
 class EngineBroken(EngineError):
     status = 503
     code = "engine_broken"

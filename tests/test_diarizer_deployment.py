@@ -11,7 +11,7 @@ from serve_app.cluster.status import ReplicaStatus
 from serve_app.diarization.protocol import DiarizerEngine, Probabilities
 from serve_app.diarization.simulated import SHAPE, SimulatedDiarizer
 from serve_app.diarizer_deployment import MAX_FAILED_STEPS, DiarizerReplica
-from serve_app.errors import EngineBroken, ModelUnavailable
+from serve_app.errors import DiarizerChanged, EngineBroken, ModelUnavailable
 from serve_app.observe import catalogue
 from serve_app.settings import DiarizerSettings, SimulationSettings
 from serve_app.window import FRAME_SAMPLES, Samples
@@ -119,3 +119,11 @@ async def test_a_replica_with_a_broken_device_exits(exits: list[int]) -> None:
             await replica.step(SECOND, 0, 0, None)
     await asyncio.sleep(0.01)
     assert exits == [1]
+
+
+async def test_states_of_an_older_diarizer_do_not_end_a_replica() -> None:
+    replica = replica_with(simulated())
+    for _ in range(MAX_FAILED_STEPS + 1):
+        with pytest.raises(DiarizerChanged):
+            await replica.step(SECOND, 0, 0, b"older")
+    assert replica._broken is None

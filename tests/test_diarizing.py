@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from serve_app.chunking import windows as cut
 from serve_app.diarization.chunks import Chunk
-from serve_app.diarization.protocol import Probabilities
+from serve_app.diarization.protocol import DiarizerShape, Probabilities
 from serve_app.diarization.references import GAP_SAMPLES, KnownSpeaker
 from serve_app.diarization.simulated import SHAPE
 from serve_app.diarizing import MAX_BEHIND_S, Diarization, SpeakerOptions
@@ -234,3 +235,16 @@ async def test_nothing_runs_on_once_the_reader_is_gone() -> None:
                 break
         flow.diarizer.hold.clear()
     assert asyncio.all_tasks() == before
+
+
+async def test_chunks_longer_than_what_may_wait() -> None:
+    """Audio of a chunk that is not complete does not wait for the diarizer."""
+
+    class Long(LocalDiarizer):
+        async def shape(self) -> DiarizerShape:
+            await asyncio.sleep(0.01)
+            return replace(SHAPE, chunk_samples=round(2 * MAX_BEHIND_S * SAMPLE_RATE) // FRAME_SAMPLES * FRAME_SAMPLES)
+
+    async with asyncio.timeout(20):
+        done = await Flow(np.tile(conversation(TURNS), 20), Long()).done()
+    assert {segment.speaker for segment in done.segments} == {"A", "B", "C"}

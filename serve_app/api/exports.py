@@ -38,8 +38,8 @@ MAX_SEGMENTS = 20_000
 MAX_SEGMENT_WORDS = 10_000
 """Maximum words with times of a segment. They are validated in one step, during which no other thread runs."""
 
-MAX_SPEAKER_CHARS = 256
-"""Of a speaker's name."""
+MAX_SPEAKER_CHARS = 64
+"""Of a speaker's name, as in a form: it is repeated with every word."""
 
 MAX_EXPORTS = 32
 """Maximum exports in progress, those that wait included. One at a time is rendered, since Python runs one thread at a time."""
@@ -63,13 +63,20 @@ class GivenSegment(VerboseSegment):
     avg_logprob: float = 0.0
     compression_ratio: float = 1.0
     no_speech_prob: float = 0.0
-    speaker: SpeakerName = Field(None, max_length=MAX_SPEAKER_CHARS)
+    speaker: SpeakerName = Field(None, min_length=1, max_length=MAX_SPEAKER_CHARS)
     words: list[SegmentWord] = Field(
         [],
         max_length=MAX_SEGMENT_WORDS,
         description="Times of the words. As many words in an edited `text` keep these times; more or fewer share the time of the "
         "segment evenly.",
     )
+
+    @field_validator("speaker")
+    @classmethod
+    def _speaker_is_printable(cls, speaker: str | None) -> str | None:
+        if speaker is not None and not speaker.isprintable():
+            raise ValueError("a name has printable characters only")
+        return speaker
 
     @model_validator(mode="after")
     def _times_ascend(self) -> Self:

@@ -26,7 +26,7 @@ MAX_NAME_CHARS = 64
 MAX_URL_BYTES = 8 << 20
 """Of one reference: 10 s of WAV at 96 kHz in stereo are 5.1 MB."""
 
-DATA_URL = re.compile(rb"data:[^,]*,")
+DATA_URL = re.compile(rb'data:(?:"[^"]*"|[^",])*,', re.IGNORECASE)
 Reference = Annotated[UploadFile, WithJsonSchema({"type": "string", "format": "uri"})]
 """A part of the form which the parser has put on disk."""
 
@@ -125,7 +125,7 @@ def _data_of(name: str, file: BinaryIO) -> bytes:
         if head is None:
             raise ValueError
         data = unquote_to_bytes(url[head.end() :])
-        return binascii.a2b_base64(data) if head[0].lower().endswith(b";base64,") else data
+        return binascii.a2b_base64(data) if head[0][:-1].rstrip().lower().endswith(b";base64") else data
     except ValueError:
         raise RequestError(
             f"The reference of the speaker `{name}` is no data URL, such as `data:audio/wav;base64,...`.", param=PARAM

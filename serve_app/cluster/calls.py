@@ -13,7 +13,15 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle as _DeploymentHandle
 
 from serve_app.cluster.status import ReplicaStatus
-from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, EngineOutOfMemory, ModelUnavailable, SpeechError
+from serve_app.errors import (
+    UNFORESEEN,
+    DiarizerChanged,
+    EngineBroken,
+    EngineError,
+    EngineOutOfMemory,
+    ModelUnavailable,
+    SpeechError,
+)
 
 log = logging.getLogger("ray.serve")
 
@@ -70,13 +78,13 @@ async def retried(call: Callable[[int], Awaitable[Result]], what: str) -> Result
             log.warning("%s was lost with its replica (%s)", what, type(error).__name__)
         except EngineError as error:
             # A replica that fails at everything ends after a few calls. The second attempt comes after that.
-            if has_failed or isinstance(error, EngineOutOfMemory):
+            if has_failed or isinstance(error, EngineOutOfMemory | DiarizerChanged):
                 raise
             has_failed = True
         if attempt < MAX_ATTEMPTS - 1:
             # Serve's router needs a moment to notice that the replica is gone.
             await asyncio.sleep(RETRY_DELAY_S * 2**attempt)
-    raise EngineBroken("The model's replicas failed one after the other; try again later.")
+    raise EngineBroken("The replicas that it needs failed one after the other; try again later.")
 
 
 async def answer(response: Any, name: str) -> Any:

@@ -56,7 +56,7 @@ class DiarizerClient:
         async def attempt(number: int) -> tuple[Probabilities, bytes]:
             if number:
                 self._recorder.record(catalogue.DIARIZER_STEPS_RETRIED, 1, self._name)
-            found: tuple[Probabilities, bytes] = await self._waited(lambda: replicas.step.remote(*chunk, state), math.inf)
+            found: tuple[Probabilities, bytes] = await self._waited(lambda: replicas.step.remote(*chunk, state), self._wait_s)
             return found
 
         return await retried(attempt, f"a step of {self._name}")

@@ -10,6 +10,9 @@ from serve_app.window import SAMPLE_RATE, Samples
 MIN_REFERENCE_S, MAX_REFERENCE_S = 2.0, 10.0
 """OpenAI's bounds, seconds."""
 
+TOLERANCE_S = 0.2
+"""A file of some codecs is a little longer than what was put in, seconds."""
+
 PARAM = "known_speaker_references[]"
 
 _WINDOW_S = 60.0
@@ -25,7 +28,7 @@ async def reference_samples(decoders: DecoderPool, name: str, data: bytes) -> Sa
     except AudioError as error:
         raise AudioError(f"The reference of the speaker `{name}`: {error.message}", param=PARAM) from error
     length_s = 0.0 if window is None else len(window.samples) / SAMPLE_RATE
-    if window is None or not MIN_REFERENCE_S <= length_s <= MAX_REFERENCE_S:
+    if window is None or not MIN_REFERENCE_S - TOLERANCE_S <= length_s <= MAX_REFERENCE_S + TOLERANCE_S:
         raise AudioError(
             f"The reference of the speaker `{name}` lasts {length_s:.1f} s; it has to last from {MIN_REFERENCE_S:.0f} to "
             f"{MAX_REFERENCE_S:.0f} s.",

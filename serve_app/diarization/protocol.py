@@ -48,7 +48,7 @@ class DiarizerEngine(Protocol):
 
         `samples`: left context, chunk and right context. `state`: what the step before returned, below 1 MB; None: the first one.
         Speakers have the columns in the order in which they arrive. Pure: equal inputs give equal outputs on every replica, so a
-        step may be repeated anywhere. Raises EngineError for the state of another model or shape, and EngineBroken if the device
-        is unusable for this process.
+        step may be repeated anywhere. Raises DiarizerChanged for the state of another model or shape, and EngineBroken if the
+        device is unusable for this process.
         """
         ...

@@ -5,7 +5,7 @@ import time
 import numpy as np
 
 from serve_app.diarization.protocol import DiarizerInfo, DiarizerShape, Probabilities
-from serve_app.errors import EngineError
+from serve_app.errors import DiarizerChanged
 from serve_app.settings import SimulationSettings
 from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE, Samples
 
@@ -34,7 +34,7 @@ class SimulatedDiarizer:
         """See DiarizerEngine.step. The state has the voices in the order in which they were first heard."""
         time.sleep(self._costs.step_s + self._costs.seconds_per_audio_s * len(samples) / SAMPLE_RATE)
         if state is not None and not state.startswith(STATE):
-            raise EngineError("The state is that of another diarizer.")
+            raise DiarizerChanged("The state is that of another diarizer.")
         voices = list((state or STATE)[len(STATE) :])
         chunk = samples[left_samples : len(samples) - right_samples]
         found = np.zeros((-(-len(chunk) // FRAME_SAMPLES), SHAPE.max_speakers), np.float16)

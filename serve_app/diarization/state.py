@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from serve_app.errors import EngineError
+from serve_app.errors import DiarizerChanged, EngineError
 
 Floats = NDArray[np.float32]
 
@@ -52,12 +52,12 @@ def pack(state: StreamingState, model: bytes, speakers: int) -> bytes:
 
 
 def unpack(data: bytes, model: bytes) -> StreamingState:
-    """Raises EngineError for the state of another model or with other settings, and for bytes that are no state."""
+    """Raises DiarizerChanged for the state of another model or with other settings, EngineError for bytes that are no state."""
     if not data.startswith(MAGIC) or len(data) < len(MAGIC) + HEADER.size:
-        raise EngineError("The state of the diarizer is none of this kind of diarizer.")
+        raise DiarizerChanged("The state of the diarizer is none of this kind of diarizer.")
     found, cached, queued, width, speakers, has_probabilities, silent = HEADER.unpack_from(data, len(MAGIC))
     if found != model:
-        raise EngineError("The state of the diarizer is that of another model, or of the same with other streaming settings.")
+        raise DiarizerChanged("The state of the diarizer is that of another model, or of the same with other streaming settings.")
     shapes = [(cached, width), (queued, width), (1, width)] + ([(cached, speakers)] if has_probabilities else [])
     counts = [rows * columns for rows, columns in shapes]
     body = memoryview(data)[len(MAGIC) + HEADER.size :]

@@ -6,7 +6,7 @@ of each word's speaker times the duration of the word, less CHANGE_COST_S for ev
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -39,14 +39,17 @@ class SpeakerJoin:
     split. Holds the frames from the first word on that is still to come.
     """
 
-    def __init__(self, known: Mapping[int, str]) -> None:
-        """`known`: names of speakers by their column. The others get the letters A, B, ... as they begin to speak."""
+    def __init__(self, known: Mapping[int, str], taken: Collection[str] = ()) -> None:
+        """`known`: names of speakers by their column. The others get the letters A, B, ... as they begin to speak, without those
+        in `taken`: names of known speakers, also of those who were not found."""
         self._names = dict(known)
         self._speaking = set[int]()
         """Columns of those who have spoken."""
-        self._letters = (letter for letter in map(_letters, range(1 << 30)) if letter not in known.values())
+        self._letters = (letter for letter in map(_letters, range(1 << 30)) if letter not in {*known.values(), *taken})
         self._frames: NDArray[np.float32] | None = None
         """[frames, speakers], from `_first_frame` on."""
+        self._new_frames: list[NDArray[np.float32]] = []
+        """Those that follow them."""
         self._first_frame = 0
         self._is_complete = self._is_given_up = False
         self._pending: list[Segment] = []
@@ -64,9 +67,9 @@ class SpeakerJoin:
         """Add the next frames, [frames, speakers]."""
         if not len(probabilities):
             return []
-        new = probabilities.astype(np.float32)
-        self._frames = new if self._frames is None else np.concatenate([self._frames, new])
-        return self._released()
+        self._new_frames.append(probabilities.astype(np.float32))
+        # They are joined only when they are needed: in hours without words each time would copy all of them.
+        return self._released() if self._pending else []
 
     def finish_frames(self) -> list[Segment]:
         """No frames follow. Words that end after the last one have the speaker of those that there are."""
@@ -85,6 +88,9 @@ class SpeakerJoin:
         return 0 < columns == len(self._speaking) and self._unsure_s > MAX_UNSURE * self._words_s
 
     def _released(self) -> list[Segment]:
+        if self._new_frames:
+            old = [] if self._frames is None else [self._frames]
+            self._frames, self._new_frames = np.concatenate([*old, *self._new_frames]), []
         until = math.inf if self._is_complete else self._first_frame + (0 if self._frames is None else len(self._frames))
         ready = 0
         while ready < len(self._pending) and max(_span(word)[1] for word in self._pending[ready].words) <= until:

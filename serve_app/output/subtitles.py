@@ -32,8 +32,9 @@ def cues_of(transcript: Transcript, rules: CueRules, checkpoint: Callable[[], No
 
 
 def to_srt(cues: Sequence[Cue]) -> str:
-    """SubRip (`.srt`). The format has no escapes: the text is unchanged. A channel or speaker is named before the text."""
-    return _write(cues, "srt", str, lambda name: f"{name}: ")
+    """SubRip (`.srt`). The format has no escapes: the text is unchanged. A channel or speaker is named before the text, without
+    an arrow, which could make a line of times of it."""
+    return _write(cues, "srt", str, lambda name: f"{name.replace('-->', '->')}: ")
 
 
 def to_vtt(cues: Sequence[Cue]) -> str:

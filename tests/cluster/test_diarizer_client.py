@@ -13,7 +13,7 @@ from serve_app.cluster.diarizer_client import DiarizerClient
 from serve_app.cluster.status import ReplicaStatus
 from serve_app.diarization.chunks import Chunk
 from serve_app.diarization.simulated import SHAPE
-from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable
+from serve_app.errors import UNFORESEEN, DiarizerChanged, EngineBroken, EngineError, ModelUnavailable
 from serve_app.observe import catalogue
 from testing import virtual_time
 from testing.metrics import MemoryRecorder
@@ -142,3 +142,21 @@ def test_a_diarizer_that_is_removed_meanwhile() -> None:
     client, _, _ = client_with(never, ReplicaStatus("a", "ready"), is_deployed=is_deployed)
     with pytest.raises(ModelUnavailable, match="removed"):
         virtual_time.run(client.step(CHUNK, None))
+
+
+def test_a_step_does_not_wait_for_replicas_that_are_gone() -> None:
+    client, _, _ = client_with(never)
+
+    async def timed() -> float:
+        with pytest.raises(ModelUnavailable):
+            await client.step(CHUNK, b"state")
+        return virtual_time.now_s()
+
+    assert virtual_time.run(timed()) == pytest.approx(WAIT_S, abs=CHECK_S)
+
+
+def test_the_state_of_another_diarizer_is_not_sent_again() -> None:
+    client, handle, _ = client_with(failing(DiarizerChanged("of another")))
+    with pytest.raises(DiarizerChanged):
+        virtual_time.run(client.step(CHUNK, b"state"))
+    assert len(handle.calls) == 1

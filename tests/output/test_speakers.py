@@ -211,3 +211,10 @@ def test_a_stream_gives_the_same_as_the_whole(recording: tuple[list[Segment], Fr
             found += join.add_segments([segments[sent]])
             sent += 1
     assert found + join.finish_frames() == whole(segments, frames)
+
+
+def test_a_stranger_does_not_get_the_name_of_somebody_who_was_not_found() -> None:
+    segments = segments_of(("One.", 2, 6), ("Two.", 20, 26))
+    join = SpeakerJoin({0: "A"}, taken=["A", "B"])
+    found = join.add_frames(oracle(30, (0, 0, 14), (1, 18, 28))) + join.add_segments(segments) + join.finish_frames()
+    assert spoken(found) == [("A", "One."), ("C", "Two.")]
