@@ -97,9 +97,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a `.nemo` file (default: the bundled diarizer)")
     parser.add_argument("--people", nargs="*", help="only these people of the recordings")
     parser.add_argument("--counts", nargs="*", type=int, default=[2, 3, 4], help="people in a conversation")
-    parser.add_argument("--conversations", type=int, default=5, help="conversations of each number of people")
+    parser.add_argument("--conversations", type=int, default=3, help="conversations of each number of people")
     parser.add_argument("--noise-db", nargs="*", type=float, default=[20.0], help="ratios of speech to noise beside clean audio")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     from serve_app.diarization.sortformer import SortformerEngine
     from serve_app.model_source import bundled_diarizer_path

@@ -49,7 +49,7 @@ SPEED_JITTER = 0.03
 SILENCE_WEIGHT = 0.3
 """Weight of a frame without speech in the loss."""
 
-CLEAN_SHARE = 0.4
+CLEAN_SHARE = 0.5
 """Conversations without noise, echo and telephone."""
 
 
@@ -98,7 +98,7 @@ class Material:
     def voices(self, count: int) -> list[Voice]:
         rng = self.rng
         # Conversations of the people as they are, of people at other speeds, and of all voices.
-        kind = rng.choices(("people", "shifted", "all"), (0.5, 0.25, 0.25))[0]
+        kind = rng.choices(("people", "shifted", "all"), (0.65, 0.1, 0.25))[0]
         chosen: list[Voice] = []
         while len(chosen) < count:
             pool = self.people if kind != "all" or rng.random() < 0.4 else self.synthetic
