@@ -66,9 +66,7 @@ async def stream(events: AsyncGenerator[Event, None], extras: Extras = Extras())
         await messages.aclose()
         raise
     failures: list[str] = []
-    response = _EventStream(_encoded(first, messages, failures), headers=HEADERS)
-    response.failures = failures
-    return response
+    return _EventStream(_encoded(first, messages, failures), messages, failures)
 
 
 async def held(events: AsyncGenerator[Event, None], begin: asyncio.Event) -> AsyncGenerator[Event, None]:
@@ -95,20 +93,32 @@ async def held(events: AsyncGenerator[Event, None], begin: asyncio.Event) -> Asy
 
 def event_stream(content: AsyncGenerator[bytes, None]) -> Response:
     """A response of server-sent events that are encoded already."""
-    return _EventStream(content, headers=HEADERS)
+    return _EventStream(content)
 
 
 class _EventStream(EventSourceResponse):
     """Leaves disconnects to `StopWhenGone`: Starlette's own check interrupts the clean-up of the generator at every await."""
 
-    failures: Sequence[str] = ()
-    """Codes of the failures that were sent."""
+    def __init__(
+        self,
+        content: AsyncGenerator[bytes, None],
+        source: AsyncGenerator[Message, None] | None = None,
+        failures: Sequence[str] = (),
+    ) -> None:
+        """`source`: begun already, and closed with the response. `failures`: codes of those that were sent, at its end."""
+        super().__init__(content, headers=HEADERS)
+        self._content, self._source, self._failures = content, source, failures
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await self.stream_response(send)
         finally:
-            for code in self.failures:
+            # Where the client leaves, the content waits to be asked for more, or was never begun and closes nothing itself. Left
+            # to the garbage collector, generators that depend on each other would be closed side by side, which fails.
+            await self._content.aclose()
+            if self._source is not None:
+                await self._source.aclose()
+            for code in self._failures:
                 count_failure(scope, code)
 
 

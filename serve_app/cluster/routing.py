@@ -4,9 +4,11 @@ import asyncio
 import itertools
 import random
 from collections import Counter
+from contextlib import suppress
 from functools import partial
 
 import numpy as np
+from ray.serve._private.common import RequestMetadata
 from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from serve_app.window import SAMPLE_RATE
@@ -73,6 +75,11 @@ class LeastOutstandingRouter(FIFOMixin, RequestRouter):
         except BaseException:
             self._forget(pending_request.metadata.internal_request_id)
             raise
+
+    def _fulfill_next_pending_request(self, replica: RunningReplica, request_metadata: RequestMetadata | None = None) -> None:
+        """Give a replica to the next call. Ray 2.60 fails here where that call is cancelled in this moment."""
+        with suppress(asyncio.InvalidStateError):
+            super()._fulfill_next_pending_request(replica, request_metadata)
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
         """A call was answered, failed or was cancelled."""

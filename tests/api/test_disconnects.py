@@ -1,15 +1,20 @@
 """A client that is gone: whatever ran for it ends at once and cleans up, for every kind of answer."""
 
 import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
 
 import httpx2
 import numpy as np
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from serve_app.api import create_api
+from serve_app.api import create_api, streaming
 from serve_app.api.disconnects import StopWhenGone
+from serve_app.events import Event, SegmentFinal
 from serve_app.settings import LimitSettings
+from serve_app.tasks import stop
+from serve_app.transcript import Segment
 from serve_app.window import SAMPLE_RATE
 from testing import media
 from testing.fake_service import FakeService
@@ -123,3 +128,24 @@ async def test_a_client_that_stays_gets_its_answer(server: FakeService) -> None:
         client = sent(server, response_format="text")
         await client.task
         assert client.sent[0]["status"] == 200
+
+
+async def test_a_stream_whose_response_never_begins_is_closed() -> None:
+    is_closed = False
+
+    async def events() -> AsyncGenerator[Event, None]:
+        nonlocal is_closed
+        try:
+            yield SegmentFinal(Segment(0, "One.", 0.0, 1.0, (), ()))
+        finally:
+            await asyncio.sleep(0)
+            is_closed = True
+
+    async def never(_: object = None) -> Any:
+        await asyncio.Future()
+
+    response = await streaming.stream(events())
+    answering = asyncio.ensure_future(response({"type": "http"}, never, never))
+    await asyncio.sleep(0)
+    await stop(answering)
+    assert is_closed

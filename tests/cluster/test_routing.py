@@ -187,3 +187,12 @@ async def test_a_call_that_no_replica_takes_waits_before_the_next_try() -> None:
 
 async def test_no_replicas() -> None:
     assert await choose(new_router(), replicas=[]) == []
+
+
+async def test_a_call_that_is_cancelled_while_it_gets_its_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    router, pending = new_router(), call()
+    router._pending_requests_to_fulfill.append(pending)
+    monkeypatch.setattr(router, "_cancel_routing_task_for_pending_request", lambda pending: pending.future.cancel())
+    monkeypatch.setattr(router, "_record_queue_wait_time", lambda pending: None)
+    router._fulfill_next_pending_request(REPLICAS[0])
+    assert pending.future.cancelled()
