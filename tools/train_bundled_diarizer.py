@@ -13,7 +13,6 @@ last steps is saved.
 """
 
 import argparse
-import itertools
 import random
 import time
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from torch.nn import functional
 from testing.augmentation import degrade
 from testing.conversations import FRAME_SAMPLES, Conversation, Style, Voice, converse
 from testing.digit_strings import SAMPLE_RATE, Bank, load_bank, synthesise_bank
+from tools.diarization_loss import diarization_loss, right_frames
 from tools.sortformer import MAX_SPEAKERS, VOICES, config
 
 TRAINING_INDEXES = range(10, 50)
@@ -45,9 +45,6 @@ MIN_SPEED_RATIO = 1.2
 SPEED_JITTER = 0.03
 """A voice changes its speed by up to this fraction from turn to turn, as people do."""
 
-
-SILENCE_WEIGHT = 0.3
-"""Weight of a frame without speech in the loss."""
 
 CLEAN_SHARE = 0.5
 """Conversations without noise, echo and telephone."""
@@ -142,27 +139,6 @@ class Material:
 
 OFFLINE_EVERY = 3
 """When streaming, one step in so many is offline, which keeps the helping heads at work."""
-
-PERMUTATIONS = torch.tensor(list(itertools.permutations(range(MAX_SPEAKERS))))
-
-
-def diarization_loss(logits: Tensor, activity: Tensor) -> Tensor:
-    """Half the loss in the order of arrival, half that of the best permutation of each conversation."""
-    weights = torch.where(activity.sum(-1, keepdim=True) > 0, 1.0, SILENCE_WEIGHT)
-    whole = weights.sum((1, 2)) * MAX_SPEAKERS
-    # Cross-entropy is linear in the target: softplus(x) - x * y. Scores of every column with every speaker give all permutations.
-    spread = (weights * functional.softplus(logits)).sum((1, 2))
-    scores = torch.einsum("btc,bts->bcs", weights * logits, activity)
-    arrival = spread - scores.diagonal(dim1=1, dim2=2).sum(-1)
-    best = spread - torch.stack([scores[:, range(MAX_SPEAKERS), p] for p in PERMUTATIONS.tolist()]).sum(-1).amax(0)
-    return ((0.5 * arrival + 0.5 * best) / whole).mean()
-
-
-def right_frames(logits: Tensor, activity: Tensor) -> float:
-    """Share of the frames with one speaker whose highest logit is that speaker's, in the order of arrival."""
-    alone = activity.sum(-1) == 1
-    return (logits.argmax(-1) == activity.argmax(-1))[alone].float().mean().item()
-
 
 SHARPNESS = 1.7
 """Factor of these queries and keys: a frame with the same embedding gets a hundred times the weight of another one."""
