@@ -56,11 +56,9 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Workers that have no lane give way to the servers. No test may depend on the speed of the machine."""
+    """No test may depend on the speed of the machine."""
     settings.register_profile("any machine", deadline=None)
     settings.load_profile("any machine")
-    if os.environ.get("PYTEST_XDIST_WORKER", "gw0") not in ("gw0", "gw1"):
-        os.nice(5)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -95,7 +95,15 @@ async def speaker_choice(
     ] = None,
 ) -> SpeakerChoice:
     """FastAPI dependency."""
-    return SpeakerChoice(diarize, diarizer or None, tuple(names or ()), tuple(references or ()))
+    given = tuple(reference for reference in references or () if not _is_blank(reference.file))
+    return SpeakerChoice(diarize, diarizer or None, tuple(names or ()), given)
+
+
+def _is_blank(file: BinaryIO) -> bool:
+    """Whether it is an empty item of a list, as clients send it for none."""
+    head = file.read(64)
+    file.seek(0)
+    return not head.strip()
 
 
 def _checked(names: Sequence[str], references: int) -> list[str]:

@@ -65,5 +65,6 @@ def test_the_openapi_document_describes_every_field(client: TestClient) -> None:
     fields = {"file", "model", "response_format", "timestamp_granularities[]", "chunking_strategy", "stream"}
     fields |= {"language", "languages[]", "keywords[]", "prompt", "temperature", "include[]"}
     fields |= {"track", "max_lines", "max_line_chars", "max_cue_s", "multichannel", "drop_crosstalk"}
+    fields |= {"diarize", "diarizer", "known_speaker_names[]", "known_speaker_references[]"}
     assert set(form["properties"]) == fields | {f"chunking_strategy[{key}]" for key in ("type", "window_s", "overlap_s")}
     assert all(field.get("description") for field in form["properties"].values())

@@ -161,7 +161,7 @@ CALLS: list[tuple[type[openai.APIStatusError], int, dict[str, Any]]] = [
     (openai.BadRequestError, 400, {"file": ("x.wav", b"")}),
     (openai.BadRequestError, 400, {"file": ("x.wav", b"no audio"), "stream": True}),
     (openai.BadRequestError, 400, {"language": "fr"}),
-    (openai.BadRequestError, 400, {"response_format": "diarized_json"}),
+    (openai.BadRequestError, 400, {"response_format": "diarized_json", "extra_body": {"diarize": "false"}}),
     (openai.BadRequestError, 400, {"response_format": "yaml"}),
     (openai.NotFoundError, 404, {"model": "whisper-9"}),
     (openai.APIStatusError, 413, {"file": ("x.wav", bytes(MAX_UPLOAD_BYTES + 1))}),
