@@ -27,6 +27,8 @@ class JobProgress:
         self._unsaved: tuple[bytes, ...] = ()
         self.done_s = done_s
         """Seconds of the recording that are transcribed."""
+        self.events = 0
+        """Those of the pipeline in this attempt."""
 
     def find(self, window: Window) -> list[Token] | None:
         """The tokens of a window that was decoded before."""
@@ -39,6 +41,7 @@ class JobProgress:
 
     def take(self, event: Event) -> None:
         """An event of the pipeline."""
+        self.events += 1
         if isinstance(event, Progress):
             self.done_s = max(self.done_s, event.done_s)
         elif isinstance(event, SegmentFinal) and event.segment.index >= self._saved_segments + len(self._new_segments):

@@ -30,7 +30,7 @@ RETRY_S = 2.0
 """Time until a call of a store that is unavailable is repeated, seconds."""
 
 STALL_S = 900.0
-"""A job that gets no window for so long counts as one whose model is unavailable, seconds."""
+"""A job that gets neither windows nor events for so long counts as one whose model is unavailable, seconds."""
 
 Result = TypeVar("Result")
 
@@ -127,17 +127,19 @@ class Transcription:
     async def _save(self, progress: JobProgress, recording: Recording) -> None:
         """Save what is new and renew the lease, until cancelled. Raises LeaseLost, and ModelUnavailable where nothing comes."""
         saved_at_s = moved_at_s = time.monotonic()
+        events = progress.events
         while True:
             await asyncio.sleep(SAVE_S)
             now_s = time.monotonic()
             first, parts = progress.unsaved()
-            if parts:
-                moved_at_s = now_s
+            if parts or progress.events > events:
+                # Windows that are known move, too: a diarizer has to hear the recording from its start again.
+                moved_at_s, events = now_s, progress.events
             elif now_s - moved_at_s > STALL_S:
                 raise ModelUnavailable(
                     f"The model `{self._request.model}` has decoded nothing for {STALL_S:.0f} s.", param="model"
                 )
-            elif now_s - saved_at_s < RENEW_S:
+            if not parts and now_s - saved_at_s < RENEW_S:
                 continue
             length_s = recording.expected_s
             audio_s = None if length_s is None else max(length_s, progress.done_s)

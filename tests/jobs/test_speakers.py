@@ -6,7 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from serve_app.diarization.chunks import Chunk
+from serve_app.diarization.protocol import Probabilities
 from serve_app.errors import ModelUnavailable
+from serve_app.jobs import transcription as transcription_module
+from serve_app.jobs.model import Job
 from serve_app.jobs.parts import (
     FinalSegment,
     pack_samples,
@@ -16,10 +20,13 @@ from serve_app.jobs.parts import (
     unpack_transcript,
 )
 from serve_app.jobs.request import JobRequest
+from serve_app.jobs.service import JobService
 from serve_app.settings import DiarizerSettings
 from serve_app.transcript import Segment, Token, Transcript, Word
 from testing import media
+from testing.fake_service import FakeService
 from testing.job_service import fake_with_jobs
+from testing.local_diarizer import LocalDiarizer
 from testing.voices import conversation, tone
 from tests.jobs.workers import HoldingService, running, submit, transcript
 
@@ -28,6 +35,36 @@ TALK = media.wav(conversation([(n % 3, 5.0 + n % 4) for n in range(14)]).astype(
 
 DIARIZERS = (DiarizerSettings(name="speakers", source="simulated"),)
 TIMEOUT_S = 10.0
+
+
+async def saved(jobs: JobService, job: Job, *, segments: int) -> None:
+    """Wait until the checkpoint has so many segments."""
+    async with asyncio.timeout(TIMEOUT_S):
+        while True:
+            checkpoint = await jobs.store.checkpoint(job.job_id, 0)
+            if sum(len(unpack_part(part).segments) for part in checkpoint.parts) >= segments:
+                return
+            await asyncio.sleep(0.02)
+
+
+class PacedDiarizer(LocalDiarizer):
+    """Waits before each step, and does only so many."""
+
+    def __init__(self, *, step_s: float = 0.0, steps: int | None = None) -> None:
+        super().__init__()
+        self._step_s, self._steps = step_s, steps
+
+    async def step(self, chunk: Chunk, state: bytes | None) -> tuple[Probabilities, bytes]:
+        await asyncio.sleep(self._step_s)
+        if len(self.chunks) == self._steps:
+            self.hold.clear()
+        return await super().step(chunk, state)
+
+
+def with_diarizer(folder: Path, diarizer: LocalDiarizer) -> FakeService:
+    fake = fake_with_jobs(folder, diarizers=DIARIZERS)
+    fake.service._diarizers = {"speakers": diarizer}
+    return fake
 
 
 @pytest.mark.usefixtures("soon")
@@ -41,19 +78,22 @@ async def test_a_job_that_goes_on_has_the_same_speakers(tmp_path: Path) -> None:
     first = HoldingService(tmp_path / "jobs", 3, diarizers=DIARIZERS)
     async with running(first) as jobs:
         job = await submit(jobs, TALK, **asked)
-
-        async def saved() -> int:
-            checkpoint = await jobs.store.checkpoint(job.job_id, 0)
-            return sum(len(unpack_part(part).segments) for part in checkpoint.parts)
-
-        async with asyncio.timeout(TIMEOUT_S):
-            while await saved() < 3:  # noqa: ASYNC110  # the store tells nobody
-                await asyncio.sleep(0.02)
+        await saved(jobs, job, segments=3)
 
     second = fake_with_jobs(tmp_path / "jobs", diarizers=DIARIZERS)
     async with running(second) as jobs:
         assert await transcript(jobs, job) == expected
     assert len(second.windows) == len(whole.windows) - 3
+
+
+@pytest.mark.usefixtures("soon")
+async def test_a_diarizer_that_hears_known_windows_again_is_no_stall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(with_diarizer(tmp_path, PacedDiarizer(steps=24))) as jobs:
+        job = await submit(jobs, TALK, diarizer="speakers")
+        await saved(jobs, job, segments=13)
+    monkeypatch.setattr(transcription_module, "STALL_S", 0.5)
+    async with running(with_diarizer(tmp_path, PacedDiarizer(step_s=0.05))) as jobs, asyncio.timeout(TIMEOUT_S):
+        assert (await transcript(jobs, job)).speakers == ("A", "B", "C")
 
 
 @pytest.mark.usefixtures("soon")
