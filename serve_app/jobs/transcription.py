@@ -10,8 +10,8 @@ from typing import TypeVar
 from serve_app import __version__
 from serve_app.decoders.recording import Recording
 from serve_app.diarization.references import KnownSpeaker
-from serve_app.diarizing import SpeakerOptions
-from serve_app.errors import ModelUnavailable, StorageFull
+from serve_app.diarizing import SpeakerOptions, unknown_speakers
+from serve_app.errors import ModelNotFound, ModelUnavailable, RequestError, StorageFull
 from serve_app.events import Done, Event
 from serve_app.jobs.model import CheckpointLost, Completed, Job, JobError, Lease, LeaseLost, Provenance
 from serve_app.jobs.parts import pack_transcript, unpack_samples
@@ -69,6 +69,7 @@ class Transcription:
     async def run(self) -> Completed | JobError:
         """Raises SpeechError and LeaseLost. If this is cancelled, everything that runs for it ends."""
         model = self._service.find_model(self._request.model)
+        speakers, warnings = await self._speakers()
         options = JobOptions(
             windows=self._windows(),
             keywords=self._request.keywords,
@@ -76,7 +77,7 @@ class Transcription:
             entry_point="jobs",
             is_background=True,
             drops_crosstalk=self._request.drops_crosstalk,
-            speakers=await self._speakers(),
+            speakers=speakers,
         )
         progress = await self._resume(model, options.windows or self._service.settings.windows_for(model))
         try:
@@ -88,18 +89,24 @@ class Transcription:
         with file:
             recording = self._service.decoders.open(file, track=self._request.track, multichannel=self._request.multichannel)
             done = await self._work(self._service.transcribe_events(recording, model, options, progress), progress, recording)
-        transcript = options.transcript(done, recording.warnings, model, recording.channels)
+        transcript = options.transcript(done, (*recording.warnings, *warnings), model, recording.channels)
         return Completed(await asyncio.to_thread(pack_transcript, transcript), done.duration_s)
 
-    async def _speakers(self) -> SpeakerOptions | None:
+    async def _speakers(self) -> tuple[SpeakerOptions | None, tuple[str, ...]]:
+        """What is wanted, and warnings. Raises ModelNotFound for a diarizer that is not in the configuration any more."""
         request = self._request
         if request.diarizer is None:
-            return None
-        diarizer = self._service.find_diarizer(request.diarizer)
+            return None, ()
+        try:
+            diarizer = self._service.find_diarizer(request.diarizer)
+        except RequestError as error:
+            if request.diarizer_is_optional:
+                return None, (unknown_speakers(error),)
+            raise ModelNotFound(error.message, param=error.param) from error
         known = [
             KnownSpeaker(name, await asyncio.to_thread(unpack_samples, reference)) for name, reference in request.known_speakers
         ]
-        return SpeakerOptions(diarizer, tuple(known), is_optional=request.diarizer_is_optional)
+        return SpeakerOptions(diarizer, tuple(known), is_optional=request.diarizer_is_optional), ()
 
     def _windows(self) -> WindowSettings | None:
         window_s, overlap_s = self._request.window_s, self._request.overlap_s

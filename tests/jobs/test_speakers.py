@@ -10,6 +10,7 @@ from serve_app.diarization.chunks import Chunk
 from serve_app.diarization.protocol import Probabilities
 from serve_app.errors import ModelUnavailable
 from serve_app.jobs import transcription as transcription_module
+from serve_app.jobs import worker as worker_module
 from serve_app.jobs.model import Job
 from serve_app.jobs.parts import (
     FinalSegment,
@@ -110,6 +111,24 @@ async def test_jobs_without_speakers_do_not_wait_for_a_diarizer(tmp_path: Path) 
         assert optional.segments == plain.segments
         assert optional.warnings == ("The speakers are unknown: It is away.",)
         assert not (await jobs.store.status("alice", waiting.job_id)).job.state.is_ended
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("others", [(), (DiarizerSettings(name="other", source="simulated"),)], ids=["none", "another"])
+async def test_a_job_waits_for_a_diarizer_that_is_not_configured(
+    tmp_path: Path, others: tuple[DiarizerSettings, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "DEFER_S", 0.02)
+    async with running(fake_with_jobs(tmp_path, diarizers=others)) as jobs:
+        waiting = await submit(jobs, TALK, diarizer="speakers")
+        optional = await transcript(jobs, await submit(jobs, TALK, diarizer="speakers", diarizer_is_optional=True))
+        plain = await transcript(jobs, await submit(jobs, TALK))
+        assert optional.segments == plain.segments
+        assert [warning.partition(":")[0] for warning in optional.warnings] == ["The speakers are unknown"]
+        deferred = (await jobs.store.status("alice", waiting.job_id)).job
+        assert (deferred.state.is_ended, deferred.deferred_since_s is None) == (False, False)
+    async with running(fake_with_jobs(tmp_path, diarizers=DIARIZERS)) as jobs:
+        assert (await transcript(jobs, waiting)).speakers == ("A", "B", "C")
 
 
 def test_speakers_are_stored() -> None:
