@@ -127,9 +127,13 @@ class Transcription:
             if saving.done():
                 # Without an end of its own, it has failed.
                 await saving
-            return await working
+            done = await working
         finally:
             await stop(working, saving)
+        if progress.is_void:
+            # Readers of its events go on in the result, which begins otherwise.
+            await persist(lambda: self._store.discard(self._lease))
+        return done
 
     async def _save(self, progress: JobProgress, recording: Recording) -> None:
         """Save what is new and renew the lease, until cancelled. Raises LeaseLost, and ModelUnavailable where nothing comes."""
@@ -151,6 +155,9 @@ class Transcription:
             length_s = recording.expected_s
             audio_s = None if length_s is None else max(length_s, progress.done_s)
             try:
+                if progress.is_void:
+                    await self._store.discard(self._lease)
+                    progress.discarded()
                 await self._store.save(self._lease, done_s=progress.done_s, audio_s=audio_s, first=first, parts=parts)
             except UNAVAILABLE:
                 continue

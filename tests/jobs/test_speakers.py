@@ -1,11 +1,14 @@
 """Jobs with speakers: resumed with the same ones; without their diarizer; what is stored keeps the speakers."""
 
 import asyncio
+import json
+from contextlib import aclosing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from serve_app.api import job_events
 from serve_app.diarization.chunks import Chunk
 from serve_app.diarization.protocol import Probabilities
 from serve_app.errors import ModelUnavailable
@@ -14,6 +17,7 @@ from serve_app.jobs import worker as worker_module
 from serve_app.jobs.model import Job
 from serve_app.jobs.parts import (
     FinalSegment,
+    WindowKey,
     pack_samples,
     pack_transcript,
     unpack_part,
@@ -28,8 +32,9 @@ from testing import media
 from testing.fake_service import FakeService
 from testing.job_service import fake_with_jobs
 from testing.local_diarizer import LocalDiarizer
+from testing.open_requests import until
 from testing.voices import conversation, tone
-from tests.jobs.workers import HoldingService, running, submit, transcript
+from tests.jobs.workers import OWNER, HoldingService, running, submit, transcript
 
 TALK = media.wav(conversation([(n % 3, 5.0 + n % 4) for n in range(14)]).astype(np.float32) / 32768)
 """126 s, five windows."""
@@ -38,13 +43,15 @@ DIARIZERS = (DiarizerSettings(name="speakers", source="simulated"),)
 TIMEOUT_S = 10.0
 
 
-async def saved(jobs: JobService, job: Job, *, segments: int) -> None:
-    """Wait until the checkpoint has so many segments."""
+async def saved(jobs: JobService, job: Job, *, segments: int, windows: int = 0) -> set[WindowKey]:
+    """Wait until the checkpoint has so many segments and windows; return the windows."""
     async with asyncio.timeout(TIMEOUT_S):
         while True:
             checkpoint = await jobs.store.checkpoint(job.job_id, 0)
-            if sum(len(unpack_part(part).segments) for part in checkpoint.parts) >= segments:
-                return
+            parts = [unpack_part(part) for part in checkpoint.parts]
+            keys = {key for part in parts for key, _ in part.windows}
+            if sum(len(part.segments) for part in parts) >= segments and len(keys) >= windows:
+                return keys
             await asyncio.sleep(0.02)
 
 
@@ -129,6 +136,63 @@ async def test_a_job_waits_for_a_diarizer_that_is_not_configured(
         assert (deferred.state.is_ended, deferred.deferred_since_s is None) == (False, False)
     async with running(fake_with_jobs(tmp_path, diarizers=DIARIZERS)) as jobs:
         assert (await transcript(jobs, waiting)).speakers == ("A", "B", "C")
+
+
+class Reader:
+    """Reads the events of a job, and goes on where it was."""
+
+    def __init__(self) -> None:
+        self.segments: list[tuple[str, str | None]] = []
+        """Text and speaker of those that hold."""
+        self.restarts = 0
+        self._last_id = ""
+
+    async def read(self, jobs: JobService, job: Job) -> None:
+        job = (await jobs.store.status(OWNER, job.job_id)).job
+        async with aclosing(job_events.events(jobs, job, job_events.Position.of(self._last_id))) as events:
+            async for event in events:
+                fields = dict(line.split(": ", 1) for line in event.decode().strip().splitlines())
+                self._last_id = fields.get("id", self._last_id)
+                if fields.get("event") == "restart":
+                    self.segments, self.restarts = [], self.restarts + 1
+                elif fields.get("event") == "segment":
+                    data = json.loads(fields["data"])
+                    self.segments.append((data["text"], data.get("speaker")))
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("is_away_first", [True, False], ids=["away, then there", "there, then away"])
+@pytest.mark.parametrize("is_saved", [True, False], ids=["saved", "ended at once"])
+async def test_events_begin_again_where_an_optional_diarizer_was_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_away_first: bool, is_saved: bool
+) -> None:
+    away, reader = ModelUnavailable("It is away.", param="diarize"), Reader()
+    first = HoldingService(tmp_path, 3, diarizers=DIARIZERS)
+    first.diarizer.unavailable = away if is_away_first else None
+    async with running(first) as jobs:
+        job = await submit(jobs, TALK, diarizer="speakers", diarizer_is_optional=True)
+        reading = asyncio.ensure_future(reader.read(jobs, job))
+        known = await saved(jobs, job, segments=1, windows=3)
+        await until(lambda: bool(reader.segments))
+    await reading
+    if not is_saved:
+        monkeypatch.setattr(transcription_module, "SAVE_S", 60.0)
+    second = HoldingService(tmp_path, 1 if is_saved else 1000, diarizers=DIARIZERS)
+    second.diarizer.unavailable = None if is_away_first else away
+    async with running(second) as jobs:
+        if is_saved:
+            reading = asyncio.ensure_future(reader.read(jobs, job))
+            await until(lambda: reader.restarts == 1 and bool(reader.segments))
+            second._decodes = 1000
+            second.hold.set()
+            await reading
+        result = await transcript(jobs, job)
+        if not is_saved:
+            await reader.read(jobs, job)
+    assert reader.restarts == 1
+    assert reader.segments == [(segment.text, segment.speaker) for segment in result.segments]
+    assert bool(result.speakers) == is_away_first
+    assert known.isdisjoint(map(WindowKey.of, second.windows))
 
 
 def test_speakers_are_stored() -> None:
