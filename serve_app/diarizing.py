@@ -54,6 +54,12 @@ class SpeakerOptions:
     """Where the diarizer fails, the rest of the transcript has no speakers, and a warning says so."""
 
 
+def unknown_speakers(error: SpeechError, from_s: float = 0.0) -> str:
+    """A warning: why there are no speakers from a time on, seconds."""
+    where = f" from {from_s:.0f} s on" if from_s > 0 else ""
+    return f"The speakers are unknown{where}: {error.message}"
+
+
 class Diarization:
     """Of one recording: its windows pass through `tapped`, its events through `joined`."""
 
@@ -157,8 +163,7 @@ class Diarization:
 
     def _give_up(self, error: SpeechError) -> None:
         """The rest has no speakers."""
-        where = f" from {self._done_samples / SAMPLE_RATE:.0f} s on" if self._done_samples > 0 else ""
-        self._warnings.append(f"The speakers are unknown{where}: {error.message}")
+        self._warnings.append(unknown_speakers(error, self._done_samples / SAMPLE_RATE))
         self._is_wanted, self._cutter = False, None
         self._blocks.clear()
         self._has_begun = True

@@ -73,9 +73,9 @@ class JobSegment(BaseModel):
 
 
 class JobRestart(BaseModel):
-    """The work has begun from the start, so the segments that were sent are void."""
+    """The segments that were sent are void: they come again from the first on."""
 
-    reason: str = "The server, the model or its windows have changed since the work began."
+    reason: str = "The server, the model, its windows or what is known of the speakers have changed since the work began."
 
 
 def body_of(status: JobStatus) -> JobBody:

@@ -20,13 +20,19 @@ class JobProgress:
         """`done_s`: seconds of the recording that were transcribed at the checkpoint."""
         parts = [unpack_part(part) for part in checkpoint.parts]
         self._windows = {key: tokens for part in parts for key, tokens in part.windows}
-        self._saved_segments = sum(len(part.segments) for part in parts)
+        self._segments = [segment for part in parts for segment in part.segments]
+        self._is_replay = bool(self._segments)
+        """Segments of earlier attempts are still to come again."""
+        self._saved_segments = len(self._segments)
         self._saved_parts = len(parts)
         self._new_windows: list[tuple[WindowKey, tuple[Token, ...]]] = []
-        self._new_segments: list[FinalSegment] = []
         self._unsaved: tuple[bytes, ...] = ()
         self.done_s = done_s
         """Seconds of the recording that are transcribed."""
+        self.events = 0
+        """Those of the pipeline in this attempt."""
+        self.is_void = False
+        """What is saved does not hold any more, and is to be discarded: then everything is unsaved."""
 
     def find(self, window: Window) -> list[Token] | None:
         """The tokens of a window that was decoded before."""
@@ -35,22 +41,42 @@ class JobProgress:
 
     def add(self, window: Window, tokens: Sequence[Token]) -> None:
         """A window was decoded."""
-        self._new_windows.append((WindowKey.of(window), tuple(tokens)))
+        key = WindowKey.of(window)
+        self._new_windows.append((key, tuple(tokens)))
+        if self._is_replay:
+            self._windows[key] = tuple(tokens)
 
     def take(self, event: Event) -> None:
         """An event of the pipeline."""
+        self.events += 1
         if isinstance(event, Progress):
             self.done_s = max(self.done_s, event.done_s)
-        elif isinstance(event, SegmentFinal) and event.segment.index >= self._saved_segments + len(self._new_segments):
-            self._new_segments.append(FinalSegment.of(event.segment))
+        elif isinstance(event, SegmentFinal):
+            self._take(FinalSegment.of(event.segment), event.segment.index)
+
+    def _take(self, segment: FinalSegment, index: int) -> None:
+        if index < len(self._segments) and self._segments[index] != segment:
+            # A diarizer that was away in one of the attempts, or failed in it, divides the same words otherwise.
+            del self._segments[index:]
+            self._new_windows = list(self._windows.items())
+            self._saved_segments, self._saved_parts, self._unsaved = 0, 0, ()
+            self.is_void = True
+        if index == len(self._segments):
+            self._segments.append(segment)
+            self._is_replay = False
 
     def unsaved(self) -> tuple[int, tuple[bytes, ...]]:
         """The number of the first part that is to be saved, and the parts; the same ones until `saved` is called."""
-        if not self._unsaved and (self._new_windows or self._new_segments):
-            self._unsaved = (pack_part(Part(tuple(self._new_windows), tuple(self._new_segments))),)
-            self._saved_segments += len(self._new_segments)
-            self._new_windows, self._new_segments = [], []
+        new_segments = self._segments[self._saved_segments :]
+        if not self._unsaved and (self._new_windows or new_segments):
+            self._unsaved = (pack_part(Part(tuple(self._new_windows), tuple(new_segments))),)
+            self._saved_segments = len(self._segments)
+            self._new_windows = []
         return self._saved_parts, self._unsaved
+
+    def discarded(self) -> None:
+        """What was saved is no longer in the store."""
+        self.is_void = False
 
     def saved(self) -> None:
         """The parts that `unsaved` returned are in the store."""

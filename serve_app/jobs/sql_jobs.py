@@ -15,9 +15,10 @@ from serve_app.jobs.model import (
     LeaseLost,
     NewJob,
     OwnerLimits,
+    Provenance,
     new_id,
 )
-from serve_app.jobs.sql_rows import job_of, provenance_of
+from serve_app.jobs.sql_rows import job_of, provenance_of, provenance_text
 
 FULL_RETRY_AFTER_S = 60
 """When an owner at a limit may try again, seconds."""
@@ -87,6 +88,17 @@ def checkpoint_of(transaction: Transaction, row: Row, first: int) -> Checkpoint:
         "SELECT data FROM parts WHERE job_id = :job_id AND number >= :first ORDER BY number", job_id=row["job_id"], first=first
     )
     return Checkpoint(row["generation"], provenance_of(row["provenance"]), tuple(bytes(part["data"]) for part in parts), first)
+
+
+def begin_anew(transaction: Transaction, row: Row, provenance: Provenance | None) -> Row:
+    """Discard the checkpoint of a job whose row is locked; return its new row."""
+    transaction.rows("DELETE FROM parts WHERE job_id = :job_id", job_id=row["job_id"])
+    return transaction.one(
+        """UPDATE jobs SET provenance = :provenance, generation = generation + 1, part_count = 0, done_s = 0
+           WHERE job_id = :job_id RETURNING *""",
+        job_id=row["job_id"],
+        provenance=None if provenance is None else provenance_text(provenance),
+    )
 
 
 def end(transaction: Transaction, row: Row, state: JobState, now_s: float, error: JobError | None = None) -> Job:

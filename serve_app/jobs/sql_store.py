@@ -29,7 +29,7 @@ from serve_app.jobs.model import (
     Swept,
 )
 from serve_app.jobs.sql_clock import now_of, tick
-from serve_app.jobs.sql_rows import columns_of, delivery_of, job_of, provenance_of, provenance_text
+from serve_app.jobs.sql_rows import columns_of, delivery_of, job_of, provenance_of
 from serve_app.jobs.store import IDEMPOTENT_S, NO_LIMITS
 
 Result = TypeVar("Result")
@@ -165,16 +165,16 @@ class SqlStore:
             row = jobs.leased(transaction, lease)
             if provenance_of(row["provenance"]) == provenance:
                 return jobs.checkpoint_of(transaction, row, 0)
-            transaction.rows("DELETE FROM parts WHERE job_id = :job_id", job_id=lease.job_id)
-            row = transaction.one(
-                """UPDATE jobs SET provenance = :provenance, generation = generation + 1, part_count = 0, done_s = 0
-                   WHERE job_id = :job_id RETURNING *""",
-                job_id=lease.job_id,
-                provenance=provenance_text(provenance),
-            )
-            return jobs.checkpoint_of(transaction, row, 0)
+            return jobs.checkpoint_of(transaction, jobs.begin_anew(transaction, row, provenance), 0)
 
         return await self._write(work)
+
+    async def discard(self, lease: Lease) -> None:
+        def work(transaction: Transaction, now_s: float) -> None:
+            row = jobs.leased(transaction, lease)
+            jobs.begin_anew(transaction, row, provenance_of(row["provenance"]))
+
+        await self._write(work)
 
     async def save(
         self, lease: Lease, *, done_s: float, audio_s: float | None = None, first: int = 0, parts: Sequence[bytes] = ()

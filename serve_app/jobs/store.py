@@ -113,6 +113,9 @@ class JobStore(Protocol):
         """Begin the work, or go on with it. Returns the checkpoint with all of its parts if it was made with the same provenance.
         Otherwise discards it, and returns one without parts and of the next generation. Raises LeaseLost."""
 
+    async def discard(self, lease: Lease) -> None:
+        """Discard the checkpoint, which is of the next generation from here on. Raises LeaseLost."""
+
     async def save(
         self, lease: Lease, *, done_s: float, audio_s: float | None = None, first: int = 0, parts: Sequence[bytes] = ()
     ) -> None:

@@ -10,8 +10,8 @@ from typing import TypeVar
 from serve_app import __version__
 from serve_app.decoders.recording import Recording
 from serve_app.diarization.references import KnownSpeaker
-from serve_app.diarizing import SpeakerOptions
-from serve_app.errors import ModelUnavailable, StorageFull
+from serve_app.diarizing import SpeakerOptions, unknown_speakers
+from serve_app.errors import ModelNotFound, ModelUnavailable, RequestError, StorageFull
 from serve_app.events import Done, Event
 from serve_app.jobs.model import CheckpointLost, Completed, Job, JobError, Lease, LeaseLost, Provenance
 from serve_app.jobs.parts import pack_transcript, unpack_samples
@@ -30,7 +30,7 @@ RETRY_S = 2.0
 """Time until a call of a store that is unavailable is repeated, seconds."""
 
 STALL_S = 900.0
-"""A job that gets no window for so long counts as one whose model is unavailable, seconds."""
+"""A job that gets neither windows nor events for so long counts as one whose model is unavailable, seconds."""
 
 Result = TypeVar("Result")
 
@@ -69,6 +69,7 @@ class Transcription:
     async def run(self) -> Completed | JobError:
         """Raises SpeechError and LeaseLost. If this is cancelled, everything that runs for it ends."""
         model = self._service.find_model(self._request.model)
+        speakers, warnings = await self._speakers()
         options = JobOptions(
             windows=self._windows(),
             keywords=self._request.keywords,
@@ -76,7 +77,7 @@ class Transcription:
             entry_point="jobs",
             is_background=True,
             drops_crosstalk=self._request.drops_crosstalk,
-            speakers=await self._speakers(),
+            speakers=speakers,
         )
         progress = await self._resume(model, options.windows or self._service.settings.windows_for(model))
         try:
@@ -88,18 +89,24 @@ class Transcription:
         with file:
             recording = self._service.decoders.open(file, track=self._request.track, multichannel=self._request.multichannel)
             done = await self._work(self._service.transcribe_events(recording, model, options, progress), progress, recording)
-        transcript = options.transcript(done, recording.warnings, model, recording.channels)
+        transcript = options.transcript(done, (*recording.warnings, *warnings), model, recording.channels)
         return Completed(await asyncio.to_thread(pack_transcript, transcript), done.duration_s)
 
-    async def _speakers(self) -> SpeakerOptions | None:
+    async def _speakers(self) -> tuple[SpeakerOptions | None, tuple[str, ...]]:
+        """What is wanted, and warnings. Raises ModelNotFound for a diarizer that is not in the configuration any more."""
         request = self._request
         if request.diarizer is None:
-            return None
-        diarizer = self._service.find_diarizer(request.diarizer)
+            return None, ()
+        try:
+            diarizer = self._service.find_diarizer(request.diarizer)
+        except RequestError as error:
+            if request.diarizer_is_optional:
+                return None, (unknown_speakers(error),)
+            raise ModelNotFound(error.message, param=error.param) from error
         known = [
             KnownSpeaker(name, await asyncio.to_thread(unpack_samples, reference)) for name, reference in request.known_speakers
         ]
-        return SpeakerOptions(diarizer, tuple(known), is_optional=request.diarizer_is_optional)
+        return SpeakerOptions(diarizer, tuple(known), is_optional=request.diarizer_is_optional), ()
 
     def _windows(self) -> WindowSettings | None:
         window_s, overlap_s = self._request.window_s, self._request.overlap_s
@@ -120,28 +127,37 @@ class Transcription:
             if saving.done():
                 # Without an end of its own, it has failed.
                 await saving
-            return await working
+            done = await working
         finally:
             await stop(working, saving)
+        if progress.is_void:
+            # Readers of its events go on in the result, which begins otherwise.
+            await persist(lambda: self._store.discard(self._lease))
+        return done
 
     async def _save(self, progress: JobProgress, recording: Recording) -> None:
         """Save what is new and renew the lease, until cancelled. Raises LeaseLost, and ModelUnavailable where nothing comes."""
         saved_at_s = moved_at_s = time.monotonic()
+        events = progress.events
         while True:
             await asyncio.sleep(SAVE_S)
             now_s = time.monotonic()
             first, parts = progress.unsaved()
-            if parts:
-                moved_at_s = now_s
+            if parts or progress.events > events:
+                # Windows that are known move, too: a diarizer has to hear the recording from its start again.
+                moved_at_s, events = now_s, progress.events
             elif now_s - moved_at_s > STALL_S:
                 raise ModelUnavailable(
                     f"The model `{self._request.model}` has decoded nothing for {STALL_S:.0f} s.", param="model"
                 )
-            elif now_s - saved_at_s < RENEW_S:
+            if not parts and now_s - saved_at_s < RENEW_S:
                 continue
             length_s = recording.expected_s
             audio_s = None if length_s is None else max(length_s, progress.done_s)
             try:
+                if progress.is_void:
+                    await self._store.discard(self._lease)
+                    progress.discarded()
                 await self._store.save(self._lease, done_s=progress.done_s, audio_s=audio_s, first=first, parts=parts)
             except UNAVAILABLE:
                 continue

@@ -190,7 +190,7 @@ class JobWorker:
         try:
             outcome: Completed | JobError | Deferral = await transcription.run()
         except (ModelUnavailable, ModelNotFound) as error:
-            # A model that is not found here may be one of the next configuration.
+            # A model or diarizer that is not found here may be one of the next configuration.
             self._away_until_s[request.needs] = time.monotonic() + DEFER_S
             return Deferral(JobError(error.code, error.message), waits=True)
         except SpeechError as error:

@@ -13,6 +13,7 @@ from serve_app.jobs.model import (
     Idempotency,
     JobError,
     JobState,
+    Lease,
     LeaseLost,
     OwnerLimits,
     Priority,
@@ -147,6 +148,20 @@ class TestCheckpoints:
         assert (again.generation, again.parts, again.provenance) == (first.generation + 1, (), other)
         job = (await store.status("alice", job_id)).job
         assert (job.done_s, job.part_count, job.generation) == (0.0, 0, again.generation)
+
+    async def test_discarding_begins_the_next_generation(self, store: JobStore) -> None:
+        job_id = await queued(store)
+        _, lease = await claimed(store)
+        first = await store.resume(lease, PROVENANCE)
+        await store.save(lease, done_s=5.0, parts=[b"one"])
+        await store.discard(lease)
+        job = (await store.status("alice", job_id)).job
+        assert (job.done_s, job.part_count, job.generation) == (0.0, 0, first.generation + 1)
+        await store.save(lease, done_s=5.0, parts=[b"another"])
+        again = await store.resume(lease, PROVENANCE)
+        assert (again.parts, again.generation) == ((b"another",), first.generation + 1)
+        with pytest.raises(LeaseLost):
+            await store.discard(Lease(job_id, "old"))
 
     async def test_a_repeated_save_adds_nothing(self, store: JobStore) -> None:
         job_id = await queued(store)
