@@ -140,7 +140,7 @@ class TestClientGone:
     @pytest.mark.parametrize("share_sent", [1.0, 0.5], ids=["while it waits", "in the middle of its upload"])
     def test_its_work_is_dropped(self, server: Server, noise: bytes, share_sent: float) -> None:
         ingress = server.processes("ingress")[0]
-        files = uploads(server, ingress)
+        files = open_files(ingress)
         log_before = len(server.log)  # in which replicas were killed
         content = raw_request(server, noise, "single")
         with socket.create_connection(("127.0.0.1", server.client.base_url.port or 80)) as connection:
@@ -148,7 +148,7 @@ class TestClientGone:
             if share_sent == 1:
                 wait_until(lambda: replica(server, "single")["queued"] > 0)
         decoded = windows_taken(server, "single")
-        wait_until(lambda: uploads(server, ingress) <= files and replica(server, "single")["queued"] == 0)
+        wait_until(lambda: open_files(ingress) <= files and replica(server, "single")["queued"] == 0)
         # A window that was in a batch when the client left may still be counted, in the next report.
         time.sleep(STEP_S["single"] + REPORT_AGE_S)
         left = windows_taken(server, "single")
@@ -173,14 +173,14 @@ class TestProcessesLost:
     def test_the_proxy(self, server: Server, noise: bytes) -> None:
         """Its clients have lost their connections, so their work is dropped."""
         ingress = server.processes("ingress")[0]
-        files = uploads(server, ingress)
+        files = open_files(ingress)
         with ThreadPoolExecutor(1) as client:
             answer = client.submit(server.transcribe, noise, model="single")
             wait_until(lambda: replica(server, "single")["queued"] > 0)
             decoded = windows_taken(server, "single")
             server.processes("ProxyActor")[0].kill()
             assert isinstance(answer.exception(), httpx2.TransportError)
-        wait_until(lambda: uploads(server, ingress) <= files)
+        wait_until(lambda: open_files(ingress) <= files)
         wait_until_served(server)
         wait_until(lambda: replica(server, "single")["queued"] == 0)
         assert windows_taken(server, "single") - decoded < NOISE_WINDOWS // 2, "most of the file was transcribed for nobody"
@@ -223,11 +223,6 @@ async def test_a_server_that_is_told_to_stop_finishes_what_is_in_progress(
         assert len(answer.result()["words"]) > DRAINED_S
         assert process.wait(WAIT_S) == 0
         assert "Traceback" not in server.log
-
-
-def uploads(server: Server, ingress: psutil.Process) -> set[str]:
-    """The temporary files that it has open."""
-    return {path for path in open_files(ingress) if path.startswith(f"{server.temporary}/")}
 
 
 def wait_until_served(server: Server) -> None:
