@@ -148,7 +148,10 @@ class TestClientGone:
             if share_sent == 1:
                 wait_until(lambda: replica(server, "single")["queued"] > 0)
         decoded = windows_taken(server, "single")
-        wait_until(lambda: open_files(ingress) <= files and replica(server, "single")["queued"] == 0)
+        wait_until(
+            lambda: open_files(ingress) <= files and replica(server, "single")["queued"] == 0,
+            lambda: (open_files(ingress) - files, replica(server, "single")),
+        )
         # A window that was in a batch when the client left may still be counted, in the next report.
         time.sleep(STEP_S["single"] + REPORT_AGE_S)
         left = windows_taken(server, "single")
@@ -299,8 +302,9 @@ def raw_request(server: Server, data: bytes, model: str) -> bytes:
     return f"POST {request.url.path} HTTP/1.1\r\n{headers}\r\n".encode() + request.read()
 
 
-def wait_until(holds: Callable[[], bool]) -> None:
+def wait_until(holds: Callable[[], bool], seen: Callable[[], object] = lambda: "it did not happen") -> None:
+    """`seen`: what to tell where it does not hold in time."""
     until = time.monotonic() + WAIT_S
     while not holds():
-        assert time.monotonic() < until, "it did not happen"
+        assert time.monotonic() < until, seen()
         time.sleep(0.05)
