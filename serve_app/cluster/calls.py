@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
@@ -85,6 +86,41 @@ async def retried(call: Callable[[int], Awaitable[Result]], what: str) -> Result
             # Serve's router needs a moment to notice that the replica is gone.
             await asyncio.sleep(RETRY_DELAY_S * 2**attempt)
     raise EngineBroken("The replicas that it needs failed one after the other; try again later.")
+
+
+async def waited(
+    call: Callable[[], Awaitable[Result]],
+    *,
+    load_s: float,
+    what: str,
+    param: str,
+    statuses: Callable[[], Sequence[ReplicaStatus]],
+    is_deployed: Callable[[], Awaitable[bool]],
+    is_to_be_moved: Callable[[], bool] = lambda: False,
+) -> Result:
+    """The result of `call`. Every CHECK_S it is checked whether there is still something to wait for.
+
+    Raises ModelUnavailable where no replica is loaded after `load_s` seconds, or the deployment is no part of the running
+    application any more. `what` and `param`: see `require_loaded`. `statuses`: the last known ones of the replicas.
+    `is_to_be_moved` is asked at each check: the call is cancelled and made again.
+    """
+    calling = asyncio.ensure_future(call())
+    now_s = asyncio.get_running_loop().time
+    loaded_by_s = now_s() + load_s
+    try:
+        while not (await asyncio.wait([calling], timeout=max(0.0, min(CHECK_S, loaded_by_s - now_s()))))[0]:
+            if now_s() >= loaded_by_s:
+                require_loaded(statuses(), what, param)
+                loaded_by_s = math.inf
+            # If the deployment is deleted, Serve's router keeps waiting for a replica of it, without a timeout.
+            if not await is_deployed():
+                raise ModelUnavailable(f"The {what} was removed from the server.", param=param)
+            if is_to_be_moved():
+                calling.cancel()
+                calling = asyncio.ensure_future(call())
+        return calling.result()
+    finally:
+        calling.cancel()
 
 
 async def answer(response: Any, name: str) -> Any:

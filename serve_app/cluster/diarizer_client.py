@@ -1,15 +1,12 @@
 """The ingress's client of a diarizer's replicas. Every call has all that it needs, so any replica can answer it."""
 
-import asyncio
-import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from serve_app.cluster.calls import CHECK_S, MAX_BY_VALUE_BYTES, DeploymentHandle, answer, require_loaded, retried
+from serve_app.cluster.calls import MAX_BY_VALUE_BYTES, DeploymentHandle, answer, retried, waited
 from serve_app.cluster.status import ReplicaStatus
 from serve_app.diarization.chunks import Chunk
 from serve_app.diarization.protocol import DiarizerShape, Probabilities
-from serve_app.errors import ModelUnavailable
 from serve_app.observe import catalogue
 from serve_app.observe.recorder import NO_RECORDER, Recorder
 
@@ -43,7 +40,7 @@ class DiarizerClient:
         """See Diarizer.shape. Loads the diarizer where no replica of it is running."""
 
         async def attempt(_number: int) -> DiarizerShape:
-            shape: DiarizerShape = await self._waited(lambda: self._replicas.shape.remote(), self._wait_s)
+            shape: DiarizerShape = await self._waited(self._replicas.shape.remote)
             return shape
 
         return await retried(attempt, f"a call of {self._name}")
@@ -56,24 +53,18 @@ class DiarizerClient:
         async def attempt(number: int) -> tuple[Probabilities, bytes]:
             if number:
                 self._recorder.record(catalogue.DIARIZER_STEPS_RETRIED, 1, self._name)
-            found: tuple[Probabilities, bytes] = await self._waited(lambda: replicas.step.remote(*chunk, state), self._wait_s)
+            found: tuple[Probabilities, bytes] = await self._waited(lambda: replicas.step.remote(*chunk, state))
             return found
 
         return await retried(attempt, f"a step of {self._name}")
 
-    async def _waited(self, call: Callable[[], Any], wait_s: float) -> Any:
-        """The answer to a call. Raises ModelUnavailable where no replica is loaded after `wait_s`, and one of REPLICA_LOST or
-        another SpeechError."""
-        calling = asyncio.ensure_future(answer(call(), self._name))
-        now_s = asyncio.get_running_loop().time
-        loaded_by_s = now_s() + wait_s
-        try:
-            while not (await asyncio.wait([calling], timeout=max(0.0, min(CHECK_S, loaded_by_s - now_s()))))[0]:
-                if now_s() >= loaded_by_s:
-                    require_loaded(self._statuses(), f"diarizer `{self._name}`", PARAM)
-                    loaded_by_s = math.inf
-                if not await self._is_deployed():
-                    raise ModelUnavailable(f"The diarizer `{self._name}` was removed from the server.", param=PARAM)
-            return calling.result()
-        finally:
-            calling.cancel()
+    async def _waited(self, call: Callable[[], Any]) -> Any:
+        """The answer to a call. Raises one of REPLICA_LOST or another SpeechError."""
+        return await waited(
+            lambda: answer(call(), self._name),
+            load_s=self._wait_s,
+            what=f"diarizer `{self._name}`",
+            param=PARAM,
+            statuses=self._statuses,
+            is_deployed=self._is_deployed,
+        )

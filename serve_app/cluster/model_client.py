@@ -1,16 +1,15 @@
 """The ingress's client of a model's replicas: sends windows, retries those lost with a replica, explains failures."""
 
-import asyncio
 import math
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
-from serve_app.cluster.calls import CHECK_S, MAX_BY_VALUE_BYTES, DeploymentHandle, answer, require_loaded, retried
+from serve_app.cluster.calls import MAX_BY_VALUE_BYTES, DeploymentHandle, answer, retried, waited
 from serve_app.cluster.live_calls import LiveCalls, LiveWindow, Outcome
 from serve_app.cluster.status import ReplicaStatus
 from serve_app.engine.batch_policy import expected_batch_audio_s, max_batch_windows
-from serve_app.errors import ModelUnavailable, SpeechError
+from serve_app.errors import SpeechError
 from serve_app.observe import catalogue, serve_log
 from serve_app.observe.recorder import NO_RECORDER, Recorder
 from serve_app.settings import ModelSettings, Settings
@@ -83,31 +82,27 @@ class ModelClient:
         return await retried(attempt, f"window {window.index} of {self.model.name}")
 
     async def _send(self, window: Window, lane: Lane, job: Job, *, is_isolated: bool = False) -> list[Token]:
-        calling = asyncio.ensure_future(self._call(window, lane, job, is_isolated))
-        now_s = asyncio.get_running_loop().time
+        # Loaded replicas at the last checks, oldest first.
+        counts = deque([len(self._loaded())] * (SETTLE_CHECKS + 1), SETTLE_CHECKS + 1)
+
+        def is_to_be_moved() -> bool:
+            """A call stays with the replica that got it. Replicas that are added get their share of those that wait."""
+            before, loaded = counts[0], counts[1]
+            counts.append(len(self._loaded()))
+            return 0 < before < loaded and random.random() < 1 - before / loaded and lane != Lane.LIVE and not is_isolated
+
         # If no replica is ready `model_wait_s` after the first window was sent, the request fails. Later windows wait as long as
         # the request may take, since a replica may have to be loaded again.
         is_first = window.index == 0 and not is_isolated
-        loaded_by_s = now_s() + self.settings.limits.model_wait_s if is_first else math.inf
-        # Loaded replicas at the last checks, oldest first.
-        counts = deque([len(self._loaded())] * (SETTLE_CHECKS + 1), SETTLE_CHECKS + 1)
-        try:
-            while not (await asyncio.wait([calling], timeout=max(0.0, min(CHECK_S, loaded_by_s - now_s()))))[0]:
-                if now_s() >= loaded_by_s:
-                    require_loaded(self.statuses(), f"model `{self.model.name}`", "model")
-                    loaded_by_s = math.inf
-                # If the deployment is deleted, Serve's router keeps waiting for a replica of it, without a timeout.
-                if not await self.is_deployed():
-                    raise ModelUnavailable(f"The model `{self.model.name}` was removed from the server.", param="model")
-                before, loaded = counts[0], counts[1]
-                counts.append(len(self._loaded()))
-                if 0 < before < loaded and random.random() < 1 - before / loaded and lane != Lane.LIVE and not is_isolated:
-                    # A call stays with the replica that got it. The added replicas get their share of those that wait.
-                    calling.cancel()
-                    calling = asyncio.ensure_future(self._call(window, lane, job, is_isolated))
-            return calling.result()
-        finally:
-            calling.cancel()
+        return await waited(
+            lambda: self._call(window, lane, job, is_isolated),
+            load_s=self.settings.limits.model_wait_s if is_first else math.inf,
+            what=f"model `{self.model.name}`",
+            param="model",
+            statuses=self.statuses,
+            is_deployed=self.is_deployed,
+            is_to_be_moved=is_to_be_moved,
+        )
 
     async def _call(self, window: Window, lane: Lane, job: Job, is_isolated: bool) -> list[Token]:
         is_small = window.samples.nbytes <= MAX_BY_VALUE_BYTES
