@@ -207,7 +207,6 @@ class Diarization:
         if self._join is not None:
             self._done_samples += len(frames) * FRAME_SAMPLES
             self._release(self._join.add_frames(frames))
-        self._room.set()
 
     def _begin_join(self, names: Mapping[int, str]) -> None:
         self._join = SpeakerJoin(names, taken=[speaker.name for speaker in self._options.known])

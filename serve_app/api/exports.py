@@ -16,6 +16,7 @@ from serve_app.api.errors import ERROR_RESPONSES
 from serve_app.api.limits import MAX_BODY_BYTES
 from serve_app.api.response_formats import MaxCueS, MaxLineChars, MaxLines, Rendering, Timing, cue_changes
 from serve_app.api.schemas import SegmentWord, SpeakerName, VerboseSegment
+from serve_app.api.speakers import MAX_NAME_CHARS
 from serve_app.api.threads import Checkpoint, run_in_thread
 from serve_app.cluster.admission import Places
 from serve_app.errors import UploadTooLarge, UploadTooSlow
@@ -37,9 +38,6 @@ MAX_SEGMENTS = 20_000
 
 MAX_SEGMENT_WORDS = 10_000
 """Maximum words with times of a segment. They are validated in one step, during which no other thread runs."""
-
-MAX_SPEAKER_CHARS = 64
-"""Of a speaker's name, as in a form: it is repeated with every word."""
 
 MAX_EXPORTS = 32
 """Maximum exports in progress, those that wait included. One at a time is rendered, since Python runs one thread at a time."""
@@ -63,7 +61,7 @@ class GivenSegment(VerboseSegment):
     avg_logprob: float = 0.0
     compression_ratio: float = 1.0
     no_speech_prob: float = 0.0
-    speaker: SpeakerName = Field(None, min_length=1, max_length=MAX_SPEAKER_CHARS)
+    speaker: SpeakerName = Field(None, min_length=1, max_length=MAX_NAME_CHARS)
     words: list[SegmentWord] = Field(
         [],
         max_length=MAX_SEGMENT_WORDS,

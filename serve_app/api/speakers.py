@@ -23,6 +23,8 @@ MAX_KNOWN = 4
 """OpenAI's limit, and the number of speakers that diarizers tell apart."""
 
 MAX_NAME_CHARS = 64
+"""Of a speaker's name, which an answer repeats with every word."""
+
 MAX_URL_BYTES = 8 << 20
 """Of one reference: 10 s of WAV at 96 kHz in stereo are 5.1 MB."""
 
@@ -100,7 +102,7 @@ async def speaker_choice(
 
 
 def _is_blank(file: BinaryIO) -> bool:
-    """Whether it is an empty item of a list, as clients send it for none."""
+    """Whether it is an empty item of a list, as clients send it for none. Unlike text it stays in the form, which closes it."""
     head = file.read(64)
     file.seek(0)
     return not head.strip()
