@@ -26,7 +26,8 @@ from serve_app.engine.batch_policy import expected_batch_audio_s, max_batch_wind
 from serve_app.ingress import Ingress
 from serve_app.jobs import stores
 from serve_app.observe import tracers
-from serve_app.settings import DiarizerSettings, ModelSettings, Settings
+from serve_app.replica_settings import DiarizerSettings, ReplicaSettings
+from serve_app.settings import ModelSettings, Settings
 
 # Before Serve builds the settings, which read the environment. Variables that are already set win over the file.
 load_dotenv(".env")
@@ -135,7 +136,7 @@ def gpus_per_replica(settings: Settings, cluster_gpus: float) -> dict[str, float
     Those that leave it open get a whole GPU each if the cluster has enough, else an equal fraction, so that everything in the
     file can be loaded on one small machine. Without GPUs, and for what uses none, it is 0.
     """
-    every: list[ModelSettings | DiarizerSettings] = [*settings.models, *settings.diarizers]
+    every: list[ReplicaSettings] = [*settings.models, *settings.diarizers]
     left_open = [each for each in every if each.gpus_per_replica is None and wants_gpu(each)]
     per_gpu = math.ceil(len(left_open) / cluster_gpus) if cluster_gpus else 0
     share = math.floor(100 / max(per_gpu, 1)) / 100 if cluster_gpus else 0.0
@@ -145,7 +146,7 @@ def gpus_per_replica(settings: Settings, cluster_gpus: float) -> dict[str, float
     }
 
 
-def wants_gpu(model: ModelSettings | DiarizerSettings) -> bool:
+def wants_gpu(model: ReplicaSettings) -> bool:
     """What is bundled is too small to gain from a GPU, and what is simulated uses no device."""
     return model.device != "cpu" and model.source not in ("bundled", "simulated")
 
@@ -156,17 +157,26 @@ def autoscaling(
     """How Serve scales a model whose replicas have so many GPUs."""
     batching, window_s = settings.batching, settings.windows_for(model).window_s
     by_audio = AutoscalingPolicy(policy_function=AudioPolicy, policy_kwargs={"target_wait_s": model.target_wait_s})  # type: ignore[no-untyped-call]
-    return AutoscalingConfig(
-        min_replicas=model.min_replicas,
-        max_replicas=model.max_replicas,
-        policy=by_audio if scaled_by == "audio" else AutoscalingPolicy(),  # type: ignore[no-untyped-call]
+    return _scaling(
+        model,
         # What counts until replicas publish the demand: more calls in flight than fill a batch.
-        target_ongoing_requests=max_batch_windows(batching, window_s, expected_batch_audio_s(batching, on_gpu=gpus > 0)),
-        upscale_delay_s=UPSCALE_DELAY_S,
-        downscale_delay_s=model.idle_unload_s or NEVER_S,
-        look_back_period_s=LOOK_BACK_S,
+        max_batch_windows(batching, window_s, expected_batch_audio_s(batching, on_gpu=gpus > 0)),
+        policy=by_audio if scaled_by == "audio" else AutoscalingPolicy(),  # type: ignore[no-untyped-call]
         # Deprecated in favour of environment variables that Ray 2.60 does not read yet.
         metrics_interval_s=publish_s,
+    )
+
+
+def _scaling(of: ReplicaSettings, target_calls: float, **options: Any) -> AutoscalingConfig:
+    """`target_calls`: calls in flight for each replica."""
+    return AutoscalingConfig(
+        min_replicas=of.min_replicas,
+        max_replicas=of.max_replicas,
+        target_ongoing_requests=target_calls,
+        upscale_delay_s=UPSCALE_DELAY_S,
+        downscale_delay_s=of.idle_unload_s or NEVER_S,
+        look_back_period_s=LOOK_BACK_S,
+        **options,
     )
 
 
@@ -183,20 +193,13 @@ def _diarizer_deployment(
     diarizer: DiarizerSettings, settings: Settings, gpus: float, status_registry: Application
 ) -> Application:
     # By Serve's own policy: a recording has one call in flight for as long as it lasts.
-    scaling = AutoscalingConfig(
-        min_replicas=diarizer.min_replicas,
-        max_replicas=diarizer.max_replicas,
-        target_ongoing_requests=STEPS_PER_DIARIZER,
-        upscale_delay_s=UPSCALE_DELAY_S,
-        downscale_delay_s=diarizer.idle_unload_s or NEVER_S,
-        look_back_period_s=LOOK_BACK_S,
-    )
+    scaling = _scaling(diarizer, STEPS_PER_DIARIZER)
     replicas = _engine_deployment(DiarizerReplica, f"diarizer {diarizer.name}", diarizer, settings, gpus, scaling)
     return replicas.bind(diarizer, settings.batching.batch_timeout_s, status_registry, settings.log_format)
 
 
 def _engine_deployment(
-    what: type, name: str, of: ModelSettings | DiarizerSettings, settings: Settings, gpus: float, scaling: AutoscalingConfig
+    what: type, name: str, of: ReplicaSettings, settings: Settings, gpus: float, scaling: AutoscalingConfig
 ) -> serve.Deployment:
     return _deploy(
         what,

@@ -7,13 +7,13 @@ The name of a variable is `PARAKEET_` and the path of the field, levels joined b
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from serve_app.diarizer_settings import DiarizerSettings as DiarizerSettings
 from serve_app.live.windows import MIN_NEW_AUDIO, LiveWindows
-from serve_app.model_source import problem_of
 from serve_app.output.cues import CueRules
+from serve_app.replica_settings import DiarizerSettings as DiarizerSettings
+from serve_app.replica_settings import Name, ReplicaSettings
 from serve_app.request_settings import AuthSettings as AuthSettings
 from serve_app.request_settings import ChannelSettings as ChannelSettings
 from serve_app.request_settings import DecodingSettings as DecodingSettings
@@ -56,10 +56,10 @@ class WindowSettings(_Group):
         return self
 
 
-class ModelSettings(_Group):
-    """One model. Each model has its own Serve deployment."""
+class ModelSettings(ReplicaSettings):
+    """One model."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the model in requests (field `model`).")
+    name: Name = Field(description="Name of the model in requests (field `model`).")
     source: str = Field(
         description="A Hugging Face name (`nvidia/parakeet-tdt-0.6b-v2`), also as `owner/name:file.nemo@revision`; the path of a "
         "`.nemo` file; `bundled` (the demo model, which recognises spoken digits); or `simulated` (no recognition; for capacity "
@@ -67,29 +67,12 @@ class ModelSettings(_Group):
     )
     languages: tuple[str, ...] = Field(("en",), min_length=1, description="ISO 639-1 codes of the supported languages.")
     description: str = Field("", description="What the model can do, for the web page and `/v1/models`; empty: its languages.")
-    min_replicas: int = Field(
-        0, ge=0, description="Replicas that are always loaded; 0: load the model on the first request and unload it when idle."
-    )
-    max_replicas: int = Field(1, ge=1, description="Maximum number of replicas.")
-    idle_unload_s: float = Field(
-        1800.0,
-        ge=0,
-        description="Replicas above `min_replicas` stop once the load has not needed them for this long, seconds; 0: never.",
-    )
     target_wait_s: float = Field(
         30.0,
         gt=0,
         description="Replicas are added, up to `max_replicas`, where the audio of files that is there would take longer than "
         "this, seconds. Not less than loading the model takes: what is done by then needs no replica more.",
     )
-    cpus_per_replica: float = Field(0.5, ge=0, description="CPUs that Ray's scheduler reserves for a replica; not a limit.")
-    gpus_per_replica: float | None = Field(
-        None,
-        ge=0,
-        description="GPUs that Ray reserves for a replica. A fraction also limits it to that share of the GPU's memory. Unset: "
-        "1, or an equal share if there are too few.",
-    )
-    device: Device = Field("auto", description="Device of the model; `auto`: the GPU if the replica has one, else the CPU.")
     precision: Precision = Field(
         "auto", description="`auto`: on GPUs bf16 if supported, else fp16; on CPUs bf16 if measured faster, else fp32."
     )
@@ -103,29 +86,12 @@ class ModelSettings(_Group):
         "`convolution`, `subsampling`, `packed_linear`, `prediction` and `int8`.",
     )
     cpu_threads: int = Field(0, ge=0, description="Threads of a CPU replica; 0: one for a small model, else all usable cores.")
-    load_timeout_s: float = Field(
-        3600.0, gt=0, description="Maximum duration of a download, seconds; loading the file is not limited."
-    )
     windows: WindowSettings | None = Field(
         None, description="Windows of this model, with the fields of `windows`; unset: the same as `windows`."
     )
     keyword_weight: float = Field(
         0.5, ge=0, le=1, description="Boost of `keywords[]`; too high a value inserts phrases that were not spoken."
     )
-    simulation: SimulationSettings = Field(SimulationSettings(), description="Durations for `source: simulated`.")
-
-    @field_validator("source")
-    @classmethod
-    def _source_has_a_known_form(cls, source: str) -> str:
-        if problem := problem_of(source):
-            raise ValueError(problem)
-        return source
-
-    @model_validator(mode="after")
-    def _replicas_in_order(self) -> "ModelSettings":
-        if self.max_replicas < self.min_replicas:
-            raise ValueError("max_replicas must be at least min_replicas")
-        return self
 
 
 class BatchingSettings(_Group):

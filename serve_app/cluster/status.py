@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from serve_app.cluster.demand import Demand
-from serve_app.settings import DiarizerSettings, ModelSettings
+from serve_app.replica_settings import ReplicaSettings
 
 HEARTBEAT_S = 1.0
 """Interval between the reports of a replica, seconds."""
@@ -45,7 +45,7 @@ class ReplicaStatus:
 class ModelStatus:
     """A configured model or diarizer, and its replicas."""
 
-    model: ModelSettings | DiarizerSettings
+    model: ReplicaSettings
     replicas: tuple[ReplicaStatus, ...]
 
     @property
