@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SAMPLE_RATE = 16_000
+from tools.fastconformer import MODULES, SAMPLE_RATE, encoder, preprocessor
+
 DURATIONS = (0, 1, 2, 3, 4)
-_MODULES = "nemo.collections.asr.modules."
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,62 +63,26 @@ def config(sizes: Sizes, tokenizer: Path) -> dict[str, Any]:
             "num_tdt_durations": len(durations),
         },
         "tokenizer": {"dir": str(tokenizer), "type": "bpe"},
-        "preprocessor": {
-            "_target_": _MODULES + "AudioToMelSpectrogramPreprocessor",
-            "sample_rate": SAMPLE_RATE,
-            "normalize": "per_feature",
-            "window_size": 0.025,
-            "window_stride": 0.01,
-            "window": "hann",
-            "features": sizes.mel_features,
-            "n_fft": 512,
-            "frame_splicing": 1,
-            "dither": 1e-5,
-            "pad_to": 0,
-            "log": True,
-        },
+        "preprocessor": preprocessor(sizes.mel_features, normalize="per_feature"),
         "spec_augment": {
-            "_target_": _MODULES + "SpectrogramAugmentation",
+            "_target_": MODULES + "SpectrogramAugmentation",
             "freq_masks": 2,
             "time_masks": 2,
             "freq_width": 20,
             "time_width": 0.02,
         },
-        "encoder": {
-            "_target_": _MODULES + "ConformerEncoder",
-            "feat_in": sizes.mel_features,
-            "feat_out": -1,
-            "n_layers": sizes.layers,
-            "d_model": sizes.width,
-            "use_bias": False,
-            "subsampling": "dw_striding",
-            "subsampling_factor": 8,
-            "subsampling_conv_channels": sizes.subsampling_channels,
-            "causal_downsampling": False,
-            "reduction": None,
-            "reduction_position": None,
-            "reduction_factor": 1,
-            "ff_expansion_factor": 4,
-            "self_attention_model": "rel_pos",
-            "n_heads": sizes.heads,
-            "att_context_size": [-1, -1],
-            "att_context_style": "regular",
-            "xscaling": False,
-            "untie_biases": True,
-            "pos_emb_max_len": 5000,
-            "conv_kernel_size": 9,
-            "conv_norm_type": "batch_norm",
-            "conv_context_size": None,
-            "dropout": 0.1,
-            "dropout_pre_encoder": 0.1,
-            "dropout_emb": 0.0,
-            "dropout_att": 0.1,
-            "stochastic_depth_drop_prob": 0.0,
-            "stochastic_depth_mode": "linear",
-            "stochastic_depth_start_layer": 1,
-        },
+        "encoder": encoder(
+            sizes,
+            dropout=0.1,
+            ff_expansion_factor=4,
+            use_bias=False,
+            xscaling=False,
+            reduction=None,
+            reduction_position=None,
+            reduction_factor=1,
+        ),
         "decoder": {
-            "_target_": _MODULES + "RNNTDecoder",
+            "_target_": MODULES + "RNNTDecoder",
             "normalization_mode": None,
             "random_state_sampling": False,
             "blank_as_pad": True,
@@ -130,7 +94,7 @@ def config(sizes: Sizes, tokenizer: Path) -> dict[str, Any]:
             },
         },
         "joint": {
-            "_target_": _MODULES + "RNNTJoint",
+            "_target_": MODULES + "RNNTJoint",
             "log_softmax": None,
             "preserve_memory": False,
             "fuse_loss_wer": False,
@@ -152,7 +116,7 @@ def config(sizes: Sizes, tokenizer: Path) -> dict[str, Any]:
 
 def hybrid_config(sizes: Sizes, tokenizer: Path) -> dict[str, Any]:
     """The configuration for `EncDecHybridRNNTCTCBPEModel`: the same model with a CTC head beside the transducer."""
-    head: dict[str, Any] = {"_target_": _MODULES + "ConvASRDecoder", "feat_in": None, "num_classes": -1, "vocabulary": []}
+    head: dict[str, Any] = {"_target_": MODULES + "ConvASRDecoder", "feat_in": None, "num_classes": -1, "vocabulary": []}
     return config(sizes, tokenizer) | {
         "aux_ctc": {
             "ctc_loss_weight": 0.3,

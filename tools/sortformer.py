@@ -6,9 +6,9 @@ The values are those of NVIDIA's streaming Sortformer for four speakers; only `S
 from dataclasses import dataclass
 from typing import Any
 
-SAMPLE_RATE = 16_000
+from tools.fastconformer import MODULES, SAMPLE_RATE, encoder, preprocessor
+
 MAX_SPEAKERS = 4
-_MODULES = "nemo.collections.asr.modules."
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,23 +63,10 @@ def config(sizes: Sizes) -> dict[str, Any]:
         "train_ds": None,
         "validation_ds": None,
         "test_ds": None,
-        "preprocessor": {
-            "_target_": _MODULES + "AudioToMelSpectrogramPreprocessor",
-            "sample_rate": SAMPLE_RATE,
-            # No statistics over the recording: a chunk has to have the same features wherever and whenever it is diarized.
-            "normalize": "NA",
-            "window_size": 0.025,
-            "window_stride": 0.01,
-            "window": "hann",
-            "features": sizes.mel_features,
-            "n_fft": 512,
-            "frame_splicing": 1,
-            "dither": 1e-5,
-            "pad_to": 0,
-            "log": True,
-        },
+        # No statistics over the recording: a chunk has to have the same features wherever and whenever it is diarized.
+        "preprocessor": preprocessor(sizes.mel_features, normalize="NA"),
         "sortformer_modules": {
-            "_target_": _MODULES + "sortformer_modules.SortformerModules",
+            "_target_": MODULES + "sortformer_modules.SortformerModules",
             "num_spks": MAX_SPEAKERS,
             "dropout_rate": sizes.transformer_dropout,
             "fc_d_model": sizes.width,
@@ -93,37 +80,9 @@ def config(sizes: Sizes) -> dict[str, Any]:
             "spkcache_update_period": sizes.spkcache_update_period,
             "spkcache_sil_frames_per_spk": 3,
         },
-        "encoder": {
-            "_target_": _MODULES + "ConformerEncoder",
-            "feat_in": sizes.mel_features,
-            "feat_out": -1,
-            "n_layers": sizes.layers,
-            "d_model": sizes.width,
-            "subsampling": "dw_striding",
-            "subsampling_factor": 8,
-            "subsampling_conv_channels": sizes.subsampling_channels,
-            "causal_downsampling": False,
-            "ff_expansion_factor": sizes.feed_forward_factor,
-            "self_attention_model": "rel_pos",
-            "n_heads": sizes.heads,
-            "att_context_size": [-1, -1],
-            "att_context_style": "regular",
-            "xscaling": True,
-            "untie_biases": True,
-            "pos_emb_max_len": 5000,
-            "conv_kernel_size": 9,
-            "conv_norm_type": "batch_norm",
-            "conv_context_size": None,
-            "dropout": sizes.dropout,
-            "dropout_pre_encoder": sizes.dropout,
-            "dropout_emb": 0.0,
-            "dropout_att": sizes.dropout,
-            "stochastic_depth_drop_prob": 0.0,
-            "stochastic_depth_mode": "linear",
-            "stochastic_depth_start_layer": 1,
-        },
+        "encoder": encoder(sizes, sizes.dropout, ff_expansion_factor=sizes.feed_forward_factor, xscaling=True),
         "transformer_encoder": {
-            "_target_": _MODULES + "transformer.transformer_encoders.TransformerEncoder",
+            "_target_": MODULES + "transformer.transformer_encoders.TransformerEncoder",
             "num_layers": sizes.transformer_layers,
             "hidden_size": sizes.transformer_width,
             "inner_size": 4 * sizes.transformer_width,
