@@ -9,8 +9,8 @@ more windows are read, so what is held stays bounded.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -63,10 +63,17 @@ def unknown_speakers(error: SpeechError, from_s: float = 0.0) -> str:
 class Diarization:
     """Of one recording: its windows pass through `tapped`, its events through `joined`."""
 
-    def __init__(self, diarizer: Diarizer, options: SpeakerOptions) -> None:
-        """`diarizer`: the one that `options` names."""
+    def __init__(
+        self,
+        diarizer: Diarizer,
+        options: SpeakerOptions,
+        traced: Callable[[float], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        """`diarizer`: the one that `options` names. `traced` surrounds each of its steps; it gets the length of its chunk,
+        seconds."""
         self._diarizer = diarizer
         self._options = options
+        self._traced = traced
         self._max_behind = round(MAX_BEHIND_S * SAMPLE_RATE)
         self._blocks = deque[Samples]()
         """Audio that is not in the cutter yet."""
@@ -186,7 +193,8 @@ class Diarization:
             if self._behind <= self._max_behind:
                 self._room.set()
             if (chunk := cutter.next(is_last=self._is_fed)) is not None:
-                probabilities, state = await self._diarizer.step(chunk, state)
+                with self._traced(chunk.new_samples / SAMPLE_RATE):
+                    probabilities, state = await self._diarizer.step(chunk, state)
                 self._take(references, probabilities)
             elif self._is_fed:
                 break

@@ -1,6 +1,6 @@
 """Settings of what runs in replicas of its own: what models and diarizers have in common, and those of a diarizer."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -8,6 +8,8 @@ from serve_app.model_source import problem_of
 from serve_app.request_settings import Device, SettingsGroup, SimulationSettings
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 class ReplicaSettings(SettingsGroup):
@@ -59,3 +61,4 @@ class DiarizerSettings(ReplicaSettings):
         description="A Hugging Face name (`nvidia/diar_streaming_sortformer_4spk-v2`), also as `owner/name:file.nemo@revision`; "
         "the path of a `.nemo` file; `bundled` (a small one, to try the server); or `simulated` (tells tones apart; for tests)."
     )
+    precision: Precision = Field("auto", description="`auto`: fp32 on GPUs; on CPUs bf16 if measured faster, else fp32.")

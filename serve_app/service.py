@@ -6,7 +6,7 @@ It ties the pipeline to recognisers, and does not know where those run: on repli
 import math
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Protocol
@@ -181,7 +181,8 @@ class SpeechService:
             windows = _limited(recording.windows(cut.window_s, cut.overlap_s), self.settings.limits.max_audio_s)
             diarization = None
             if (speakers := options.speakers) is not None:
-                diarization = Diarization(self._diarizers[speakers.diarizer], speakers)
+                traced = nullcontext if trace is None else trace.diarizing
+                diarization = Diarization(self._diarizers[speakers.diarizer], speakers, traced)
                 windows = diarization.tapped(windows)
             flow = transcribe(
                 windows if trace is None else trace.decoding(windows),

@@ -14,6 +14,7 @@ from serve_app.live.windows import MIN_NEW_AUDIO, LiveWindows
 from serve_app.output.cues import CueRules
 from serve_app.replica_settings import DiarizerSettings as DiarizerSettings
 from serve_app.replica_settings import Name, ReplicaSettings
+from serve_app.replica_settings import Precision as Precision
 from serve_app.request_settings import AuthSettings as AuthSettings
 from serve_app.request_settings import ChannelSettings as ChannelSettings
 from serve_app.request_settings import DecodingSettings as DecodingSettings
@@ -27,7 +28,6 @@ from serve_app.request_settings import TracingSettings as TracingSettings
 from serve_app.seed_variables import SeedVariables
 from serve_app.window import MAX_WINDOW_S, SAMPLE_RATE
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DecoderChoice = Literal["auto", "transducer", "ctc"]
 FastPath = Literal["features", "attention", "convolution", "subsampling", "packed_linear", "prediction", "int8"]
 LogFormat = Literal["text", "json"]

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -24,6 +25,9 @@ DECODER = "serve_app.decoders.worker"
 
 START_S = 180.0
 STOP_S = 60.0
+
+FREE_PORTS = range(20_000, 32_768)
+"""Above those of Ray's workers and below those that Linux chooses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +205,10 @@ def _wait_until_up(server: Server, process: "subprocess.Popen[bytes]") -> None:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port that nothing listens on. Processes of Ray, which take ports of the system's choice and of Ray's own range for
+    workers while a server starts, do not get it either."""
+    while True:
+        port = random.SystemRandom().choice(FREE_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port

@@ -24,7 +24,7 @@ RAY_OBSERVE = ["observe.ray_recorder", "observe.node_exporter", "observe.serve_l
 
 MAY_IMPORT = {
     "ray": ["app", "run", "ingress", "deployments", "replica", *RAY_CLUSTER, *RAY_OBSERVE],
-    "torch": ["engine", "live.vad", "diarization.sortformer"],
+    "torch": ["engine", "live.vad", "diarization.sortformer", "diarization.number_format"],
     "nemo": ["engine", "diarization.sortformer"],
     "omegaconf": ["engine"],
     "fastapi": ["api", "ingress"],

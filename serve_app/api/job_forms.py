@@ -1,6 +1,5 @@
 """What the fields of a new job must be."""
 
-import asyncio
 import hashlib
 import json
 import math
@@ -10,7 +9,6 @@ from typing import Any, BinaryIO
 from serve_app.decoders.recording import Recording
 from serve_app.diarizing import SpeakerOptions
 from serve_app.errors import RequestError
-from serve_app.jobs.parts import pack_samples
 
 MAX_METADATA_BYTES = 4096
 _MAX_DEPTH = 32
@@ -29,15 +27,14 @@ async def length_s(recording: Recording) -> float | None:
     return recording.expected_s
 
 
-async def speaker_fields(speakers: SpeakerOptions | None) -> dict[str, Any]:
+def speaker_fields(speakers: SpeakerOptions | None) -> dict[str, Any]:
     """What a `JobRequest` keeps of who speaks."""
     if speakers is None:
         return {}
-    known = [(name, await asyncio.to_thread(pack_samples, reference)) for name, reference in speakers.known]
     return {
         "diarizer": speakers.diarizer,
         "diarizer_is_optional": speakers.is_optional,
-        "known_speakers": tuple(known),
+        "knows_speakers": bool(speakers.known),
     }
 
 
@@ -72,9 +69,10 @@ def _is_flat(value: Any, levels: int) -> bool:
     return levels > 0 and all(_is_flat(each, levels - 1) for each in inner)
 
 
-def digest_of(form: list[tuple[str, str]], file: BinaryIO) -> str:
+def digest_of(form: list[tuple[str, str]], speakers: bytes, file: BinaryIO) -> str:
     """Of everything that a request asks for."""
     hashed = hashlib.sha256(json.dumps(sorted(form)).encode())
+    hashed.update(hashlib.sha256(speakers).digest())
     file.seek(0)
     while piece := file.read(_PIECE_BYTES):
         hashed.update(piece)

@@ -24,6 +24,7 @@ from serve_app.api.rest import FORM_LIMITS, TRANSCRIPTION_RESPONSES, File_, Mode
 from serve_app.api.speakers import SpeakerChoice, speaker_choice
 from serve_app.api.streaming import event_stream
 from serve_app.cluster.admission import Places
+from serve_app.diarization.references import pack_speakers
 from serve_app.errors import JobNotFound, JobStateConflict, RequestError, StoreUnavailable
 from serve_app.jobs.model import Idempotency, Job, JobState, NewJob, Priority, new_id
 from serve_app.jobs.parts import unpack_transcript
@@ -120,6 +121,7 @@ def create_router(service: SpeechService, jobs: JobService) -> APIRouter:
         windows = strategy.windows(service.settings.windows_for(chosen))
         is_default = strategy == ChunkingStrategy()
         wanted = await speakers.options(service, rendering, multichannel=channels.multichannel)
+        known = await asyncio.to_thread(pack_speakers, wanted.known if wanted else ())
         asked = JobRequest(
             model=chosen.name,
             window_s=None if is_default else windows.window_s,
@@ -128,7 +130,7 @@ def create_router(service: SpeechService, jobs: JobService) -> APIRouter:
             language=language.check(asked_languages, chosen),
             track=track,
             **asdict(channels),
-            **await job_forms.speaker_fields(wanted),
+            **job_forms.speaker_fields(wanted),
             filename=(file.filename or "")[:1024],
             rendering=asdict(rendering),
         )
@@ -145,12 +147,11 @@ def create_router(service: SpeechService, jobs: JobService) -> APIRouter:
         )
         if idempotency_key is not None:
             form = [(name, value) for name, value in (await request.form()).multi_items() if isinstance(value, str)]
-            form += asked.known_speakers
-            digest = await asyncio.to_thread(job_forms.digest_of, form, file.file)
+            digest = await asyncio.to_thread(job_forms.digest_of, form, known, file.file)
             new = replace(new, idempotency=Idempotency(idempotency_key, digest))
         # Before the job is made: a request that is refused has made none.
         with watching.take(_address(request)) if wait else nullcontext():
-            job, is_new = await jobs.create(new, file.file)
+            job, is_new = await jobs.create(new, file.file, known)
             if wait:
                 request.state.end_work()
                 job = await jobs.watcher.ended(job, wait)

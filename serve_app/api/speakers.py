@@ -40,7 +40,7 @@ class SpeakerChoice:
     diarize: bool | Literal["optional"] | None = None
     diarizer: str | None = None
     names: tuple[str, ...] = ()
-    references: tuple[UploadFile, ...] = ()
+    references: tuple[BinaryIO, ...] = ()
     """A data URL each."""
 
     async def options(self, service: SpeechService, rendering: Rendering, *, multichannel: bool) -> SpeakerOptions | None:
@@ -65,7 +65,7 @@ class SpeakerChoice:
 
     async def _known(self, service: SpeechService) -> tuple[KnownSpeaker, ...]:
         names = _checked(self.names, len(self.references))
-        data = [await asyncio.to_thread(_data_of, name, upload.file) for name, upload in zip(names, self.references, strict=True)]
+        data = [await asyncio.to_thread(_data_of, *each) for each in zip(names, self.references, strict=True)]
         samples = [await reference_samples(service.decoders, *each) for each in zip(names, data, strict=True)]
         return tuple(map(KnownSpeaker, names, samples))
 
@@ -97,7 +97,7 @@ async def speaker_choice(
     ] = None,
 ) -> SpeakerChoice:
     """FastAPI dependency."""
-    given = tuple(reference for reference in references or () if not _is_blank(reference.file))
+    given = tuple(reference.file for reference in references or () if not _is_blank(reference.file))
     return SpeakerChoice(diarize, diarizer or None, tuple(names or ()), given)
 
 

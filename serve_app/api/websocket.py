@@ -5,12 +5,14 @@ import base64
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, WebSocket
 
 from serve_app.api import keywords, language
 from serve_app.api.auth import Keys
+from serve_app.api.response_formats import Rendering
 from serve_app.api.websocket_config import StreamConfig
 from serve_app.api.websocket_connection import MAX_MESSAGE_CHARS, Connection
 from serve_app.audio.growing_file import GrowingFile
@@ -31,6 +33,8 @@ from serve_app.window import Samples
 PATH = "/v1/audio/transcriptions/ws"
 END = "END"
 """Text message that ends the audio."""
+
+FILES_ONLY = "Speakers are told apart in media files only, not in raw samples."
 
 
 def create_router(service: SpeechService, keys: Keys) -> APIRouter:
@@ -90,7 +94,9 @@ class _Stream:
                     raise AudioError("No audio data received by server.")
                 self._connection.begin_stream()
                 if await self._is_file(head):
-                    await self._transcribe_file(head, chunks, model, options)
+                    choice, channels = self._config.speaker_choice(), self._config.multichannel
+                    speakers = await choice.options(self._service, Rendering(), multichannel=channels)
+                    await self._transcribe_file(head, chunks, model, replace(options, speakers=speakers))
                 else:
                     await self._transcribe_live(head, chunks, model, options)
 
@@ -190,6 +196,8 @@ class _Stream:
         self, head: bytes, chunks: AsyncGenerator[bytes, None], model: ModelSettings, options: JobOptions
     ) -> None:
         config, audio_format = self._config, self._config.pcm_format()
+        if config.diarize and config.diarize != "optional":
+            raise RequestError(FILES_ONLY, param="diarize")
         decoder = PcmDecoder(audio_format, separates=config.multichannel)
         channels = tuple(range(audio_format.channels)) if config.multichannel else ()
 
@@ -202,7 +210,7 @@ class _Stream:
             yield decoder.finish()
 
         def transcript(done: Done) -> Transcript:
-            return options.transcript(done, (), model, channels)
+            return options.transcript(done, (FILES_ONLY,) if config.diarize else (), model, channels)
 
         def transcribe(audio: AsyncGenerator[Samples, None]) -> AsyncGenerator[LiveEvent, None]:
             return self._service.transcribe_stream(audio, model, options, endpointing=config.live_endpointing())

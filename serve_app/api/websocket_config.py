@@ -1,11 +1,13 @@
 """The configuration of a stream in seed A's WebSocket protocol: what its client asks for."""
 
+import io
 import json
 import math
 from typing import Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
+from serve_app.api.speakers import SpeakerChoice
 from serve_app.api.websocket_connection import MAX_MESSAGE_CHARS
 from serve_app.audio.pcm import Encoding, PcmFormat
 from serve_app.errors import AudioError, RequestError
@@ -29,6 +31,12 @@ class StreamConfig(BaseModel):
     drop_crosstalk: bool | None = Field(
         None, description="Files with `multichannel`: as over REST. If omitted: as the server's settings say."
     )
+    diarize: bool | Literal["optional"] | None = Field(
+        None, description="Files: find out who speaks. `optional`: go on without, and with a warning, where that cannot be done."
+    )
+    diarizer: str | None = Field(None, description="Name of a diarizer. If omitted: the first of the server.")
+    known_speaker_names: list[str] = Field([], description="Names of people who may speak, each with a reference.")
+    known_speaker_references: list[str] = Field([], description="How these people sound: data URLs, as over REST.")
     track: int | None = Field(None, description="Files: number of the audio track, from 0. If omitted: the default track.")
     model: str | None = Field(None, description="Name of a model. If omitted: the default model.")
     language: str | None = Field(None, description="Language of the speech. The model must support it.")
@@ -59,6 +67,11 @@ class StreamConfig(BaseModel):
         if encoding is None:
             raise AudioError("bytes_per_sample must be 2 or 4.", param="bytes_per_sample")
         return PcmFormat(encoding, self.sample_rate, self.channels)
+
+    def speaker_choice(self) -> SpeakerChoice:
+        """What the client wants to know of who speaks."""
+        references = tuple(io.BytesIO(url.encode()) for url in self.known_speaker_references)
+        return SpeakerChoice(self.diarize, self.diarizer, tuple(self.known_speaker_names), references)
 
     def live_endpointing(self) -> Endpointing | None:
         """The endpointing that the client asks for; None: as the server's settings say."""

@@ -47,8 +47,8 @@ class DiarizerEngine(Protocol):
         """The probabilities of a chunk, [ceil(chunk / FRAME_SAMPLES), max_speakers], and the state for the next chunk.
 
         `samples`: left context, chunk and right context. `state`: what the step before returned, below 1 MB; None: the first one.
-        Speakers have the columns in the order in which they arrive. Pure: equal inputs give equal outputs on every replica, so a
-        step may be repeated anywhere. Raises DiarizerChanged for the state of another model or shape, and EngineBroken if the
-        device is unusable for this process.
+        Speakers have the columns in the order in which they arrive. Pure: equal inputs give equal outputs on every replica with
+        the same device and number format, so a step may be repeated anywhere. Raises DiarizerChanged for the state
+        of another model or shape, and EngineBroken if the device is unusable for this process.
         """
         ...

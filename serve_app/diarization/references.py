@@ -1,5 +1,7 @@
 """Known speakers: audio of each is heard before the recording, and whoever speaks there has that name. Pure."""
 
+import json
+import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,6 +24,25 @@ class KnownSpeaker(NamedTuple):
     name: str
     reference: Samples
     """How they speak, int16 [samples]."""
+
+
+def pack_speakers(speakers: Sequence[KnownSpeaker]) -> bytes:
+    """As bytes, to be kept: a line of JSON with names and lengths, then all samples, compressed. No bytes for no speakers."""
+    if not speakers:
+        return b""
+    heads = json.dumps([(name, len(reference)) for name, reference in speakers]).encode()
+    samples = np.concatenate([reference for _, reference in speakers])
+    return heads + b"\n" + zlib.compress(samples.astype("<i2").tobytes())
+
+
+def unpack_speakers(data: bytes) -> tuple[KnownSpeaker, ...]:
+    """What `pack_speakers` was given."""
+    if not data:
+        return ()
+    heads, _, compressed = data.partition(b"\n")
+    names, lengths = zip(*json.loads(heads), strict=True)
+    samples = np.frombuffer(zlib.decompress(compressed), "<i2").astype(np.int16)
+    return tuple(map(KnownSpeaker, names, np.split(samples, np.cumsum(lengths)[:-1])))
 
 
 class References:

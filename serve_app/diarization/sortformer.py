@@ -13,19 +13,21 @@ import time
 from collections.abc import Iterator
 from dataclasses import astuple
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from serve_app.cores import usable_cores
+from serve_app.diarization.number_format import keep_state_in_fp32
 from serve_app.diarization.protocol import DiarizerInfo, DiarizerShape, Probabilities
 from serve_app.diarization.sortformer_files import Streaming, StreamingSettings, read_streaming
 from serve_app.diarization.state import MODEL_BYTES, StreamingState, pack, unpack
 from serve_app.engine.cpu import CPU_ENVIRONMENT, keep_freed_memory
 from serve_app.engine.device_errors import is_device_failure, is_out_of_memory
-from serve_app.engine.loading import SMALL_MODEL_PARAMETERS, import_nemo_quietly, skip_type_checks
+from serve_app.engine.loading import DTYPES, SMALL_MODEL_PARAMETERS, import_nemo_quietly, skip_type_checks
+from serve_app.engine.precision import choose_precision
 from serve_app.errors import EngineBroken, EngineOutOfMemory, ModelUnavailable
-from serve_app.settings import Device
+from serve_app.settings import Device, FastPath, Precision, WantedFastPaths
 from serve_app.window import FRAME_SAMPLES, Samples
 
 log = logging.getLogger("ray.serve")
@@ -41,12 +43,16 @@ EDGE_FEATURES = 2
 frame, reach over the cut. As much more audio is sent on either side, and these features are dropped."""
 
 
+FAST_PATHS: tuple[FastPath, ...] = ("attention", "convolution", "subsampling", "packed_linear")
+"""Those of a Conformer encoder. `features` are for normalised ones."""
+
+
 class SortformerEngine:
     """See DiarizerEngine."""
 
-    def __init__(self, model: Any, settings: StreamingSettings, identity: bytes, device: str) -> None:
+    def __init__(self, model: Any, settings: StreamingSettings, identity: bytes, device: str, precision: Precision) -> None:
         self._model, self._identity, self._device = model, identity, device
-        self.info = DiarizerInfo(device=device, precision="fp32")
+        self.info = DiarizerInfo(device=device, precision=precision)
         edge = EDGE_FEATURES * HOP_SAMPLES
         self.shape = DiarizerShape(
             chunk_samples=settings.chunk_len * FRAME_SAMPLES,
@@ -65,14 +71,15 @@ class SortformerEngine:
         path: Path,
         *,
         device: Device = "auto",
-        precision: Literal["auto", "fp32"] = "auto",
+        precision: Precision = "auto",
+        fast_paths: WantedFastPaths = FAST_PATHS,
         streaming: Streaming = "own",
         cpu_threads: int = 0,
     ) -> "SortformerEngine":
         """Load a `.nemo` file.
 
-        `precision`: fp32 either way, in which the model is small. `cpu_threads`: 0: one for a small model, else all cores.
-        Raises ModelUnavailable.
+        `precision`: `auto`: fp32 on a GPU, where a step waits for its launches and not for its arithmetic; on a CPU as
+        `choose_precision` measures. `cpu_threads`: 0: one for a small model, else all cores. Raises ModelUnavailable.
         """
         settings = read_streaming(path, streaming)
         for name, value in CPU_ENVIRONMENT.items():
@@ -83,6 +90,8 @@ class SortformerEngine:
         import_nemo_quietly()
         from nemo.collections.asr.models import SortformerEncLabelModel
 
+        from serve_app.engine.fast_paths import apply_fast_paths
+
         started = time.monotonic()
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -91,8 +100,9 @@ class SortformerEngine:
         except Exception as error:
             raise ModelUnavailable(f"{path} could not be loaded as a Sortformer: {error}") from error
         parameters = sum(p.numel() for p in model.parameters())
+        is_small = parameters < SMALL_MODEL_PARAMETERS
         if device == "cpu":
-            torch.set_num_threads(cpu_threads or (1 if parameters < SMALL_MODEL_PARAMETERS else usable_cores()))
+            torch.set_num_threads(cpu_threads or (1 if is_small else usable_cores()))
             keep_freed_memory()
         model.eval().freeze()
         model.async_streaming = False
@@ -103,16 +113,24 @@ class SortformerEngine:
         try:
             model.sortformer_modules._check_streaming_parameters()
             model.float().to(device)
+            if precision == "auto":
+                precision = "fp32" if device == "cuda" else choose_precision(model, device, is_small=is_small, packs_linear=True)
+            dtype = getattr(torch, DTYPES[precision])
+            for part in (model.encoder, model.transformer_encoder, model.sortformer_modules):
+                part.to(dtype)
         except ValueError as error:
             raise ModelUnavailable(f"{path} cannot be used as a diarizer: {error}") from error
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             raise ModelUnavailable(f"{path} does not fit into the memory of {device}: {error}") from error
+        apply_fast_paths(model, fast_paths)
+        if precision != "fp32":
+            keep_state_in_fp32(model, dtype)
         skip_type_checks()
         seconds = time.monotonic() - started
-        log.info("loaded %s: %.1f M parameters, fp32 on %s, %.1f s", path.name, parameters / 1e6, device, seconds)
-        return cls(model, settings, _identity(path, settings), device)
+        log.info("loaded %s: %.1f M parameters, %s on %s, %.1f s", path.name, parameters / 1e6, precision, device, seconds)
+        return cls(model, settings, _identity(path, settings), device, precision)
 
     def step(self, samples: Samples, left_samples: int, right_samples: int, state: bytes | None) -> tuple[Probabilities, bytes]:
         """See DiarizerEngine.step. `left_samples` is a multiple of HOP_SAMPLES, as it is if chunks and contexts have the lengths

@@ -5,17 +5,14 @@ which there are a hundred times as many. A section has a line for each item: a s
 during which no other thread runs.
 """
 
-import base64
 import json
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from serve_app.transcript import Segment, Token, Transcript, Word
-from serve_app.window import Samples, Window
+from serve_app.window import Window
 
 _LEVEL = 1
 """Of the compression: fast, and a third of the size."""
@@ -103,15 +100,6 @@ def unpack_segments(data: bytes) -> list[FinalSegment]:
     """The segments of a part, or of a result."""
     segments, _ = _sections(data)
     return [FinalSegment(*segment) for segment in _unpack(segments)]
-
-
-def pack_samples(samples: Samples) -> str:
-    """Some audio as text, for a document in JSON."""
-    return base64.b64encode(zlib.compress(samples.astype("<i2").tobytes(), _LEVEL)).decode()
-
-
-def unpack_samples(text: str) -> Samples:
-    return np.frombuffer(zlib.decompress(base64.b64decode(text)), "<i2").astype(np.int16)
 
 
 def _joined(segments: bytes, rest: bytes) -> bytes:

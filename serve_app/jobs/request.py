@@ -25,8 +25,8 @@ class JobRequest:
     diarizer: str | None = None
     """Which one finds who speaks; None: that is not asked for."""
     diarizer_is_optional: bool = False
-    known_speakers: tuple[tuple[str, str], ...] = ()
-    """Name of each, and how they sound: see `parts.pack_samples`."""
+    knows_speakers: bool = False
+    """Known speakers are kept beside the upload."""
     filename: str = ""
     """As the client named the file."""
     rendering: Mapping[str, Any]
@@ -45,5 +45,4 @@ class JobRequest:
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         known = {field.name for field in fields(cls)}
         kept = {name: value for name, value in values.items() if name in known}
-        known_speakers = tuple((name, reference) for name, reference in kept.get("known_speakers", ()))
-        return cls(**kept | {"keywords": tuple(kept.get("keywords", ())), "known_speakers": known_speakers})
+        return cls(**kept | {"keywords": tuple(kept.get("keywords", ()))})

@@ -131,9 +131,10 @@ class JobService:
         self._webhooks[0].target(url)
         return url
 
-    async def create(self, new: NewJob, source: BinaryIO) -> tuple[Job, bool]:
-        """Keep a copy of `source`, from its first byte on, and queue its job; or return the job that was made with the same
-        idempotency key, and False. Raises StorageFull and what `JobStore.create` does."""
+    async def create(self, new: NewJob, source: BinaryIO, speakers: bytes = b"") -> tuple[Job, bool]:
+        """Keep a copy of `source`, from its first byte on, and of the known speakers, as `pack_speakers` gives them, and queue
+        its job; or return the job that was made with the same idempotency key, and False. Raises StorageFull and what
+        `JobStore.create` does."""
         try:
             async with asyncio.timeout(BIND_S):
                 await self._bound.wait()
@@ -147,7 +148,7 @@ class JobService:
         # Before the copy, which may be large.
         if (earlier := await self.store.earlier(new, limits)) is not None:
             return earlier, False
-        job, is_new = await self._uploads.create(self.store, new, source, limits)
+        job, is_new = await self._uploads.create(self.store, new, source, limits, speakers=speakers)
         self._worker.wake()
         return job, is_new
 

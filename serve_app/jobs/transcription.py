@@ -9,12 +9,12 @@ from typing import TypeVar
 
 from serve_app import __version__
 from serve_app.decoders.recording import Recording
-from serve_app.diarization.references import KnownSpeaker
+from serve_app.diarization.references import unpack_speakers
 from serve_app.diarizing import SpeakerOptions, unknown_speakers
 from serve_app.errors import ModelNotFound, ModelUnavailable, RequestError, StorageFull
 from serve_app.events import Done, Event
 from serve_app.jobs.model import CheckpointLost, Completed, Job, JobError, Lease, LeaseLost, Provenance
-from serve_app.jobs.parts import pack_transcript, unpack_samples
+from serve_app.jobs.parts import pack_transcript
 from serve_app.jobs.progress import JobProgress
 from serve_app.jobs.request import JobRequest
 from serve_app.jobs.store import UNAVAILABLE, JobStore
@@ -69,7 +69,13 @@ class Transcription:
     async def run(self) -> Completed | JobError:
         """Raises SpeechError and LeaseLost. If this is cancelled, everything that runs for it ends."""
         model = self._service.find_model(self._request.model)
-        speakers, warnings = await self._speakers()
+        try:
+            speakers, warnings = await self._speakers()
+            file = await self._uploads.open(self._job.job_id)
+        except FileNotFoundError:
+            return UPLOAD_LOST
+        except OSError as error:
+            raise StorageFull(f"The upload cannot be read: {error.strerror}.") from error
         options = JobOptions(
             windows=self._windows(),
             keywords=self._request.keywords,
@@ -79,21 +85,16 @@ class Transcription:
             drops_crosstalk=self._request.drops_crosstalk,
             speakers=speakers,
         )
-        progress = await self._resume(model, options.windows or self._service.settings.windows_for(model))
-        try:
-            file = await self._uploads.open(self._job.job_id)
-        except OSError as error:
-            raise StorageFull(f"The upload cannot be read: {error.strerror}.") from error
-        if file is None:
-            return UPLOAD_LOST
         with file:
+            progress = await self._resume(model, options.windows or self._service.settings.windows_for(model))
             recording = self._service.decoders.open(file, track=self._request.track, multichannel=self._request.multichannel)
             done = await self._work(self._service.transcribe_events(recording, model, options, progress), progress, recording)
         transcript = options.transcript(done, (*recording.warnings, *warnings), model, recording.channels)
         return Completed(await asyncio.to_thread(pack_transcript, transcript), done.duration_s)
 
     async def _speakers(self) -> tuple[SpeakerOptions | None, tuple[str, ...]]:
-        """What is wanted, and warnings. Raises ModelNotFound for a diarizer that is not in the configuration any more."""
+        """What is wanted, and warnings. Raises OSError, and ModelNotFound for a diarizer that is not in the configuration any
+        more."""
         request = self._request
         if request.diarizer is None:
             return None, ()
@@ -103,10 +104,9 @@ class Transcription:
             if request.diarizer_is_optional:
                 return None, (unknown_speakers(error),)
             raise ModelNotFound(error.message, param=error.param) from error
-        known = [
-            KnownSpeaker(name, await asyncio.to_thread(unpack_samples, reference)) for name, reference in request.known_speakers
-        ]
-        return SpeakerOptions(diarizer, tuple(known), is_optional=request.diarizer_is_optional), ()
+        packed = await self._uploads.speakers(self._job.job_id) if request.knows_speakers else b""
+        known = await asyncio.to_thread(unpack_speakers, packed)
+        return SpeakerOptions(diarizer, known, is_optional=request.diarizer_is_optional), ()
 
     def _windows(self) -> WindowSettings | None:
         window_s, overlap_s = self._request.window_s, self._request.overlap_s

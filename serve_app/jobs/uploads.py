@@ -1,4 +1,4 @@
-"""Uploads of jobs: files in a folder beside the store, named like their jobs.
+"""Uploads of jobs: files in a folder beside the store, named like their jobs; with the references of known speakers beside them.
 
 A file is written under another name, flushed to disk and renamed; then the job is created. While that goes on, the writer holds a
 lock on the file (`flock`), so that other processes that tidy up see that it is not an orphan. The lock ends with its process,
@@ -24,6 +24,9 @@ UPLOAD_LOST = JobError("upload_lost", "The upload of this job is gone from the d
 
 _PART = ".part"
 """Ends the name of a file that is being written."""
+
+_SPEAKERS = ".speakers"
+"""Ends the name of a file with references of known speakers. It is there while the upload is."""
 
 _COPY_BYTES = 1 << 20
 
@@ -61,22 +64,26 @@ class Uploads:
         await self._run(mark.touch)
         return True
 
-    async def open(self, job_id: str) -> BinaryIO | None:
-        """The file of a job, to be read; None: it is gone. Raises OSError."""
-        try:
-            return await self._made(lambda: self.path(job_id).open("rb"), lambda file: file.close())
-        except FileNotFoundError:
-            return None
+    async def open(self, job_id: str) -> BinaryIO:
+        """The upload of a job, to be read. Raises OSError; FileNotFoundError: it is gone."""
+        return await self._made(lambda: self.path(job_id).open("rb"), lambda file: file.close())
 
-    async def create(self, store: JobStore, new: NewJob, source: BinaryIO, limits: OwnerLimits = NO_LIMITS) -> tuple[Job, bool]:
-        """Keep a copy of `source`, from its first byte on, and create its job. Returns and raises what `store.create` does.
+    async def speakers(self, job_id: str) -> bytes:
+        """The known speakers of a job, if `create` got any. Raises as `open` does."""
+        return await self._run((self._folder / (job_id + _SPEAKERS)).read_bytes)
+
+    async def create(
+        self, store: JobStore, new: NewJob, source: BinaryIO, limits: OwnerLimits = NO_LIMITS, *, speakers: bytes = b""
+    ) -> tuple[Job, bool]:
+        """Keep a copy of `source`, from its first byte on, and of the known `speakers`, if any, and create its job. Returns and
+        raises what `store.create` does.
 
         Raises StorageFull if there is no room, or the folder cannot be written. Where no job is made, no file remains. If it is
         unknown whether one was made (StoreUnavailable, cancelled), `tidy` decides.
         """
         try:
             descriptor = await self._made(
-                lambda: self._write(new.job_id, source), lambda descriptor: self._discard(new.job_id, descriptor)
+                lambda: self._write(new.job_id, source, speakers), lambda descriptor: self._discard(new.job_id, descriptor)
             )
         except OSError as error:
             raise _storage_full(error) from error
@@ -109,23 +116,27 @@ class Uploads:
             # Its file was there before the job, so it is not about to come; but the listing may be older than the job.
             if not await self._run(self.path(job_id).exists):
                 await store.abandon(job_id, UPLOAD_LOST)
-        for name in names - active:
-            descriptor = await self._made(partial(self._lock_orphan, name), _close_if_open)
+        for job_id in {name.partition(".")[0] for name in names} - active:
+            descriptor = await self._made(partial(self._lock_orphan, job_id), _close_if_open)
             if descriptor is None:
                 continue
             try:
                 # Only now: a writer that has let go of the lock has created the job, or never will.
-                if not any(not job.state.is_ended for job in (await store.get_many([name])).values()):
-                    await self.remove([name])
+                if not any(not job.state.is_ended for job in (await store.get_many([job_id])).values()):
+                    await self.remove([job_id])
             finally:
                 self._threads.submit(os.close, descriptor)
 
-    def _lock_orphan(self, name: str) -> int | None:
-        """The locked descriptor of a file; None: it is being written, or gone."""
+    def _lock_orphan(self, job_id: str) -> int | None:
+        """The locked descriptor of an upload, complete or not; None: it is being written, or gone."""
         try:
-            descriptor = os.open(self._folder / name, os.O_RDWR)
+            # In this order: the name of a part changes, never back.
+            descriptor = os.open(self._folder / (job_id + _PART), os.O_RDWR)
         except FileNotFoundError:
-            return None
+            try:
+                descriptor = os.open(self.path(job_id), os.O_RDWR)
+            except FileNotFoundError:
+                return None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -133,8 +144,8 @@ class Uploads:
             return None
         return descriptor
 
-    def _write(self, job_id: str, source: BinaryIO) -> int:
-        """Copy to the file of a job; return its locked descriptor."""
+    def _write(self, job_id: str, source: BinaryIO, speakers: bytes = b"") -> int:
+        """Copy to the files of a job; return the locked descriptor of its upload."""
         part = self._folder / (job_id + _PART)
         descriptor = self._locked(part)
         try:
@@ -143,12 +154,21 @@ class Uploads:
                 shutil.copyfileobj(source, file, _COPY_BYTES)
                 file.flush()
                 os.fsync(descriptor)
+            if speakers:
+                self._write_speakers(job_id, speakers)
             os.replace(part, self.path(job_id))
             self._sync_folder()
         except BaseException:
             self._discard(job_id, descriptor)
             raise
         return descriptor
+
+    def _write_speakers(self, job_id: str, speakers: bytes) -> None:
+        descriptor = os.open(self._folder / (job_id + _SPEAKERS), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(speakers)
+            file.flush()
+            os.fsync(descriptor)
 
     def _locked(self, part: Path) -> int:
         """Descriptor of a new file, locked before anybody can take it for an orphan."""
@@ -160,7 +180,7 @@ class Uploads:
                 if os.fstat(descriptor).st_nlink:
                     return descriptor
             except BaseException:
-                self._remove([part.name])
+                part.unlink(missing_ok=True)
                 os.close(descriptor)
                 raise
             os.close(descriptor)
@@ -174,12 +194,14 @@ class Uploads:
             os.close(descriptor)
 
     def _discard(self, job_id: str, descriptor: int) -> None:
-        self._remove([job_id, job_id + _PART])
+        self._remove([job_id])
         os.close(descriptor)
 
-    def _remove(self, names: list[str]) -> None:
-        for name in names:
-            (self._folder / name).unlink(missing_ok=True)
+    def _remove(self, job_ids: list[str]) -> None:
+        for job_id in job_ids:
+            # The upload last: whatever happens in between, `tidy` finds the rest by it.
+            for ending in (_SPEAKERS, _PART, ""):
+                (self._folder / (job_id + ending)).unlink(missing_ok=True)
 
     def _names(self) -> frozenset[str]:
         names = (entry.name for entry in os.scandir(self._folder) if entry.is_file(follow_symlinks=False))

@@ -11,7 +11,8 @@ from serve_app.observe.tracing import Attributes, Span
 from serve_app.window import SAMPLE_RATE, Lane, Window
 
 MAX_WINDOWS = 1_000
-"""Windows of a job that have spans: eight hours of a file, some minutes of a stream. The viewers of traces know no bound."""
+"""Windows of a job that have spans, and steps of a diarizer: hours of a file, some minutes of a stream. The viewers of traces
+know no bound."""
 
 
 class JobTrace:
@@ -49,6 +50,12 @@ class JobTrace:
 class FileTrace(JobTrace):
     """Of a file."""
 
+    def __init__(self, span: Span) -> None:
+        """See JobTrace."""
+        super().__init__(span)
+        self._steps = 0
+        """Of a diarizer."""
+
     async def decoding(self, windows: AsyncGenerator[Window, None]) -> AsyncGenerator[Window, None]:
         """The same windows, with a span for the time in which a file is decoded and cut, and waits for windows at work."""
         count, until_s = 0, 0.0
@@ -60,6 +67,16 @@ class FileTrace(JobTrace):
                         yield window
             finally:
                 span.note({"windows": count, "audio_s": until_s})
+
+    @contextmanager
+    def diarizing(self, audio_s: float) -> Iterator[None]:
+        """While the block runs, a diarizer takes its next step, with so much new audio."""
+        self._steps += 1
+        if self._steps > MAX_WINDOWS:
+            yield
+            return
+        with tracing.ending(self._span.child("diarize", {"index": self._steps - 1, "audio_s": audio_s})):
+            yield
 
     def take(self, event: Event | LiveEvent) -> None:
         """See JobTrace. The `merge` lasts from the last window of the models to the end of the transcript."""

@@ -4,6 +4,7 @@ import asyncio
 import json
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from serve_app.api import job_events
 from serve_app.diarization.chunks import Chunk
 from serve_app.diarization.protocol import Probabilities
+from serve_app.diarization.references import KnownSpeaker, pack_speakers, unpack_speakers
 from serve_app.errors import ModelUnavailable
 from serve_app.jobs import transcription as transcription_module
 from serve_app.jobs import worker as worker_module
@@ -18,13 +20,10 @@ from serve_app.jobs.model import Job
 from serve_app.jobs.parts import (
     FinalSegment,
     WindowKey,
-    pack_samples,
     pack_transcript,
     unpack_part,
-    unpack_samples,
     unpack_transcript,
 )
-from serve_app.jobs.request import JobRequest
 from serve_app.jobs.service import JobService
 from serve_app.settings import DiarizerSettings
 from serve_app.transcript import Segment, Token, Transcript, Word
@@ -77,7 +76,7 @@ def with_diarizer(folder: Path, diarizer: LocalDiarizer) -> FakeService:
 
 @pytest.mark.usefixtures("soon")
 async def test_a_job_that_goes_on_has_the_same_speakers(tmp_path: Path) -> None:
-    asked = {"diarizer": "speakers", "known_speakers": (("Ann", pack_samples(tone(1, 3.0))),)}
+    asked: Any = {"diarizer": "speakers", "known": (KnownSpeaker("Ann", tone(1, 3.0)),)}
     whole = fake_with_jobs(tmp_path / "whole", diarizers=DIARIZERS)
     async with running(whole) as jobs:
         expected = await transcript(jobs, await submit(jobs, TALK, **asked))
@@ -207,9 +206,10 @@ def test_speakers_are_stored() -> None:
     assert FinalSegment(0.0, 1.0, "One.", None).speaker is None
 
 
-def test_references_are_stored() -> None:
-    samples = np.random.default_rng(0).integers(-32768, 32768, 32_000).astype(np.int16)
-    request = JobRequest(model="m", rendering={}, diarizer="speakers", known_speakers=(("Ann", pack_samples(samples)),))
-    again = JobRequest.from_json(request.to_json())
-    assert again == request
-    assert np.array_equal(unpack_samples(again.known_speakers[0][1]), samples)
+@pytest.mark.parametrize("lengths", [(), (32_000,), (160_000, 32_000, 50_001)])
+def test_known_speakers_are_stored(lengths: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    speakers = [KnownSpeaker(f"Zoë {n}", rng.integers(-32768, 32768, n).astype(np.int16)) for n in lengths]
+    again = unpack_speakers(pack_speakers(speakers))
+    assert [name for name, _ in again] == [name for name, _ in speakers]
+    assert all(np.array_equal(found.reference, sent.reference) for found, sent in zip(again, speakers, strict=True))

@@ -67,6 +67,24 @@ async def test_an_upload_is_kept_until_it_is_removed(store: JobStore, uploads: U
     assert files(folder) == set()
 
 
+async def test_known_speakers_are_there_while_the_upload_is(store: JobStore, uploads: Uploads, folder: Path) -> None:
+    job, _ = await uploads.create(store, new_job(), io.BytesIO(b"audio"), speakers=b"Ann")
+    assert await uploads.speakers(job.job_id) == b"Ann"
+    await uploads.tidy(store)
+    assert files(folder) == {job.job_id, f"{job.job_id}.speakers"}
+    await uploads.remove([job.job_id])
+    assert files(folder) == set()
+    for lost in (uploads.open, uploads.speakers):
+        with pytest.raises(FileNotFoundError):
+            await lost(job.job_id)
+
+
+async def test_known_speakers_of_a_job_that_was_not_made_go(store: JobStore, uploads: Uploads, folder: Path) -> None:
+    with pytest.raises(RateLimited):
+        await uploads.create(store, new_job(), io.BytesIO(b"audio"), OwnerLimits(jobs=0), speakers=b"Ann")
+    assert files(folder) == set()
+
+
 async def test_a_repeated_request_leaves_one_file(store: JobStore, uploads: Uploads, folder: Path) -> None:
     first, _ = await uploads.create(store, new_job(idempotency=Idempotency("key", "a")), io.BytesIO(b"audio"))
     second, is_new = await uploads.create(store, new_job(idempotency=Idempotency("key", "a")), io.BytesIO(b"audio"))
@@ -126,6 +144,7 @@ async def test_orphans_are_tidied_away(store: JobStore, uploads: Uploads, folder
     await store.cancel("alice", ended.job_id)
     (folder / "job_without_a_row").write_bytes(b"audio")
     (folder / "job_cut_off.part").write_bytes(b"aud")
+    (folder / "job_cut_off.speakers").write_bytes(b"Ann")
     without_a_file = await queued(store)
     await uploads.tidy(store)
     assert files(folder) == {kept.job_id}

@@ -2,13 +2,14 @@
 
 import io
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from serve_app.diarization.references import KnownSpeaker, pack_speakers
 from serve_app.errors import StoreUnavailable
 from serve_app.jobs.model import Job, JobState, NewJob, new_id
 from serve_app.jobs.parts import WindowKey, unpack_transcript
@@ -42,11 +43,12 @@ async def running(fake: FakeService, *, dies: bool = False) -> AsyncIterator[Job
                 jobs.store.hand_back = gone  # type: ignore[method-assign, assignment]
 
 
-async def submit(jobs: JobService, data: bytes = LONG, **asked: Any) -> Job:
+async def submit(jobs: JobService, data: bytes = LONG, known: Sequence[KnownSpeaker] = (), **asked: Any) -> Job:
     """`asked`: fields of a JobRequest."""
-    request = JobRequest(**{"model": "first", "rendering": {}} | asked)
+    fields: dict[str, Any] = {"model": "first", "rendering": {}, "knows_speakers": bool(known)} | asked
+    request = JobRequest(**fields)
     new = NewJob(new_id("job"), OWNER, request.to_json(), len(data), 1000.0, audio_s=None)
-    return (await jobs.create(new, io.BytesIO(data)))[0]
+    return (await jobs.create(new, io.BytesIO(data), pack_speakers(known)))[0]
 
 
 async def ended(jobs: JobService, job: Job) -> Job:

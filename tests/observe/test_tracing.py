@@ -15,6 +15,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 from pydantic import ValidationError
 
+from serve_app.diarizing import SpeakerOptions
 from serve_app.errors import EngineBroken, EngineError
 from serve_app.observe import job_trace, otel_tracer, tracers, tracing, window_trace
 from serve_app.observe.otel_tracer import OtelTracer
@@ -23,7 +24,7 @@ from serve_app.observe.window_trace import WindowTrace
 from serve_app.pipeline import Commit
 from serve_app.request_settings import TracingSettings
 from serve_app.service import JobOptions
-from serve_app.settings import WindowSettings
+from serve_app.settings import DiarizerSettings, WindowSettings
 from serve_app.window import SAMPLE_RATE, Job, Lane, Samples, Window
 from testing import media
 from testing.fake_service import FakeService
@@ -72,11 +73,11 @@ class TestRequests:
         assert (MemoryTracer(sample_ratio=ratio).request("GET /x", headers, {}) is not None) == is_traced
 
 
-async def transcribe(server: FakeService, seconds: int = 70) -> None:
+async def transcribe(server: FakeService, seconds: int = 70, speakers: SpeakerOptions | None = None) -> None:
     samples = (np.random.default_rng(0).normal(0, 0.1, seconds * SAMPLE_RATE) * 32767).astype(np.int16)
     recording = server.service.decoders.open(io.BytesIO(media.wav(samples)))
     await server.service.transcribe_file(
-        recording, server.service.find_model(None), JobOptions(windows=WindowSettings(window_s=32))
+        recording, server.service.find_model(None), JobOptions(windows=WindowSettings(window_s=32), speakers=speakers)
     )
 
 
@@ -95,6 +96,20 @@ class TestFiles:
         assert (tracer.only("merge").start_time or 0) >= max(span.end_time or 0 for span in windows)
         contexts = {f"00-{TRACE_ID}-{span.context.span_id:016x}-01" for span in windows}
         assert {job.trace for job in server.jobs} == contexts
+
+    async def test_the_steps_of_a_diarizer(
+        self, tracer: MemoryTracer, request_span: Span, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        server = FakeService(diarizers=(DiarizerSettings(name="speakers", source="simulated"),))
+        await transcribe(server, 12, SpeakerOptions("speakers"))
+        chunks = [chunk.new_samples / SAMPLE_RATE for chunk in server.diarizer.chunks]
+        steps = [span for span in tracer.spans() if span.name == "diarize"]
+        assert [attributes(step) for step in steps] == [{"index": n, "audio_s": length} for n, length in enumerate(chunks)]
+        monkeypatch.setattr(job_trace, "MAX_WINDOWS", 1)
+        await transcribe(server, 12, SpeakerOptions("speakers"))
+        assert tracer.names().count("diarize") == len(steps) + 1
+        request_span.end()
+        assert all(is_within(step, tracer.only("POST /x")) for step in steps)
 
     def test_a_retry(self, tracer: MemoryTracer, request_span: Span) -> None:
         with job_trace.JobTrace(request_span).recognising(Window(3, 0, SECOND, is_retry=True), Lane.INTERACTIVE):
