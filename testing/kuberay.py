@@ -112,6 +112,7 @@ class Toleration(Spec):
 class Pod(Spec):
     securityContext: PodRights
     tolerations: list[Toleration] = []
+    terminationGracePeriodSeconds: Annotated[int, Field(ge=0)] = 30
     containers: Annotated[list[Container], Field(min_length=1)]
     volumes: list[Volume]
 

@@ -77,8 +77,11 @@ def nginx(server: Server, folder: Path, port: int, certificate: Path) -> list[st
     site, main = folder / "parakeet.conf", folder / "nginx.conf"
     changes = {
         "listen 443 ssl": f"listen 127.0.0.1:{port} ssl",
-        "/etc/ssl/speech.example.pem": str(certificate),
-        "/etc/ssl/speech.example.key": str(certificate),
+        "listen [::]:443 ssl;": "",
+        "listen 80;": f"listen 127.0.0.1:{free_port()};",
+        "listen [::]:80;": "",
+        "/etc/letsencrypt/live/speech.example/fullchain.pem": str(certificate),
+        "/etc/letsencrypt/live/speech.example/privkey.pem": str(certificate),
         "proxy_pass http://127.0.0.1:8000/;": f"proxy_pass {server.url}/; proxy_bind {REMOTE_ADDRESS};",
     }
     site.write_text(_changed(ROOT / "deploy" / "nginx" / "parakeet.conf", changes))

@@ -63,3 +63,8 @@ def test_it_stops_as_the_server_does() -> None:
     assert program.endswith("/.venv/bin/python")
     assert arguments[:2] == ["-m", run.__name__]
     assert (ROOT / arguments[2]).is_file()
+
+
+def test_it_does_not_start_without_the_file_of_its_key() -> None:
+    """With `-` before the path, systemd would go on without it, and the server would be open."""
+    assert "\nEnvironmentFile=/etc/parakeet.env\n" in UNIT.read_text()
