@@ -92,7 +92,7 @@ def converse(
     end, arrived, current = int(rng.uniform(0.0, style.gap_s[1]) * SAMPLE_RATE), 0, -1
     while True:
         introduction_s = style.introduction_s if arrived < len(voices) else None
-        is_late = end > length / (2 * len(voices)) * arrived
+        is_late = end >= length / (2 * len(voices)) * arrived
         if arrived < len(voices) and (introduction_s or is_late or rng.random() < 0.3):
             current, arrived = arrived, arrived + 1
         elif arrived > 1 and rng.random() < 0.85:
