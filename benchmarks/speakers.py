@@ -1,6 +1,6 @@
 """What it costs to find who speaks: the steps of diarizers beside the recognition of the same audio.
 
-    python -m benchmarks.speakers [--asr 0.6b] [--diarizers bundled published] [--streaming own high_latency] [--json PATH]
+    python -m benchmarks.speakers [--asr 0.6b] [--diarizers bundled published] [--chunks 15 30] [--json PATH]
 
 `published` has the shape of diar_streaming_sortformer_4spk-v2 and random weights. A step is measured with full caches, as are all
 steps but the first ones of a recording. The model and the diarizers are in one process, on the same device, and take turns in
@@ -20,7 +20,6 @@ from benchmarks.report import add_json_option, finish, machine, table
 from benchmarks.shapes import SHAPES, model_file
 from benchmarks.speech import spoken_digits
 from serve_app.diarization.sortformer import SortformerEngine
-from serve_app.diarization.sortformer_files import RECOMMENDED, Streaming
 from serve_app.engine.parakeet import ParakeetEngine
 from serve_app.model_source import bundled_diarizer_path
 from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE, Samples
@@ -54,7 +53,7 @@ class Diarizing:
 
     def __init__(self, name: str, engine: SortformerEngine, audio: Samples) -> None:
         self.engine, shape = engine, engine.shape
-        self.times = Times(name, shape.chunk_samples / SAMPLE_RATE)
+        self.times = Times(f"{name}, {engine.info.precision}", shape.chunk_samples / SAMPLE_RATE)
         self._window = audio[: shape.left_samples + shape.chunk_samples + shape.right_samples]
         self._state: bytes | None = None
         cache_frames = 2 * engine.cache_frames
@@ -78,11 +77,10 @@ def measure(arguments: argparse.Namespace, folder: Path) -> tuple[list[Times], T
     with model_file(arguments.asr) as path:
         model = ParakeetEngine.load(path)
     threads = arguments.threads
-    own: tuple[Streaming, ...] = ("own",)
     diarizers = [
-        Diarizing(f"{name}, {streaming}", SortformerEngine.load(files[name], streaming=streaming, cpu_threads=threads), audio)
+        Diarizing(name, SortformerEngine.load(files[name], chunk_s=chunk_s, cpu_threads=threads), audio)
         for name in arguments.diarizers
-        for streaming in (arguments.streaming if name != "bundled" else own)
+        for chunk_s in (arguments.chunks if name != "bundled" else [None])
     ]
     windows = [audio[: WINDOW_S * SAMPLE_RATE]] * arguments.windows
     recognition = Times(arguments.asr, WINDOW_S * len(windows))
@@ -101,8 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--asr", choices=SHAPES, default="0.6b")
     parser.add_argument("--diarizers", nargs="+", choices=("bundled", "published"), default=["bundled", "published"])
-    streamings: list[Streaming] = ["own", *RECOMMENDED]
-    parser.add_argument("--streaming", nargs="+", choices=streamings, default=["own", "high_latency"])
+    parser.add_argument("--chunks", nargs="+", type=float, default=[15.04, 30.0], help="of `published`, seconds; 15.04: its own")
     parser.add_argument("--windows", type=int, default=2, help="windows of 30 s in a batch of the model")
     parser.add_argument("--threads", type=int, default=0, help="threads of the diarizers on a CPU; 0: as a server would")
     parser.add_argument("--rounds", type=int, default=5)
@@ -119,7 +116,7 @@ def main() -> None:
     ]
     lines.append([f"{arguments.asr} (model)", f"{recognition.chunk_s:.1f}", f"{1000 * median(recognition.step_s):.0f}",
                   f"{1 / recognition.per_audio_s:.0f}", ""])  # fmt: skip
-    note = f"{arguments.rounds} rounds; the model on {runs}, the diarizers in fp32"
+    note = f"{arguments.rounds} rounds; the model on {runs}"
     finish(arguments.json, machine(), note, [table(head, lines)], times=[asdict(t) for t in (*diarizers, recognition)])
 
 

@@ -100,7 +100,8 @@ class DiarizerReplica(Replica):
         # It imports torch and NeMo, which take seconds and which a simulated one does not need.
         from serve_app.diarization.sortformer import SortformerEngine
 
-        return SortformerEngine.load(path, device=device_of(diarizer.device), precision=diarizer.precision)
+        device = device_of(diarizer.device)
+        return SortformerEngine.load(path, device=device, precision=diarizer.precision, chunk_s=diarizer.chunk_s)
 
     def _status_now(self) -> ReplicaStatus:
         return replace(self._status, batches=self._steps, windows=self._steps)

@@ -62,3 +62,10 @@ class DiarizerSettings(ReplicaSettings):
         "the path of a `.nemo` file; `bundled` (a small one, to try the server); or `simulated` (tells tones apart; for tests)."
     )
     precision: Precision = Field("auto", description="`auto`: fp32 on GPUs; on CPUs bf16 if measured faster, else fp32.")
+    chunk_s: float | None = Field(
+        None,
+        ge=0.48,
+        le=90,
+        description="New audio of a step, seconds. A step also repeats what the diarizer remembers, so longer chunks cost less. "
+        "Unset: as the file says; 15 s, if it does not.",
+    )

@@ -20,7 +20,7 @@ import numpy as np
 from serve_app.cores import usable_cores
 from serve_app.diarization.number_format import keep_state_in_fp32
 from serve_app.diarization.protocol import DiarizerInfo, DiarizerShape, Probabilities
-from serve_app.diarization.sortformer_files import Streaming, StreamingSettings, read_streaming
+from serve_app.diarization.sortformer_files import StreamingSettings, read_streaming
 from serve_app.diarization.state import MODEL_BYTES, StreamingState, pack, unpack
 from serve_app.engine.cpu import CPU_ENVIRONMENT, keep_freed_memory
 from serve_app.engine.device_errors import is_device_failure, is_out_of_memory
@@ -73,15 +73,16 @@ class SortformerEngine:
         device: Device = "auto",
         precision: Precision = "auto",
         fast_paths: WantedFastPaths = FAST_PATHS,
-        streaming: Streaming = "own",
+        chunk_s: float | None = None,
         cpu_threads: int = 0,
     ) -> "SortformerEngine":
         """Load a `.nemo` file.
 
         `precision`: `auto`: fp32 on a GPU, where a step waits for its launches and not for its arithmetic; on a CPU as
-        `choose_precision` measures. `cpu_threads`: 0: one for a small model, else all cores. Raises ModelUnavailable.
+        `choose_precision` measures. `chunk_s`: see `read_streaming`. `cpu_threads`: 0: one for a small model, else all cores.
+        Raises ModelUnavailable.
         """
-        settings = read_streaming(path, streaming)
+        settings = read_streaming(path, chunk_s)
         for name, value in CPU_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         # torch reads these variables when it is imported.

@@ -1,8 +1,8 @@
 """What a Sortformer in a `.nemo` file is, read from its configuration without loading the weights, and how it streams."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from serve_app.engine.checkpoints import CONFIG_NAME, read_config, read_rates, section, subsampling_factor
 from serve_app.errors import ModelUnavailable
@@ -10,9 +10,6 @@ from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE
 
 CLASS = "SortformerEncLabelModel"
 """The class of NeMo that is served."""
-
-Streaming = Literal["own", "high_latency", "low_latency"]
-"""`own`: as the file says. The other two are the recommendations on the model card of diar_streaming_sortformer_4spk-v2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,24 +24,15 @@ class StreamingSettings:
     spkcache_update_period: int
 
 
-RECOMMENDED: dict[Streaming, StreamingSettings] = {
-    "high_latency": StreamingSettings(
-        chunk_len=340, chunk_left_context=1, chunk_right_context=40, fifo_len=40, spkcache_len=188, spkcache_update_period=300
-    ),
-    "low_latency": StreamingSettings(
-        chunk_len=6, chunk_left_context=1, chunk_right_context=7, fifo_len=188, spkcache_len=188, spkcache_update_period=144
-    ),
-}
-"""30.4 s and 1.04 s of audio before a frame has its speakers."""
-
 DEFAULTS = StreamingSettings(
     chunk_len=188, chunk_left_context=1, chunk_right_context=1, fifo_len=0, spkcache_len=188, spkcache_update_period=188
 )
 """NeMo's, for what a configuration does not say."""
 
 
-def read_streaming(path: Path, streaming: Streaming = "own") -> StreamingSettings:
-    """How the model in a `.nemo` file streams. Raises ModelUnavailable if it is damaged, or no diarizer that can be served."""
+def read_streaming(path: Path, chunk_s: float | None = None) -> StreamingSettings:
+    """How the model in a `.nemo` file streams. `chunk_s`: length of a chunk in the place of its own, seconds. Raises
+    ModelUnavailable if the file is damaged, or no diarizer that can be served."""
     config = read_config(path)
     name = str(config.get("target") or "").rpartition(".")[2]
     if name != CLASS:
@@ -56,13 +44,19 @@ def read_streaming(path: Path, streaming: Streaming = "own") -> StreamingSetting
             "a streaming one is needed"
         )
     _check_features(path, config)
-    if streaming != "own":
-        return RECOMMENDED[streaming]
     own = section(config, "sortformer_modules")
     values = {field: own.get(field, getattr(DEFAULTS, field)) for field in StreamingSettings.__slots__}
     if not all(isinstance(value, int) for value in values.values()) or values["chunk_len"] < 1:
         raise ModelUnavailable(f"{path} cannot be used as a diarizer: its {CONFIG_NAME} does not state how it streams")
-    return StreamingSettings(**values)
+    own_settings = StreamingSettings(**values)
+    return own_settings if chunk_s is None else _with_chunks(own_settings, max(1, round(chunk_s * SAMPLE_RATE / FRAME_SAMPLES)))
+
+
+def _with_chunks(settings: StreamingSettings, chunk_len: int) -> StreamingSettings:
+    """The same with other chunks. As many frames leave the queue for the cache at a time as `period` says, to NeMo: at least
+    those of a chunk and at most those that are there."""
+    period = min(max(settings.spkcache_update_period, chunk_len), settings.fifo_len + chunk_len)
+    return replace(settings, chunk_len=chunk_len, spkcache_update_period=period)
 
 
 def _check_features(path: Path, config: dict[str, Any]) -> None:

@@ -175,7 +175,7 @@ def _attend_fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, hidden: Tensor 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, hidden: Tensor | None) -> Tensor:
     """The same, which takes a CPU less time than the fused kernel does."""
     bias = bias.contiguous()
-    if hidden is not None:
+    if hidden is not None and hidden.any():
         bias.masked_fill_(hidden, MASKED)
     scores = bias.flatten(0, 1).baddbmm_(q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=q.size(-1) ** -0.5)
     return torch.bmm(torch.softmax(scores, dim=-1), v.flatten(0, 1)).view_as(q)

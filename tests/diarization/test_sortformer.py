@@ -1,6 +1,7 @@
 """The Sortformer engine against NeMo's own streaming inference, on a small model with random weights."""
 
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import yaml
 from nemo.collections.asr.parts.submodules.multi_head_attention import RelPositionMultiHeadAttention
 
 from serve_app.diarization.sortformer import SortformerEngine
-from serve_app.diarization.sortformer_files import RECOMMENDED, read_streaming
+from serve_app.diarization.sortformer_files import read_streaming
 from serve_app.engine.lean_modules import LeanAttention
 from serve_app.errors import EngineError, ModelUnavailable
 from serve_app.model_source import bundled_model_path
@@ -128,20 +129,26 @@ def test_the_state_matters(engine: SortformerEngine) -> None:
 
 
 def test_state_of_other_settings_is_refused(engine: SortformerEngine, path: Path) -> None:
-    other = SortformerEngine.load(path, device="cpu", streaming="low_latency")
+    other = SortformerEngine.load(path, device="cpu", chunk_s=0.8)
     chunk = recording(engine.shape.chunk_samples)
     _, state = engine.step(chunk, 0, 0, None)
     with pytest.raises(EngineError, match="another model"):
         other.step(chunk, 0, 0, state)
 
 
-def test_recommended_settings_are_used(path: Path) -> None:
-    assert read_streaming(path).chunk_len == SIZES.chunk_len
-    engine = SortformerEngine.load(path, device="cpu", streaming="high_latency")
-    assert engine.shape.chunk_samples == RECOMMENDED["high_latency"].chunk_len * FRAME_SAMPLES
-    found, state = engine.step(recording(engine.shape.chunk_samples), 0, 0, None)
-    assert len(found) == 340
-    assert len(state) < 1_000_000
+@pytest.mark.parametrize(("chunk_s", "chunk_len", "period"), [(None, 20, 20), (4.0, 50, 50), (0.8, 10, 20), (0.48, 6, 20)])
+def test_the_length_of_chunks(path: Path, chunk_s: float | None, chunk_len: int, period: int) -> None:
+    own = read_streaming(path)
+    settings = read_streaming(path, chunk_s)
+    assert settings == replace(own, chunk_len=chunk_len, spkcache_update_period=period)
+    assert SortformerEngine.load(path, device="cpu", chunk_s=chunk_s).shape.chunk_samples == chunk_len * FRAME_SAMPLES
+
+
+def test_longer_chunks_are_nemos_own_streaming_too(path: Path) -> None:
+    samples = recording(RECORDING_SAMPLES[1])
+    found, _ = steps(SortformerEngine.load(path, device="cpu", chunk_s=4.0), samples)
+    expected = whole(SortformerEngine.load(path, device="cpu", chunk_s=4.0, fast_paths="off"), samples)
+    assert np.abs(np.concatenate(found)[: len(expected)].astype(np.float32) - expected).max() < 1e-3
 
 
 def test_speech_recognisers_are_refused_by_name() -> None:
