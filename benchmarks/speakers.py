@@ -70,7 +70,7 @@ class Diarizing:
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> tuple[list[Times], Times, str]:
-    audio = spoken_digits(load_bank(DIGITS), 60.0, seed=1)
+    audio = spoken_digits(load_bank(DIGITS), 2 * WINDOW_S + max(arguments.chunks), seed=1)
     files = {"bundled": bundled_diarizer_path(), "published": folder / "published.nemo"}
     if "published" in arguments.diarizers:
         save_random_sortformer(files["published"], SORTFORMER_4SPK)

@@ -85,7 +85,14 @@ class DiarizerReplica(Replica):
 
     async def _open(self) -> ReplicaStatus:
         self._engine = await self._loop.run_in_executor(self._engine_thread, self._load_engine)
-        return replace(self._status, device=self._engine.info.device, precision=self._engine.info.precision)
+        info = self._engine.info
+        return replace(
+            self._status,
+            device=info.device,
+            precision=info.precision,
+            fast_paths=info.fast_paths,
+            fast_paths_left_out=info.fast_paths_left_out,
+        )
 
     def _load_engine(self) -> DiarizerEngine:
         """Runs on the engine thread."""
@@ -101,7 +108,9 @@ class DiarizerReplica(Replica):
         from serve_app.diarization.sortformer import SortformerEngine
 
         device = device_of(diarizer.device)
-        return SortformerEngine.load(path, device=device, precision=diarizer.precision, chunk_s=diarizer.chunk_s)
+        return SortformerEngine.load(
+            path, device=device, precision=diarizer.precision, fast_paths=diarizer.fast_paths, chunk_s=diarizer.chunk_s
+        )
 
     def _status_now(self) -> ReplicaStatus:
         return replace(self._status, batches=self._steps, windows=self._steps)

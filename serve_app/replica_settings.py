@@ -10,6 +10,8 @@ from serve_app.request_settings import Device, SettingsGroup, SimulationSettings
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+FastPath = Literal["features", "attention", "convolution", "subsampling", "packed_linear", "prediction", "int8"]
+WantedFastPaths = Literal["auto", "off"] | tuple[FastPath, ...]
 
 
 class ReplicaSettings(SettingsGroup):
@@ -61,11 +63,19 @@ class DiarizerSettings(ReplicaSettings):
         description="A Hugging Face name (`nvidia/diar_streaming_sortformer_4spk-v2`), also as `owner/name:file.nemo@revision`; "
         "the path of a `.nemo` file; `bundled` (a small one, to try the server); or `simulated` (tells tones apart; for tests)."
     )
-    precision: Precision = Field("auto", description="`auto`: fp32 on GPUs; on CPUs bf16 if measured faster, else fp32.")
+    precision: Precision = Field(
+        "auto",
+        description="`auto`: fp32 on GPUs; on CPUs bf16 if measured faster, else fp32. Name one where replicas run on different "
+        "kinds of CPUs, so that they find the same.",
+    )
+    fast_paths: WantedFastPaths = Field(
+        "auto",
+        description="As for a model: `auto`, `off`, or a list of `attention`, `convolution`, `subsampling`, `packed_linear`.",
+    )
     chunk_s: float | None = Field(
         None,
         ge=0.48,
         le=90,
-        description="New audio of a step, seconds. A step also repeats what the diarizer remembers, so longer chunks cost less. "
-        "Unset: as the file says; 15 s, if it does not.",
+        description="New audio of a step, seconds. A step also repeats what the diarizer remembers, so longer chunks cost less, "
+        "and segments of a stream come later. Unset: as the file says; 15 s, if it does not.",
     )

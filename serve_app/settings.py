@@ -13,8 +13,10 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from serve_app.live.windows import MIN_NEW_AUDIO, LiveWindows
 from serve_app.output.cues import CueRules
 from serve_app.replica_settings import DiarizerSettings as DiarizerSettings
+from serve_app.replica_settings import FastPath as FastPath
 from serve_app.replica_settings import Name, ReplicaSettings
 from serve_app.replica_settings import Precision as Precision
+from serve_app.replica_settings import WantedFastPaths as WantedFastPaths
 from serve_app.request_settings import AuthSettings as AuthSettings
 from serve_app.request_settings import ChannelSettings as ChannelSettings
 from serve_app.request_settings import DecodingSettings as DecodingSettings
@@ -29,9 +31,7 @@ from serve_app.seed_variables import SeedVariables
 from serve_app.window import MAX_WINDOW_S, SAMPLE_RATE
 
 DecoderChoice = Literal["auto", "transducer", "ctc"]
-FastPath = Literal["features", "attention", "convolution", "subsampling", "packed_linear", "prediction", "int8"]
 LogFormat = Literal["text", "json"]
-WantedFastPaths = Literal["auto", "off"] | tuple[FastPath, ...]
 CUES = CueRules()
 """Defaults of SubtitleSettings."""
 

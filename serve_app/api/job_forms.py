@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any, BinaryIO
 
@@ -69,11 +70,11 @@ def _is_flat(value: Any, levels: int) -> bool:
     return levels > 0 and all(_is_flat(each, levels - 1) for each in inner)
 
 
-def digest_of(form: list[tuple[str, str]], speakers: bytes, file: BinaryIO) -> str:
+def digest_of(form: list[tuple[str, str]], files: Sequence[BinaryIO]) -> str:
     """Of everything that a request asks for."""
     hashed = hashlib.sha256(json.dumps(sorted(form)).encode())
-    hashed.update(hashlib.sha256(speakers).digest())
-    file.seek(0)
-    while piece := file.read(_PIECE_BYTES):
-        hashed.update(piece)
+    for file in files:
+        file.seek(0)
+        while piece := file.read(_PIECE_BYTES):
+            hashed.update(piece)
     return hashed.hexdigest()

@@ -147,7 +147,7 @@ def create_router(service: SpeechService, jobs: JobService) -> APIRouter:
         )
         if idempotency_key is not None:
             form = [(name, value) for name, value in (await request.form()).multi_items() if isinstance(value, str)]
-            digest = await asyncio.to_thread(job_forms.digest_of, form, known, file.file)
+            digest = await asyncio.to_thread(job_forms.digest_of, form, [*speakers.references, file.file])
             new = replace(new, idempotency=Idempotency(idempotency_key, digest))
         # Before the job is made: a request that is refused has made none.
         with watching.take(_address(request)) if wait else nullcontext():

@@ -70,7 +70,7 @@ class StreamConfig(BaseModel):
 
     def speaker_choice(self) -> SpeakerChoice:
         """What the client wants to know of who speaks."""
-        references = tuple(io.BytesIO(url.encode()) for url in self.known_speaker_references)
+        references = tuple(io.BytesIO(url.encode(errors="replace")) for url in self.known_speaker_references if url.strip())
         return SpeakerChoice(self.diarize, self.diarizer, tuple(self.known_speaker_names), references)
 
     def live_endpointing(self) -> Endpointing | None:

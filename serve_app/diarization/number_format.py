@@ -4,15 +4,16 @@ from typing import Any
 
 
 def keep_state_in_fp32(model: Any, dtype: Any) -> None:
-    """Have a NeMo `SortformerEncLabelModel`, whose layers are in `dtype`, take features and give embeddings and probabilities in
-    fp32.
+    """Have a NeMo `SortformerEncLabelModel`, whose encoders are in `dtype` and whose last layers are not, take features and give
+    embeddings and probabilities in fp32.
 
     What lasts from step to step needs it: the mean of silence is a sum over the whole recording, and the choice of the frames to
-    remember compares logarithms of probabilities.
+    remember compares probabilities, many of them near 1.
     """
     from torch import Tensor, nn
 
-    pre_encode, encode, infer = model.encoder.pre_encode, model.frontend_encoder, model.forward_infer
+    modules = model.sortformer_modules
+    pre_encode, encode, sigmoids = model.encoder.pre_encode, model.frontend_encoder, modules.forward_speaker_sigmoids
 
     class PreEncoding(nn.Module):
         """As `pre_encode`."""
@@ -28,9 +29,6 @@ def keep_state_in_fp32(model: Any, dtype: Any) -> None:
     def frontend_encoder(processed_signal: Tensor, processed_signal_length: Tensor, **options: Any) -> Any:
         return encode(processed_signal.to(dtype), processed_signal_length, **options)
 
-    def forward_infer(emb_seq: Tensor, emb_seq_length: Tensor) -> Tensor:
-        probabilities: Tensor = infer(emb_seq, emb_seq_length)
-        return probabilities.float()
-
     model.encoder.pre_encode = PreEncoding()
-    model.frontend_encoder, model.forward_infer = frontend_encoder, forward_infer
+    model.frontend_encoder = frontend_encoder
+    modules.forward_speaker_sigmoids = lambda hidden: sigmoids(hidden.float())

@@ -28,10 +28,13 @@ class DiarizerShape:
 
 @dataclass(frozen=True, slots=True)
 class DiarizerInfo:
-    """Device and number format of a diarizer, for status reports."""
+    """How a diarizer runs, for status reports."""
 
     device: str
     precision: str
+    fast_paths: tuple[str, ...] = ()
+    fast_paths_left_out: tuple[str, ...] = ()
+    """Each with its reason."""
 
 
 class DiarizerEngine(Protocol):

@@ -11,7 +11,6 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +43,15 @@ frame, reach over the cut. As much more audio is sent on either side, and these 
 
 
 FAST_PATHS: tuple[FastPath, ...] = ("attention", "convolution", "subsampling", "packed_linear")
-"""Those of a Conformer encoder. `features` are for normalised ones."""
+"""Those that `auto` means: of a Conformer encoder. `features` is for normalised ones."""
 
 
 class SortformerEngine:
     """See DiarizerEngine."""
 
-    def __init__(self, model: Any, settings: StreamingSettings, identity: bytes, device: str, precision: Precision) -> None:
-        self._model, self._identity, self._device = model, identity, device
-        self.info = DiarizerInfo(device=device, precision=precision)
+    def __init__(self, model: Any, settings: StreamingSettings, identity: bytes, info: DiarizerInfo) -> None:
+        self._model, self._identity, self._device = model, identity, info.device
+        self.info = info
         edge = EDGE_FEATURES * HOP_SAMPLES
         self.shape = DiarizerShape(
             chunk_samples=settings.chunk_len * FRAME_SAMPLES,
@@ -72,7 +71,7 @@ class SortformerEngine:
         *,
         device: Device = "auto",
         precision: Precision = "auto",
-        fast_paths: WantedFastPaths = FAST_PATHS,
+        fast_paths: WantedFastPaths = "auto",
         chunk_s: float | None = None,
         cpu_threads: int = 0,
     ) -> "SortformerEngine":
@@ -117,21 +116,22 @@ class SortformerEngine:
             if precision == "auto":
                 precision = "fp32" if device == "cuda" else choose_precision(model, device, is_small=is_small, packs_linear=True)
             dtype = getattr(torch, DTYPES[precision])
-            for part in (model.encoder, model.transformer_encoder, model.sortformer_modules):
-                part.to(dtype)
+            for part in (model.encoder, model.transformer_encoder, model.sortformer_modules.encoder_proj):
+                if part is not None:
+                    part.to(dtype)
         except ValueError as error:
             raise ModelUnavailable(f"{path} cannot be used as a diarizer: {error}") from error
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             raise ModelUnavailable(f"{path} does not fit into the memory of {device}: {error}") from error
-        apply_fast_paths(model, fast_paths)
+        paths = apply_fast_paths(model, FAST_PATHS if fast_paths == "auto" else fast_paths)
         if precision != "fp32":
             keep_state_in_fp32(model, dtype)
         skip_type_checks()
         seconds = time.monotonic() - started
         log.info("loaded %s: %.1f M parameters, %s on %s, %.1f s", path.name, parameters / 1e6, precision, device, seconds)
-        return cls(model, settings, _identity(path, settings), device, precision)
+        return cls(model, settings, _identity(path, settings), DiarizerInfo(device, precision, paths.used, paths.left_out))
 
     def step(self, samples: Samples, left_samples: int, right_samples: int, state: bytes | None) -> tuple[Probabilities, bytes]:
         """See DiarizerEngine.step. `left_samples` is a multiple of HOP_SAMPLES, as it is if chunks and contexts have the lengths
@@ -198,10 +198,10 @@ def _nothing(model: Any) -> tuple[np.ndarray, None, np.ndarray, np.ndarray, int]
 
 
 def _identity(path: Path, settings: StreamingSettings) -> bytes:
-    """Names a model with its streaming settings: equal on every replica that has the same file."""
+    """Names a model with what its state depends on: equal on every replica that has the same file, also with other chunks."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=MODEL_BYTES)).digest()
-    return hashlib.blake2b(digest + repr(astuple(settings)).encode(), digest_size=MODEL_BYTES).digest()
+    return hashlib.blake2b(digest + repr((settings.spkcache_len, settings.fifo_len)).encode(), digest_size=MODEL_BYTES).digest()
 
 
 @contextlib.contextmanager

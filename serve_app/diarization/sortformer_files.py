@@ -49,14 +49,9 @@ def read_streaming(path: Path, chunk_s: float | None = None) -> StreamingSetting
     if not all(isinstance(value, int) for value in values.values()) or values["chunk_len"] < 1:
         raise ModelUnavailable(f"{path} cannot be used as a diarizer: its {CONFIG_NAME} does not state how it streams")
     own_settings = StreamingSettings(**values)
-    return own_settings if chunk_s is None else _with_chunks(own_settings, max(1, round(chunk_s * SAMPLE_RATE / FRAME_SAMPLES)))
-
-
-def _with_chunks(settings: StreamingSettings, chunk_len: int) -> StreamingSettings:
-    """The same with other chunks. As many frames leave the queue for the cache at a time as `period` says, to NeMo: at least
-    those of a chunk and at most those that are there."""
-    period = min(max(settings.spkcache_update_period, chunk_len), settings.fifo_len + chunk_len)
-    return replace(settings, chunk_len=chunk_len, spkcache_update_period=period)
+    return (
+        own_settings if chunk_s is None else replace(own_settings, chunk_len=max(1, round(chunk_s * SAMPLE_RATE / FRAME_SAMPLES)))
+    )
 
 
 def _check_features(path: Path, config: dict[str, Any]) -> None:

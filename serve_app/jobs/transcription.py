@@ -20,7 +20,7 @@ from serve_app.jobs.request import JobRequest
 from serve_app.jobs.store import UNAVAILABLE, JobStore
 from serve_app.jobs.uploads import UPLOAD_LOST, Uploads
 from serve_app.service import JobOptions, SpeechService
-from serve_app.settings import ModelSettings, WindowSettings
+from serve_app.settings import DiarizerSettings, ModelSettings, WindowSettings
 from serve_app.tasks import stop
 
 SAVE_S, RENEW_S = 0.2, 5.0
@@ -114,7 +114,7 @@ class Transcription:
 
     async def _resume(self, model: ModelSettings, windows: WindowSettings) -> JobProgress:
         diarizers, wanted = self._service.settings.diarizers, self._request.diarizer
-        described = [_described(model), *(f"{each.name}: {each.source}" for each in diarizers if each.name == wanted)]
+        described = [_described(model), *(_described_diarizer(each) for each in diarizers if each.name == wanted)]
         provenance = Provenance("; ".join(described), f"{windows.window_s} s, {windows.overlap_s} s", __version__)
         checkpoint = await persist(lambda: self._store.resume(self._lease, provenance))
         return await asyncio.to_thread(JobProgress, checkpoint, self._job.done_s if checkpoint.parts else 0.0)
@@ -176,6 +176,11 @@ async def _to_the_end(events: AsyncGenerator[Event, None], progress: JobProgress
             if isinstance(event, Done):
                 return event
     raise AssertionError("the pipeline ends with Done")
+
+
+def _described_diarizer(diarizer: DiarizerSettings) -> str:
+    """What of a diarizer's settings the speakers depend on."""
+    return f"{diarizer.name}: {diarizer.source}, {diarizer.precision}, {diarizer.chunk_s}"
 
 
 def _described(model: ModelSettings) -> str:

@@ -20,7 +20,7 @@ from serve_app.errors import StorageFull, StoreUnavailable
 from serve_app.jobs.model import Job, JobError, NewJob, OwnerLimits
 from serve_app.jobs.store import NO_LIMITS, JobStore
 
-UPLOAD_LOST = JobError("upload_lost", "The upload of this job is gone from the disk.")
+UPLOAD_LOST = JobError("upload_lost", "The upload of this job, or its references of known speakers, are gone from the disk.")
 
 _PART = ".part"
 """Ends the name of a file that is being written."""
@@ -116,7 +116,8 @@ class Uploads:
             # Its file was there before the job, so it is not about to come; but the listing may be older than the job.
             if not await self._run(self.path(job_id).exists):
                 await store.abandon(job_id, UPLOAD_LOST)
-        for job_id in {name.partition(".")[0] for name in names} - active:
+                await self.remove([job_id])
+        for job_id in {name.removesuffix(_PART).removesuffix(_SPEAKERS) for name in names} - active:
             descriptor = await self._made(partial(self._lock_orphan, job_id), _close_if_open)
             if descriptor is None:
                 continue
@@ -128,7 +129,7 @@ class Uploads:
                 self._threads.submit(os.close, descriptor)
 
     def _lock_orphan(self, job_id: str) -> int | None:
-        """The locked descriptor of an upload, complete or not; None: it is being written, or gone."""
+        """The locked descriptor of an upload, complete or not; None: it is being written, or gone; then the rest goes too."""
         try:
             # In this order: the name of a part changes, never back.
             descriptor = os.open(self._folder / (job_id + _PART), os.O_RDWR)
@@ -136,6 +137,7 @@ class Uploads:
             try:
                 descriptor = os.open(self.path(job_id), os.O_RDWR)
             except FileNotFoundError:
+                self._remove([job_id])
                 return None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -194,8 +196,10 @@ class Uploads:
             os.close(descriptor)
 
     def _discard(self, job_id: str, descriptor: int) -> None:
-        self._remove([job_id])
-        os.close(descriptor)
+        try:
+            self._remove([job_id])
+        finally:
+            os.close(descriptor)
 
     def _remove(self, job_ids: list[str]) -> None:
         for job_id in job_ids:
@@ -205,7 +209,8 @@ class Uploads:
 
     def _names(self) -> frozenset[str]:
         names = (entry.name for entry in os.scandir(self._folder) if entry.is_file(follow_symlinks=False))
-        return frozenset(name for name in names if not name.startswith(_MARK))
+        # Others are the mark, and files of the file system, such as those of NFS for what is open.
+        return frozenset(name for name in names if not name.startswith("."))
 
     async def _run(self, work: Callable[..., Result], *arguments: Any) -> Result:
         """In a thread."""
@@ -217,7 +222,8 @@ class Uploads:
         try:
             return await asyncio.shield(making)
         except asyncio.CancelledError:
-            making.add_done_callback(lambda done: None if done.exception() else discard(done.result()))
+            # In a thread: the last byte of a large file may take long to go.
+            making.add_done_callback(lambda done: None if done.exception() else self._threads.submit(discard, done.result()))
             raise
 
 

@@ -11,7 +11,7 @@ import torch
 import yaml
 from nemo.collections.asr.parts.submodules.multi_head_attention import RelPositionMultiHeadAttention
 
-from serve_app.diarization.sortformer import SortformerEngine
+from serve_app.diarization.sortformer import FAST_PATHS, SortformerEngine
 from serve_app.diarization.sortformer_files import read_streaming
 from serve_app.engine.lean_modules import LeanAttention
 from serve_app.errors import EngineError, ModelUnavailable
@@ -99,6 +99,7 @@ def test_equal_inputs_give_equal_bytes_on_another_replica(engine: SortformerEngi
 
 
 def test_the_fast_paths_of_an_encoder_are_used(engine: SortformerEngine, stock: SortformerEngine) -> None:
+    assert engine.info.fast_paths == FAST_PATHS
     for used, kind in ((engine, LeanAttention), (stock, RelPositionMultiHeadAttention)):
         assert all(type(layer.self_attn) is kind for layer in used._model.encoder.layers)
 
@@ -110,6 +111,8 @@ def test_in_bf16_it_finds_the_same_and_continues_the_same_state(engine: Sortform
     samples = recording(RECORDING_SAMPLES[0])
     (found, states), (expected, expected_states) = steps(other, samples), steps(engine, samples)
     assert [len(state) for state in states] == [len(state) for state in expected_states]
+    rounded = torch.from_numpy(found[0].astype(np.float32))
+    assert not torch.equal(rounded, rounded.bfloat16().float())
     difference = np.abs(np.concatenate(found).astype(np.float32) - np.concatenate(expected))
     # Which frames are remembered may hang on a rounding; the first chunk hangs on nothing before it.
     assert difference[: len(found[0])].mean() < 0.02
@@ -128,19 +131,26 @@ def test_the_state_matters(engine: SortformerEngine) -> None:
     assert np.abs(fresh.astype(np.float32) - later).max() > 0.01
 
 
-def test_state_of_other_settings_is_refused(engine: SortformerEngine, path: Path) -> None:
-    other = SortformerEngine.load(path, device="cpu", chunk_s=0.8)
+def test_state_of_another_model_is_refused(engine: SortformerEngine, tmp_path: Path) -> None:
+    sizes = replace(SIZES, spkcache_len=SIZES.spkcache_len + 1)
+    other = SortformerEngine.load(save_random_sortformer(tmp_path / "other.nemo", sizes), device="cpu")
     chunk = recording(engine.shape.chunk_samples)
     _, state = engine.step(chunk, 0, 0, None)
     with pytest.raises(EngineError, match="another model"):
         other.step(chunk, 0, 0, state)
 
 
-@pytest.mark.parametrize(("chunk_s", "chunk_len", "period"), [(None, 20, 20), (4.0, 50, 50), (0.8, 10, 20), (0.48, 6, 20)])
-def test_the_length_of_chunks(path: Path, chunk_s: float | None, chunk_len: int, period: int) -> None:
-    own = read_streaming(path)
-    settings = read_streaming(path, chunk_s)
-    assert settings == replace(own, chunk_len=chunk_len, spkcache_update_period=period)
+def test_a_recording_goes_on_with_its_chunks_on_a_replica_that_asks_for_others(engine: SortformerEngine, path: Path) -> None:
+    """As while a changed configuration is deployed."""
+    other = SortformerEngine.load(path, device="cpu", chunk_s=4.0)
+    chunk = recording(engine.shape.chunk_samples)
+    _, state = engine.step(chunk, 0, 0, None)
+    assert np.array_equal(engine.step(chunk, 0, 0, state)[0], other.step(chunk, 0, 0, state)[0])
+
+
+@pytest.mark.parametrize(("chunk_s", "chunk_len"), [(None, 20), (4.0, 50), (0.48, 6)])
+def test_the_length_of_chunks(path: Path, chunk_s: float | None, chunk_len: int) -> None:
+    assert read_streaming(path, chunk_s) == replace(read_streaming(path), chunk_len=chunk_len)
     assert SortformerEngine.load(path, device="cpu", chunk_s=chunk_s).shape.chunk_samples == chunk_len * FRAME_SAMPLES
 
 

@@ -74,6 +74,10 @@ async def test_known_speakers_are_there_while_the_upload_is(store: JobStore, upl
     assert files(folder) == {job.job_id, f"{job.job_id}.speakers"}
     await uploads.remove([job.job_id])
     assert files(folder) == set()
+    (folder / f"{job.job_id}.speakers").write_bytes(b"Ann")
+    await store.cancel("alice", job.job_id)
+    await uploads.tidy(store)
+    assert files(folder) == set()
     for lost in (uploads.open, uploads.speakers):
         with pytest.raises(FileNotFoundError):
             await lost(job.job_id)
@@ -145,9 +149,11 @@ async def test_orphans_are_tidied_away(store: JobStore, uploads: Uploads, folder
     (folder / "job_without_a_row").write_bytes(b"audio")
     (folder / "job_cut_off.part").write_bytes(b"aud")
     (folder / "job_cut_off.speakers").write_bytes(b"Ann")
+    (folder / ".nfs0001").write_bytes(b"aud")
     without_a_file = await queued(store)
+    (folder / f"{without_a_file}.speakers").write_bytes(b"Ann")
     await uploads.tidy(store)
-    assert files(folder) == {kept.job_id}
+    assert files(folder) == {kept.job_id, ".nfs0001"}
     assert (await store.status("alice", kept.job_id)).job.state == JobState.QUEUED
     assert (await store.status("alice", without_a_file)).job.error == UPLOAD_LOST
 

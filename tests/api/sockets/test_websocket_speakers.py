@@ -63,6 +63,10 @@ def test_an_optional_diarizer_that_is_away_is_a_warning(client: TestClient, serv
         ({"diarizer": "speakers"}, "diarizer"),
         ({"diarize": True, "known_speaker_names": ["Ann"]}, "known_speaker_names[]"),
         ({"diarize": True, "known_speaker_names": ["Ann"], "known_speaker_references": ["Ann"]}, "known_speaker_references[]"),
+        (
+            {"diarize": True, "known_speaker_names": ["Ann"], "known_speaker_references": ["\ud800"]},
+            "known_speaker_references[]",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_refused(client: TestClient, asked: dict[str, Any], param: str) -> None:

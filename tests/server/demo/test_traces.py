@@ -5,7 +5,6 @@ import json
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -27,12 +26,9 @@ WITHIN_S = 30.0
 
 def lines(server: Server, request_id: str) -> list[dict[str, Any]]:
     """The lines of the log that belong to a request."""
-    found = []
-    for line in server.log.splitlines():
-        # Ray, which passes lines on, may cut one in two where it reads it while it is written.
-        with suppress(ValueError):
-            found.append(json.loads(line))
-    return [each for each in found if isinstance(each, dict) and each.get("request_id") == request_id]
+    # Ray, which passes lines on, may cut one in two where it reads it while it is written.
+    objects = [json.loads(line) for line in server.log.splitlines() if line.startswith("{") and line.endswith("}")]
+    return [each for each in objects if each.get("request_id") == request_id]
 
 
 def wait_for_lines(server: Server, request_id: str, text: str) -> list[dict[str, Any]]:
