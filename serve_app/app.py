@@ -66,11 +66,13 @@ HEALTH_CHECK_PERIOD_S = 5.0
 HEALTH_CHECK_TIMEOUT_S = 15.0
 """A check that takes longer has failed, seconds."""
 
-
 ENVIRONMENT = {
     # Otherwise glibc gives each of a Ray worker's many threads an arena, which fill for an hour: by 1 MiB a minute in a replica
     # that does nothing, by 2 in a busy one.
     "MALLOC_ARENA_MAX": "1",
+    # Otherwise the first large block that is freed has glibc take the next ones from its heap, which then has holes and does not
+    # shrink. Blocks of this size, such as windows, go back to the system.
+    "MALLOC_MMAP_THRESHOLD_": str(256 << 10),
 }
 """Of every process of the application that Serve starts."""
 
