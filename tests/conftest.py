@@ -36,17 +36,27 @@ MISRECOGNISED = 13
 """Index of the string in `noisy_strings` in which the bundled model gets one word wrong."""
 
 
-DEMO_LANE, SERVER_LANE = "the demo server", "other servers"
-"""Tests of running servers go to two workers, so that at most two servers compete for the machine at a time. One lane shares a
-server (tests/server/demo/); in the other one, every module starts its own."""
+DEMO_LANE, FAULT_LANE, SERVER_LANE = "the demo server", "servers in trouble", "other servers"
+"""Tests of running servers go to one worker each, as servers compete for the machine. The first lane shares a server; in the other
+ones every module starts its own."""
+
+LANES = {
+    "tests/server/demo/": DEMO_LANE,
+    **dict.fromkeys((f"tests/server/test_{name}.py" for name in ("chaos", "faults", "jobs", "upgrades")), FAULT_LANE),
+    "tests/server/": SERVER_LANE,
+}
+"""By the beginning of a test's path; the first that fits."""
+
+
+def lane_of(nodeid: str) -> str | None:
+    return next((lane for path, lane in LANES.items() if nodeid.startswith(path)), None)
 
 
 class Lanes(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist carries no types
     """Distributes the other tests by file."""
 
     def _split_scope(self, nodeid: str) -> str:
-        path = nodeid.partition("::")[0]
-        return DEMO_LANE if path.startswith("tests/server/demo/") else SERVER_LANE if path.startswith("tests/server/") else path
+        return lane_of(nodeid) or nodeid.partition("::")[0]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -67,8 +77,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Lanes:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The lanes first, as they take longest."""
-    items.sort(key=lambda item: not item.nodeid.startswith("tests/server/"))
+    """The longest lanes first. The third one comes last, so that three servers are seldom there at once."""
+    order = (DEMO_LANE, FAULT_LANE, None, SERVER_LANE)
+    items.sort(key=lambda item: order.index(lane_of(item.nodeid)))
 
 
 @pytest.fixture(autouse=True)

@@ -72,7 +72,7 @@ def python(program: str, *arguments: str) -> str:
     ("sizes", "kind", "make_config", "millions"),
     [
         ("PARAKEET_110M", "EncDecHybridRNNTCTCBPEModel", "hybrid_config", range(105, 120)),
-        ("PARAKEET_0_6B", "EncDecRNNTBPEModel", "config", range(600, 630)),
+        pytest.param("PARAKEET_0_6B", "EncDecRNNTBPEModel", "config", range(600, 630), marks=pytest.mark.long),
     ],
     ids=["110M", "0.6B"],
 )
