@@ -37,8 +37,8 @@ MISRECOGNISED = 13
 
 
 DEMO_LANE, FAULT_LANE, SERVER_LANE = "the demo server", "servers in trouble", "other servers"
-"""Tests of running servers go to one worker each, as servers compete for the machine. The first lane shares a server; in the other
-ones every module starts its own."""
+"""Tests of running servers go to one worker each, as servers compete for the machine. The first lane shares a server; in the
+other ones every module starts its own."""
 
 LANES = {
     "tests/server/demo/": DEMO_LANE,
