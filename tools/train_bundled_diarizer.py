@@ -265,7 +265,7 @@ def train(arguments: argparse.Namespace, material: Material) -> None:
         if not is_break:
             running = 0.95 * running + 0.05 * loss.item()
             right = 0.95 * right + 0.05 * right_frames(logits, batch.activity)
-        if right > stage.enough:
+        if right > STAGES[level].enough:
             level, right = level + 1, 0.0
         if step % 25 == 0:
             seconds = time.monotonic() - started
