@@ -1,14 +1,15 @@
 """A collector of traces: takes spans by OTLP over HTTP, as a server sends them."""
 
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from testing.http_server import serving
 
 PATH = "/v1/traces"
 WITHIN_S = 30.0
@@ -90,12 +91,6 @@ def trace_collector() -> Iterator[TraceCollector]:
         def log_message(self, *arguments: object) -> None:
             """Not to stderr."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        collector = TraceCollector(f"http://127.0.0.1:{server.server_port}")
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield collector
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(Handler) as url:
+        collector = TraceCollector(url)
+        yield collector

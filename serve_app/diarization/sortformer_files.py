@@ -1,6 +1,6 @@
 """What a Sortformer in a `.nemo` file is, read from its configuration without loading the weights, and how it streams."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,9 @@ def read_streaming(path: Path, chunk_s: float | None = None) -> StreamingSetting
     values = {field: own.get(field, getattr(DEFAULTS, field)) for field in StreamingSettings.__slots__}
     if not all(isinstance(value, int) for value in values.values()) or values["chunk_len"] < 1:
         raise ModelUnavailable(f"{path} cannot be used as a diarizer: its {CONFIG_NAME} does not state how it streams")
-    own_settings = StreamingSettings(**values)
-    return (
-        own_settings if chunk_s is None else replace(own_settings, chunk_len=max(1, round(chunk_s * SAMPLE_RATE / FRAME_SAMPLES)))
-    )
+    if chunk_s is not None:
+        values["chunk_len"] = max(1, round(chunk_s * SAMPLE_RATE / FRAME_SAMPLES))
+    return StreamingSettings(**values)
 
 
 def _check_features(path: Path, config: dict[str, Any]) -> None:

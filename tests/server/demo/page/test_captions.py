@@ -2,15 +2,15 @@
 
 import functools
 import re
-import threading
 from collections.abc import Callable, Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
 
 from serve_app.api.websocket import PATH
+from testing.http_server import serving
 from testing.page_visit import DONE_MS, Visit
 from testing.pages import blocks
 from testing.server import Server, free_port
@@ -47,7 +47,7 @@ def open_captions(visit: Callable[..., Visit], tmp_path: Path) -> Iterator[Calla
     def open_page(address: str) -> Visit:
         assert block.text.count(f'"ws://{ADDRESS}{PATH}"') == 1
         (tmp_path / "captions.html").write_text(block.text.replace(ADDRESS, address))
-        here = visit(f"http://127.0.0.1:{web.server_port}/captions.html")
+        here = visit(f"{origin}/captions.html")
         here.page.evaluate(
             """() => {
                 const state = document.getElementById("state");
@@ -57,14 +57,8 @@ def open_captions(visit: Callable[..., Visit], tmp_path: Path) -> Iterator[Calla
         )
         return here
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(tmp_path))) as web:
-        thread = threading.Thread(target=web.serve_forever)
-        thread.start()
-        try:
-            yield open_page
-        finally:
-            web.shutdown()
-            thread.join()
+    with serving(functools.partial(Handler, directory=str(tmp_path))) as origin:
+        yield open_page
 
 
 def test_what_is_said_is_shown(open_captions: Callable[[str], Visit], server: Server, microphone: tuple[Path, str]) -> None:
