@@ -194,24 +194,26 @@ class Load:
 
     held_mb: dict[str, float]
     """Memory by process, MB. A key is the kind of the process and its process id."""
-    temporary_files: int
-    """Number of open files that have been deleted."""
+    temporary_files: tuple[str, ...]
+    """Open files that have been deleted, each after its process."""
 
     @classmethod
     def of(cls, server_pid: int) -> "Load":
         """Measure the child processes of a `serve run` on this machine."""
         held_mb: dict[str, float] = {}
-        files = 0
+        files: list[str] = []
         for process in psutil.Process(server_pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess, IndexError, FileNotFoundError):
                 arguments = process.cmdline()
                 # Ray appends the name of the current method to the title of a process, behind a dot.
                 kind = "decoder" if DECODER in arguments else arguments[0].removeprefix("ray::").partition(".")[0]
                 if kind.startswith(("ProxyActor", "ingress", "ServeReplica", "model", "status", "decoder")):
-                    held_mb[f"{kind} {process.pid}"] = held_bytes(process) / 1e6
+                    name = f"{kind} {process.pid}"
+                    held_mb[name] = held_bytes(process) / 1e6
                     # Ray's object store maps shared memory from deleted files, which are not temporary files.
-                    files += sum(f.endswith("(deleted)") and not f.startswith("/memfd") for f in open_files(process))
-        return cls(held_mb, files)
+                    deleted = [file for file in open_files(process) if file.endswith("(deleted)")]
+                    files += [f"{name}: {file}" for file in deleted if not file.startswith("/memfd")]
+        return cls(held_mb, tuple(files))
 
     @property
     def processes(self) -> Counter[str]:
@@ -296,7 +298,7 @@ def main() -> None:
         after = Load.of(arguments.server_pid)
         for process, mb in after.growth_mb(before).items():
             print(f"{process}: {after.held_mb[process]:.0f} MB, {mb:+.0f} MB")
-        print(f"temporary files: {before.temporary_files} before, {after.temporary_files} after")
+        print(f"temporary files: {len(before.temporary_files)} before, {len(after.temporary_files)} after")
     sys.exit(bool(report.failures or report.wrong_texts))
 
 

@@ -4,8 +4,10 @@ from pathlib import Path
 
 from playwright.sync_api import BrowserContext, ConsoleMessage, Page, expect
 
-DONE_MS = 60_000
-"""Maximum time for a file to be transcribed, milliseconds."""
+WAIT_MS = 60_000
+"""Everything that is waited for takes less, milliseconds."""
+
+expect.set_options(timeout=WAIT_MS)
 
 
 class Visit:
@@ -16,8 +18,8 @@ class Visit:
         self.complaints: list[str] = []
         self.page.on("console", self._hear)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.set_default_timeout(WAIT_MS)
         self.page.goto(url)
-        self.page.set_default_timeout(DONE_MS)
 
     def _hear(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):
@@ -32,7 +34,7 @@ class Visit:
         self.page.locator("#files").set_input_files([str(path) for path in paths])
 
     def wait_until_done(self, files: int = 1) -> None:
-        expect(self.page.locator("#queue li.done")).to_have_count(files, timeout=DONE_MS)
+        expect(self.page.locator("#queue li.done")).to_have_count(files)
 
     def said(self) -> str:
         expect(self.page.locator("#segments .word").first).to_be_visible()

@@ -36,13 +36,16 @@ MISRECOGNISED = 13
 """Index of the string in `noisy_strings` in which the bundled model gets one word wrong."""
 
 
-DEMO_LANE, FAULT_LANE, SERVER_LANE = "the demo server", "servers in trouble", "other servers"
-"""Tests of running servers go to one worker each, as servers compete for the machine. The first lane shares a server; in the
-other ones every module starts its own."""
+DEMO_LANE, FAULT_LANE, SERVER_LANE = "the demo server", "servers in trouble", "the web page and other servers"
+"""Tests of running servers go to one worker each, as servers compete for the machine. A folder shares a server; the other modules
+start their own."""
 
 LANES = {
+    "tests/server/demo/page/": SERVER_LANE,
     "tests/server/demo/": DEMO_LANE,
-    **dict.fromkeys((f"tests/server/test_{name}.py" for name in ("chaos", "faults", "jobs", "upgrades")), FAULT_LANE),
+    **dict.fromkeys(
+        (f"tests/server/{name}" for name in ("faults/", "test_chaos.py", "test_jobs.py", "test_upgrades.py")), FAULT_LANE
+    ),
     "tests/server/": SERVER_LANE,
 }
 """By the beginning of a test's path; the first that fits."""
@@ -77,8 +80,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Lanes:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest lanes first. The third one comes last, so that three servers are seldom there at once."""
-    order = (DEMO_LANE, FAULT_LANE, None, SERVER_LANE)
+    """The longest lanes first, and the other tests at the end, when they keep every core busy."""
+    order = (DEMO_LANE, FAULT_LANE, SERVER_LANE, None)
     items.sort(key=lambda item: order.index(lane_of(item.nodeid)))
 
 

@@ -45,7 +45,7 @@ ARGS: Mapping[str, Any] = {
 }
 
 LIMITS = {"own_mib": 10.0, "threads": 2.0, "descriptors": 5.0, "memfds": 2.0, "files": 2.0, "processes": 0.5}
-"""What the figures may grow over the second half, by their fitted lines."""
+"""What the figures may grow over the second half; see `Trend.growth`."""
 
 SAMPLE_EVERY_S = 2.0
 PAUSE_BETWEEN_S = (1.0, 5.0)

@@ -42,5 +42,14 @@ def test_a_leak_is_growth() -> None:
     assert grown("descriptors", lambda n: 40 + n // 8) == {("ingress", "descriptors"), ("all", "descriptors")}
 
 
+def test_a_leak_below_waves_is_growth() -> None:
+    """Of 15 MiB, where requests in progress take up to 60."""
+    assert grown("own_mib", lambda n: 400 + 0.3 * n + 20 * (n % 4)) == {("ingress", "own_mib"), ("all", "own_mib")}
+
+
 def test_a_warm_up_and_waves_are_not() -> None:
     assert grown("descriptors", lambda n: min(n, 40) + 10 * (n % 4)) == set()
+
+
+def test_a_busy_end_is_not() -> None:
+    assert grown("own_mib", lambda n: 400 + (n % 3) * (20 if n < 90 else 40)) == set()

@@ -31,7 +31,7 @@ def test_every_format_is_understood(server: Server, seeds: dict[str, bytes]) -> 
 
 def at_rest(server: Server) -> fuzz_media.Load:
     """The load once the files are closed: that of an upload is just after its answer."""
-    until_s = time.monotonic() + 10
+    until_s = time.monotonic() + 60
     while (load := fuzz_media.Load.of(server.process_id)).temporary_files and time.monotonic() < until_s:
         time.sleep(0.1)
     return load
@@ -59,5 +59,5 @@ def test_damaged_files(server: Server, seeds: dict[str, bytes], files: int) -> N
     print(f"growth in MB: {first}, then {second}")
     # What leaks grows in both halves; an allocator may take a large step once.
     assert max(min(first[process], second[process]) for process in first) < MAX_GROWTH_MB_PER_FILE * files / 2
-    assert {load.temporary_files for load in loads} == {0}
+    assert [load.temporary_files for load in loads] == [()] * len(loads)
     assert set(server.temporary.iterdir()) == files_before

@@ -28,6 +28,8 @@ pytestmark = [pytest.mark.serve, pytest.mark.slow]
 FRAME_S = 0.1
 STREAMS = 3
 
+FILE_WINDOWS = 4
+"""More than a stream has in a second."""
 
 WRONG: list[tuple[list[str | bytes], str, int]] = [
     (["{not json"], "invalid_request", 1007),
@@ -109,13 +111,30 @@ async def test_streams_at_the_pace_of_speech(server: Server, speech: Samples, sp
         assert sum(message["type"] == "partial" for message in messages) > 10
 
 
-async def test_a_replica_that_dies_in_mid_stream(server: Server, speech: Samples, spoken: list[DigitString]) -> None:
+async def test_a_replica_that_dies(server: Server, speech: Samples, spoken: list[DigitString]) -> None:
+    """In the middle of a stream and of a file."""
+    file, log_before = media.wav(np.tile(speech, 80)), len(server.log)
+    expected = words(server, file)
     listening = asyncio.create_task(stream(server, speech))
     await asyncio.sleep(len(speech) / SAMPLE_RATE / 3)
+    transcribing = asyncio.create_task(asyncio.to_thread(words, server, file))
+    before = server.model("digits")["replicas"][0]["windows"]
     (replica,) = server.processes("model digits")
+    while server.model("digits")["replicas"][0]["windows"] < before + FILE_WINDOWS:
+        assert not transcribing.done(), "the file was done before the replica died"
+        await asyncio.sleep(0.05)
     replica.kill()
     check_finals(await listening, " ".join(string.text for string in spoken))
+    assert await transcribing == expected
+    assert "of digits was lost" in server.log[log_before:]
     assert server.processes("model digits") != [replica]
+
+
+def words(server: Server, file: bytes) -> list[tuple[str, float, float]]:
+    """Words with start and end, seconds. Confidences depend, in their last digits, on the batches."""
+    fields = {"response_format": "verbose_json", "timestamp_granularities[]": "word"}
+    answer = server.transcribe(file, **fields).json()
+    return [(word["word"], word["start"], word["end"]) for word in answer["words"]]
 
 
 async def test_misuse_gets_its_close_code_leaves_nothing_behind_and_disturbs_nobody(

@@ -11,7 +11,7 @@ from playwright.sync_api import expect
 
 from serve_app.api.websocket import PATH
 from testing.http_server import serving
-from testing.page_visit import DONE_MS, Visit
+from testing.page_visit import Visit
 from testing.pages import blocks
 from testing.server import Server, free_port
 from tests.server.demo.page.conftest import CHROMIUM
@@ -66,13 +66,13 @@ def test_what_is_said_is_shown(open_captions: Callable[[str], Visit], server: Se
     # What is said before the connection is open is lost: which sentence is the first whole one depends on the machine.
     sentences = [each for each in re.findall(r"\w[^.]+\.", microphone[1]) if len(each.split()) >= MIN_WORDS]
     here.page.get_by_role("button", name="Start").click()
-    expect(here.page.locator("#partial")).not_to_be_empty(timeout=DONE_MS)
+    expect(here.page.locator("#partial")).not_to_be_empty()
     here.page.wait_for_function(
         "(sentences) => sentences.some((each) => document.getElementById('final').textContent.includes(each))",
         arg=sentences,
     )
     here.page.get_by_role("button", name="Stop").click()
-    expect(here.page.locator("#state")).to_have_text("Done.", timeout=DONE_MS)
+    expect(here.page.locator("#state")).to_have_text("Done.")
     expect(here.page.locator("#partial")).to_be_empty()
     assert here.page.evaluate("states") == ["Listening.", "Done."]
 
@@ -83,9 +83,9 @@ def test_a_server_that_cannot_be_reached_is_tried_again(open_captions: Callable[
     here.page.clock.pause_at(HOUR_S)
     here.page.get_by_role("button", name="Start").click()
     state = here.page.locator("#state")
-    expect(state).to_have_text("No connection to the server. Trying again.", timeout=DONE_MS)
+    expect(state).to_have_text("No connection to the server. Trying again.")
     here.page.clock.fast_forward(DELAY_MS)
     here.page.wait_for_function("() => states.length === 2")
     here.page.get_by_role("button", name="Stop").click()
-    expect(state).to_have_text("Stopped.", timeout=DONE_MS)
+    expect(state).to_have_text("Stopped.")
     here.forgive("ERR_CONNECTION_REFUSED")

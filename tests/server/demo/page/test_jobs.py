@@ -19,7 +19,7 @@ from testing import media
 from testing.fake_service import EngineService, FakeService
 from testing.fake_service import serving as serving_app
 from testing.job_service import JobServer, serving
-from testing.page_visit import DONE_MS, Visit
+from testing.page_visit import Visit
 from testing.server import Server
 from tests.server.demo.page.conftest import CHROMIUM
 from tests.server.demo.page.test_page import check
@@ -92,11 +92,11 @@ def texts(here: Visit) -> list[str]:
 def test_a_job_outlives_its_page(visit: Callable[..., Visit], server: Server, recording: Path, text: str) -> None:
     first = visit()
     in_background(first, recording)
-    expect(named(first, "speech.wav")).to_have_count(1, timeout=DONE_MS)
+    expect(named(first, "speech.wav")).to_have_count(1)
     expect(first.page.locator("#queue-section")).to_be_hidden()
     first.page.close()
     here = visit()
-    expect(named(here, "speech.wav")).to_contain_text("completed, ", timeout=DONE_MS)
+    expect(named(here, "speech.wav")).to_contain_text("completed, ")
     here.page.get_by_role("button", name="speech.wav", exact=True).click()
     assert here.said() == text
     for extension, response_format in (("srt", "srt"), ("json", "verbose_json")):
@@ -113,13 +113,13 @@ def test_a_long_file_is_a_job_by_itself_and_can_be_cancelled(
     hours = folder / "hours.wav"
     hours.write_bytes(media.wav(np.tile(speech, 60 * 60 * 16_000 // len(speech))))
     here = visit()
-    expect(here.page.locator("#background")).to_be_visible(timeout=DONE_MS)
+    expect(here.page.locator("#background")).to_be_visible()
     here.choose(hours)
     cancel = here.page.get_by_role("button", name="Cancel: hours.wav")
-    expect(named(here, "hours.wav")).to_contain_text("running", timeout=DONE_MS)
+    expect(named(here, "hours.wav")).to_contain_text("running")
     cancel.focus()
     here.page.keyboard.press("Enter")
-    expect(named(here, "hours.wav")).to_contain_text("cancelled", timeout=DONE_MS)
+    expect(named(here, "hours.wav")).to_contain_text("cancelled")
     expect(here.page.locator("#jobs-news")).to_have_text("hours.wav: cancelled")
     assert states(server)["hours.wav"] == "cancelled"
     here.page.keyboard.press("Enter")
@@ -131,19 +131,19 @@ def test_text_appears_while_a_job_runs_and_nothing_is_lost_or_twice_after_a_rest
 ) -> None:
     here = visit(f"{pausing.url}/")
     in_background(here, long)
-    expect(here.page.locator("#segments li[data-index]").first).to_be_visible(timeout=DONE_MS)
+    expect(here.page.locator("#segments li[data-index]").first).to_be_visible()
     expect(here.page.locator("#facts")).to_have_text(f"{long.name}: in progress")
     pausing.stop()
-    expect(jobs(here, "running")).to_contain_text("connection lost", timeout=DONE_MS)
+    expect(jobs(here, "running")).to_contain_text("connection lost")
     before = texts(here)
     with here.page.expect_request("**/v1/jobs/*/events") as followed:
         pausing.start()
     assert followed.value.headers["last-event-id"].endswith(f".{len(before)}")
-    expect(jobs(here, "running")).not_to_contain_text("connection lost", timeout=DONE_MS)
+    expect(jobs(here, "running")).not_to_contain_text("connection lost")
     after = texts(here)
     assert after[: len(before)] == before
     pausing.resume()
-    expect(here.page.locator("#tools")).to_be_visible(timeout=DONE_MS)
+    expect(here.page.locator("#tools")).to_be_visible()
     assert texts(here)[: len(after)] == after
     expect(here.page.locator("#player")).to_be_visible()
     here.forgive("net::ERR_")
@@ -156,8 +156,8 @@ def test_the_upload_of_a_job_shows_its_progress(visit: Callable[..., Visit], pau
     conditions = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": long.stat().st_size / 4}
     session.send("Network.emulateNetworkConditions", conditions)
     in_background(here, long)
-    expect(here.page.locator("#queue .state")).to_contain_text(" %", timeout=DONE_MS)
-    expect(jobs(here)).to_have_count(1, timeout=DONE_MS)
+    expect(here.page.locator("#queue .state")).to_contain_text(" %")
+    expect(jobs(here)).to_have_count(1)
 
 
 def test_queued_jobs_have_their_place(visit: Callable[..., Visit], tmp_path: Path, recording: Path) -> None:
@@ -166,11 +166,11 @@ def test_queued_jobs_have_their_place(visit: Callable[..., Visit], tmp_path: Pat
     with serving(fake) as served:
         here = visit(f"{served.url}/")
         in_background(here, *[recording] * (MIN_RUNNING + 2))
-        expect(jobs(here, "running")).to_have_count(MIN_RUNNING, timeout=DONE_MS)
-        expect(jobs(here, "queued").last).to_contain_text("place 1", timeout=DONE_MS)
-        expect(jobs(here, "queued").first).to_contain_text("place 2", timeout=DONE_MS)
+        expect(jobs(here, "running")).to_have_count(MIN_RUNNING)
+        expect(jobs(here, "queued").last).to_contain_text("place 1")
+        expect(jobs(here, "queued").first).to_contain_text("place 2")
         served.resume()
-        expect(jobs(here, "completed")).to_have_count(MIN_RUNNING + 2, timeout=DONE_MS)
+        expect(jobs(here, "completed")).to_have_count(MIN_RUNNING + 2)
 
 
 def test_below_a_prefix(visit: Callable[..., Visit], engine: ParakeetEngine, tmp_path: Path, recording: Path, text: str) -> None:
@@ -187,8 +187,8 @@ def test_a_failed_job_says_why(visit: Callable[..., Visit], tmp_path: Path, reco
     with serving(fake) as served:
         here = visit(f"{served.url}/")
         in_background(here, recording)
-        expect(jobs(here, "failed")).to_contain_text("failed: Internal error", timeout=DONE_MS)
-        expect(here.page.locator("#facts")).to_have_text("speech.wav: failed", timeout=DONE_MS)
+        expect(jobs(here, "failed")).to_contain_text("failed: Internal error")
+        expect(here.page.locator("#facts")).to_have_text("speech.wav: failed")
         expect(here.page.locator("#warnings")).to_contain_text("Internal error")
 
 
@@ -206,16 +206,16 @@ def test_every_key_has_its_jobs_and_its_limit(
 
         use("alice-secret")
         in_background(here, long)
-        expect(jobs(here, "running")).to_have_count(1, timeout=DONE_MS)
+        expect(jobs(here, "running")).to_have_count(1)
         here.choose(recording)
-        expect(here.page.locator("#queue li.failed")).to_contain_text("queued and running", timeout=DONE_MS)
+        expect(here.page.locator("#queue li.failed")).to_contain_text("queued and running")
         here.page.locator("#key-button").click()
         use("bob-secret")
         expect(here.page.locator("#jobs-section")).to_be_hidden()
         served.resume()
         here.page.get_by_role("button", name="Try again: speech.wav").click()
-        expect(jobs(here, "completed")).to_have_count(1, timeout=DONE_MS)
-        expect(jobs(here)).to_contain_text("speech.wav", timeout=DONE_MS)
+        expect(jobs(here, "completed")).to_have_count(1)
+        expect(jobs(here)).to_contain_text("speech.wav")
         assert here.said() == text
     here.forgive("401 (Unauthorized)")
     here.forgive("429 (Too Many Requests)")
@@ -240,9 +240,9 @@ def test_jobs_fit_and_are_accessible(
 ) -> None:
     here = visit(f"{pausing.url}/", color_scheme=scheme, viewport={"width": width, "height": 800}, bypass_csp=True)
     in_background(here, recording)
-    expect(jobs(here, "completed")).to_have_count(1, timeout=DONE_MS)
+    expect(jobs(here, "completed")).to_have_count(1)
     here.choose(long)
-    expect(jobs(here, "running")).to_have_count(1, timeout=DONE_MS)
+    expect(jobs(here, "running")).to_have_count(1)
     check(here)
     here.page.get_by_role("button", name="speech.wav", exact=True).first.click()
     here.said()

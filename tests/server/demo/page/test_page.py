@@ -11,7 +11,7 @@ from serve_app.cluster.status import ReplicaStatus
 from serve_app.engine.parakeet import ParakeetEngine
 from serve_app.settings import AuthSettings
 from testing.fake_service import EngineService, FakeService, serving
-from testing.page_visit import DONE_MS, Visit
+from testing.page_visit import Visit
 from testing.paths import ROOT
 from testing.server import Server
 from tests.server.demo.page.conftest import CHROMIUM
@@ -158,7 +158,7 @@ def test_hours_of_text_stay_smooth(visit: Callable[..., Visit]) -> None:
     )
     here.page.reload()
     here.page.locator("#history .name").click()
-    expect(here.page.locator("#segments li")).to_have_count(LONG_SEGMENTS, timeout=DONE_MS)
+    expect(here.page.locator("#segments li")).to_have_count(LONG_SEGMENTS)
     here.page.evaluate(
         """() => {
             window.longTasks = [];

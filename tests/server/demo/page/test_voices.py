@@ -19,7 +19,7 @@ from testing.calls import Call, compose_call
 from testing.digit_strings import Bank
 from testing.fake_service import EngineService, FakeService
 from testing.job_service import JobServer, serving
-from testing.page_visit import DONE_MS, Visit
+from testing.page_visit import Visit
 from tests.server.demo.page.conftest import CHROMIUM
 from tests.server.demo.page.test_jobs import with_jobs
 from tests.server.demo.page.test_page import check
@@ -118,7 +118,7 @@ def test_channels_are_lanes_and_segments_name_theirs(
     if way != "job":
         here.page.locator("#transport").select_option(way)
     here.choose(file)
-    expect(here.page.locator("#tools")).to_be_visible(timeout=DONE_MS)
+    expect(here.page.locator("#tools")).to_be_visible()
     here.said()
     for channel in (0, 1):
         press(here, f"Show only Channel {channel}")
@@ -280,7 +280,7 @@ class TestDiarized:
         here.page.get_by_text("Options").click()
         here.page.locator("#who").select_option("speakers")
         here.choose(file)
-        expect(here.page.locator("#tools")).to_be_visible(timeout=DONE_MS)
+        expect(here.page.locator("#tools")).to_be_visible()
         here.said()
         assert [name for name, _ in groupby(who(here))] == ["A", "B", "A", "C"]
         press(here, "Rename B")

@@ -1,4 +1,4 @@
-"""OpenAI's own client against a running server with simulated diarizers: its types, a diarizer that dies, one that is missing."""
+"""OpenAI's own client against simulated diarizers: its types, a diarizer that dies, one that is missing."""
 
 import time
 from collections.abc import Iterator
@@ -13,8 +13,7 @@ import pytest
 from openai.types.audio import TranscriptionDiarized, TranscriptionTextDoneEvent, TranscriptionTextSegmentEvent
 
 from testing import media
-from testing.paths import ROOT
-from testing.server import START_S, Server, serve_run
+from testing.server import START_S, Server
 from testing.voices import conversation, data_url
 
 pytestmark = [pytest.mark.serve, pytest.mark.slow]
@@ -25,22 +24,6 @@ TALK = ("talk.wav", media.wav((conversation(TURNS) / 32768).astype(np.float32)))
 
 SPEAKERS = ["Ann" if voice == 1 else "AB"[voice // 2] for voice, _ in TURNS]
 KNOWN: Any = {"known_speaker_names": ["Ann"], "known_speaker_references": [data_url(1)]}
-STEP_S = 0.15
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("speakers")
-    args = {
-        "models": [{"name": "words", "source": "simulated", "min_replicas": 1, "cpus_per_replica": 0.1}],
-        "diarizers": [
-            {"name": "speakers", "source": "simulated", "cpus_per_replica": 0.1, "simulation": {"step_s": STEP_S}},
-            {"name": "missing", "source": str(folder / "missing.nemo"), "cpus_per_replica": 0.1},
-        ],
-        "limits": {"model_wait_s": 30},
-    }
-    with serve_run(ROOT / "configs" / "demo.yaml", folder, args=args) as server:
-        yield server
 
 
 @pytest.fixture

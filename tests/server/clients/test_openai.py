@@ -17,27 +17,11 @@ from testing import media
 from testing.digit_strings import DigitString, with_pauses
 from testing.media import as_wav
 from testing.openai_answers import FORMATS, plain
-from testing.paths import ROOT
-from testing.server import Server, serve_run
+from testing.server import Server
 from tests.conftest import MISRECOGNISED
+from tests.server.clients.conftest import MAX_REQUESTS_PER_MINUTE, MAX_UPLOAD_BYTES, MODEL
 
 pytestmark = [pytest.mark.serve, pytest.mark.slow]
-
-REQUESTS_PER_MINUTE = 100
-KEYS = ("sync", "async", "litellm", "limited")
-MAX_UPLOAD_BYTES = 2_000_000
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    args = {
-        "auth": {"keys": list(KEYS), "max_requests_per_minute": REQUESTS_PER_MINUTE},
-        "limits": {"max_upload_bytes": MAX_UPLOAD_BYTES},
-    }
-    with serve_run(ROOT / "configs" / "demo.yaml", tmp_path_factory.mktemp("openai"), args=args) as server:
-        server.client.headers["Authorization"] = "Bearer sync"
-        server.wait_for_state("digits", "ready")
-        yield server
 
 
 @pytest.fixture
@@ -70,13 +54,13 @@ class TestFormats:
 
     @pytest.mark.parametrize("response_format", FORMATS)
     async def test_async(self, asynchronous: openai.AsyncOpenAI, audio: Any, spoken: DigitString, response_format: Any) -> None:
-        answer = await asynchronous.audio.transcriptions.create(file=audio, model="digits", response_format=response_format)
+        answer = await asynchronous.audio.transcriptions.create(file=audio, model=MODEL, response_format=response_format)
         FORMATS[response_format](answer, spoken)
 
     @pytest.mark.parametrize("response_format", FORMATS)
     @pytest.mark.filterwarnings("ignore:.*translations.*:DeprecationWarning", "ignore:.*deprecated.*:DeprecationWarning")
     def test_translations(self, sync: openai.OpenAI, audio: Any, spoken: DigitString, response_format: Any) -> None:
-        answer = sync.audio.translations.create(file=audio, model="digits", response_format=response_format)
+        answer = sync.audio.translations.create(file=audio, model=MODEL, response_format=response_format)
         if response_format == "verbose_json":
             assert isinstance(answer, TranslationVerbose)
         assert plain(str(getattr(answer, "text", answer))).count("Zero") == spoken.text.count("Zero")
@@ -89,7 +73,7 @@ class TestFormats:
         self, sync: openai.OpenAI, audio: Any, spoken: DigitString, granularities: Any, has_words: bool
     ) -> None:
         answer = sync.audio.transcriptions.create(
-            file=audio, model="digits", response_format="verbose_json", timestamp_granularities=granularities
+            file=audio, model=MODEL, response_format="verbose_json", timestamp_granularities=granularities
         )
         assert answer.segments
         assert bool(answer.words) is has_words
@@ -100,7 +84,7 @@ class TestFormats:
     def test_every_field(self, sync: openai.OpenAI, audio: Any, spoken: DigitString) -> None:
         answer = sync.audio.transcriptions.create(
             file=audio,
-            model="digits",
+            model=MODEL,
             response_format="json",
             include=["logprobs"],
             keywords=["one two three"],
@@ -120,21 +104,21 @@ def test_keywords_change_what_is_heard(sync: openai.OpenAI, noisy_strings: list[
     spoken = noisy_strings[MISRECOGNISED]
     audio = ("speech.wav", as_wav(spoken))
     phrase = spoken.text.rstrip(".")
-    assert sync.audio.transcriptions.create(file=audio, model="digits").text != spoken.text
-    assert sync.audio.transcriptions.create(file=audio, model="digits", keywords=[phrase]).text == spoken.text
+    assert sync.audio.transcriptions.create(file=audio, model=MODEL).text != spoken.text
+    assert sync.audio.transcriptions.create(file=audio, model=MODEL, keywords=[phrase]).text == spoken.text
     listed = "Three six four, zero five"
-    assert sync.audio.transcriptions.create(file=audio, model="digits", prompt=listed).text == spoken.text
+    assert sync.audio.transcriptions.create(file=audio, model=MODEL, prompt=listed).text == spoken.text
 
 
 class TestStreams:
     def test_sync(self, sync: openai.OpenAI, strings: list[DigitString]) -> None:
         audio, text = _several_sentences(strings)
-        *deltas, done = sync.audio.transcriptions.create(file=audio, model="digits", stream=True, include=["logprobs"])
+        *deltas, done = sync.audio.transcriptions.create(file=audio, model=MODEL, stream=True, include=["logprobs"])
         _is_stream_of(text, deltas, done)
 
     async def test_async(self, asynchronous: openai.AsyncOpenAI, strings: list[DigitString]) -> None:
         audio, text = _several_sentences(strings)
-        stream = await asynchronous.audio.transcriptions.create(file=audio, model="digits", stream=True, include=["logprobs"])
+        stream = await asynchronous.audio.transcriptions.create(file=audio, model=MODEL, stream=True, include=["logprobs"])
         *deltas, done = [event async for event in stream]
         _is_stream_of(text, deltas, done)
 
@@ -172,7 +156,7 @@ class TestErrors:
     @pytest.mark.parametrize(("kind", "status", "changes"), CALLS)
     def test_sync(self, sync: openai.OpenAI, audio: Any, kind: Any, status: int, changes: dict[str, Any]) -> None:
         with pytest.raises(kind) as caught:
-            sync.audio.transcriptions.create(**({"file": audio, "model": "digits"} | changes))
+            sync.audio.transcriptions.create(**({"file": audio, "model": MODEL} | changes))
         _is_openais_error(caught.value, status)
 
     @pytest.mark.parametrize(("kind", "status", "changes"), CALLS)
@@ -180,12 +164,12 @@ class TestErrors:
         self, asynchronous: openai.AsyncOpenAI, audio: Any, kind: Any, status: int, changes: dict[str, Any]
     ) -> None:
         with pytest.raises(kind) as caught:
-            await asynchronous.audio.transcriptions.create(**({"file": audio, "model": "digits"} | changes))
+            await asynchronous.audio.transcriptions.create(**({"file": audio, "model": MODEL} | changes))
         _is_openais_error(caught.value, status)
 
     async def test_a_wrong_key(self, sync: openai.OpenAI, asynchronous: openai.AsyncOpenAI, audio: Any) -> None:
         with pytest.raises(openai.AuthenticationError) as caught:
-            sync.with_options(api_key="wrong").audio.transcriptions.create(file=audio, model="digits")
+            sync.with_options(api_key="wrong").audio.transcriptions.create(file=audio, model=MODEL)
         _is_openais_error(caught.value, 401)
         with pytest.raises(openai.AuthenticationError):
             await asynchronous.with_options(api_key="wrong").models.list()
@@ -194,14 +178,14 @@ class TestErrors:
         limited = sync.with_options(api_key="limited")
         headers = {"Authorization": "Bearer limited"}
         with httpx2.Client(base_url=server.url, headers=headers) as client:
-            for left in reversed(range(REQUESTS_PER_MINUTE)):
-                answer = client.post("/v1/audio/transcriptions", data={"model": "digits"})
+            for left in reversed(range(MAX_REQUESTS_PER_MINUTE)):
+                answer = client.post("/v1/audio/transcriptions", data={"model": MODEL})
                 assert (answer.status_code, answer.headers["x-ratelimit-remaining-requests"]) == (400, str(left))
         with pytest.raises(openai.RateLimitError) as caught:
-            limited.audio.transcriptions.create(file=audio, model="digits")
+            limited.audio.transcriptions.create(file=audio, model=MODEL)
         _is_openais_error(caught.value, 429)
         assert 0 < int(caught.value.response.headers["retry-after"]) <= 60
-        assert sync.audio.transcriptions.create(file=audio, model="digits").text
+        assert sync.audio.transcriptions.create(file=audio, model=MODEL).text
 
     def test_no_such_model(self, sync: openai.OpenAI) -> None:
         with pytest.raises(openai.NotFoundError):
@@ -218,18 +202,18 @@ def _is_openais_error(error: openai.APIStatusError, status: int) -> None:
 
 
 async def test_models(sync: openai.OpenAI, asynchronous: openai.AsyncOpenAI) -> None:
-    assert [model.id for model in sync.models.list()] == ["digits"]
+    assert [model.id for model in sync.models.list()] == [MODEL, "parakeet-tdt-0.6b-v3", "digits"]
     model = await asynchronous.models.retrieve("digits")
     assert (model.id, model.object, model.owned_by) == ("digits", "model", "bundled")
 
 
 def test_a_raw_answer_has_openais_headers(sync: openai.OpenAI, audio: Any) -> None:
     raw = sync.audio.transcriptions.with_raw_response.create(
-        file=audio, model="digits", extra_headers={"x-request-id": "one-of-mine"}
+        file=audio, model=MODEL, extra_headers={"x-request-id": "one-of-mine"}
     )
     assert raw.headers["x-request-id"] == "one-of-mine"
     assert int(raw.headers["openai-processing-ms"]) >= 0
-    assert raw.headers["x-ratelimit-limit-requests"] == str(REQUESTS_PER_MINUTE)
+    assert raw.headers["x-ratelimit-limit-requests"] == str(MAX_REQUESTS_PER_MINUTE)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -247,7 +231,7 @@ class TestLiteLlm:
         file = io.BytesIO(as_wav(spoken))
         file.name = "speech.wav"
         answer = litellm.transcription(
-            model="openai/digits",
+            model=f"openai/{MODEL}",
             file=file,
             api_base=f"{server.url}/v1",
             api_key="litellm",

@@ -1,49 +1,23 @@
-"""Requests as the READMEs of the replaced servers show them, to a server that is set up with their variables."""
+"""Requests as the READMEs of the replaced servers show them, in their terms."""
 
 import csv
 import io
-import shutil
-from collections.abc import Iterator
 
 import pytest
 import srt
 import webvtt
 
-from serve_app.model_source import bundled_model_path
 from testing.digit_strings import DigitString
 from testing.media import as_wav
-from testing.paths import ROOT
-from testing.server import Server, serve_run
+from testing.server import Server
+from tests.server.clients.conftest import KEYS, MODEL
 
 pytestmark = [pytest.mark.serve, pytest.mark.slow]
-
-A = {
-    "BATCH_SIZE": "4",
-    "NUM_WORKERS": "0",
-    "TRANSCRIBE_CHUNK_LEN": "30",
-    "TRANSCRIBE_OVERLAP": "5",
-    "LONG_AUDIO_THRESHOLD": "480",
-    "LOG_LEVEL": "INFO",
-}
-B = {"CHUNK_MINITE": "10", "IDLE_TIMEOUT_MINUTES": "30", "ENABLE_LAZY_LOAD": "false", "API_KEY": "your-secret-key"}
-KEY = {"Authorization": "Bearer your-secret-key"}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The default configuration; B's model file lies where B has it, and is the bundled model."""
-    folder = tmp_path_factory.mktemp("seeds")
-    (folder / "models").mkdir()
-    shutil.copy(bundled_model_path(), folder / "models" / "parakeet-tdt-0.6b-v2.nemo")
-    env = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hub")}
-    with serve_run(ROOT / "configs" / "serve_config.yaml", folder, env=env, dot_env=A | B, drains=True) as server:
-        server.client.headers = KEY
-        yield server
 
 
 def test_the_model_is_loaded_at_the_start(server: Server) -> None:
     """ENABLE_LAZY_LOAD=false, and the others stay lazy."""
-    server.wait_for_state("parakeet-tdt-0.6b-v2", "ready")
+    assert server.model(MODEL)["state"] == "ready"
     assert server.model("parakeet-tdt-0.6b-v3")["state"] == "unloaded"
 
 
@@ -92,7 +66,7 @@ def test_bs_key_is_needed(server: Server, strings: list[DigitString]) -> None:
     for headers in ({"Authorization": ""}, {"Authorization": "Bearer wrong"}):
         answer = server.client.post("/v1/audio/transcriptions", files=files, headers=headers)
         assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
-    assert "your-secret-key" not in server.log
+    assert KEYS[0] not in server.log
 
 
 def test_the_finer_of_two_window_variables_counts(server: Server) -> None:

@@ -1,36 +1,32 @@
-"""What breaks while a long file is being transcribed: its replicas die, its client goes away. Nobody else may notice.
-
-The simulated engine's words depend on nothing but the audio, so that a window which is lost, doubled or misplaced shows.
-"""
+"""Processes that die while a long file is being transcribed, and clients that go away. Nobody else may notice."""
 
 import contextlib
-import json
 import socket
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx2
-import numpy as np
 import psutil
 import pytest
 
 from serve_app.cluster.calls import MAX_BY_VALUE_BYTES
-from serve_app.window import SAMPLE_RATE, Samples
+from serve_app.window import SAMPLE_RATE
 from testing import media
-from testing.digit_strings import DigitString, with_pauses
-from testing.paths import ROOT
-from testing.server import Server, open_files, serve_run
-from testing.streams import REALTIME, connect, until_closed
+from testing.server import Server, open_files
+from tests.server.faults.conftest import (
+    BATCH_ITEMS,
+    LONG_WINDOW_S,
+    NOISE_S,
+    STEP_S,
+    WINDOW_S,
+    transcript,
+    wait_for_windows,
+    wait_until,
+    windows_taken,
+)
 
 pytestmark = [pytest.mark.serve]
-
-NOISE_S = 480
-WINDOW_S, OVERLAP_S = 8.0, 1.5
-BATCH_ITEMS = 2
-STEP_S = {"pair": 0.5, "single": 0.25}
 
 NOISE_WINDOWS = int(NOISE_S / WINDOW_S)
 """Windows of the noise, at least."""
@@ -40,54 +36,6 @@ REPORT_AGE_S = 1.0
 
 READY_S = 20.0
 """/ready answers much sooner, however long the status registry is away."""
-
-WAIT_S = 240.0
-
-
-def simulated(name: str, replicas: int) -> dict[str, Any]:
-    """Settings of a model with so many replicas that takes `STEP_S` for each batch."""
-    costs = {"step_s": STEP_S[name], "seconds_per_audio_s": 0.0}
-    counts = {"min_replicas": replicas, "max_replicas": replicas, "cpus_per_replica": 0.1}
-    return {"name": name, "source": "simulated", "simulation": costs, **counts}
-
-
-def digits() -> dict[str, Any]:
-    return {"name": "digits", "source": "bundled", "min_replicas": 1}
-
-
-DRAINED_S = 600
-"""Length of the file that is in progress when the server is told to stop, seconds."""
-
-LONG_WINDOW_S = 200.0
-"""Its audio does not fit into a message between an ingress and a replica."""
-
-ARGS = {
-    "models": [
-        digits(),
-        simulated("pair", 2),
-        simulated("single", 1),
-        simulated("single", 1) | {"name": "long", "windows": {"window_s": LONG_WINDOW_S}},
-    ],
-    "windows": {"window_s": WINDOW_S, "overlap_s": OVERLAP_S},
-    "batching": {"max_batch_items": BATCH_ITEMS},
-}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    # Serve finds a dead proxy by three failed checks.
-    env = {"RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1"}
-    with serve_run(ROOT / "configs" / "demo.yaml", tmp_path_factory.mktemp("faults"), args=ARGS, env=env) as server:
-        for model in ("digits", "pair", "single"):
-            server.wait_for_state(model, "ready")
-        wait_until(lambda: len(server.model("pair")["replicas"]) == 2)
-        yield server
-
-
-@pytest.fixture(scope="module")
-def noise() -> bytes:
-    """NOISE_S seconds as a WAV file, in which the simulated engine recognises two words a second."""
-    return media.wav(np.random.default_rng(3).integers(-8000, 8000, NOISE_S * SAMPLE_RATE, dtype=np.int16))
 
 
 @pytest.fixture(scope="module")
@@ -122,16 +70,6 @@ class TestReplicasKilled:
             answer = client.submit(transcript, server, noise, "single")
             kill_at_work(server, "single", answer)
             assert answer.result() == undisturbed
-
-    def test_a_real_one(self, server: Server, strings: list[DigitString]) -> None:
-        recording = media.wav(with_pauses(strings * 8))
-        expected = spoken(transcript(server, recording, "digits"))
-        # Windows of this transcription must not count as windows of the next one.
-        time.sleep(2 * REPORT_AGE_S)
-        with ThreadPoolExecutor(1) as client:
-            answer = client.submit(transcript, server, recording, "digits")
-            kill_at_work(server, "digits", answer, after_windows=1)
-            assert spoken(answer.result()) == expected
 
 
 class TestClientGone:
@@ -198,36 +136,6 @@ class TestProcessesLost:
         wait_until_served(server)
 
 
-async def test_a_server_that_is_told_to_stop_finishes_what_is_in_progress(
-    tmp_path: Path, speech: Samples, spoken: list[DigitString]
-) -> None:
-    """`python -m serve_app.run`, as in the container, on SIGTERM: a file, a live stream and a Realtime session."""
-    noise = media.wav(np.random.default_rng(3).integers(-8000, 8000, DRAINED_S * SAMPLE_RATE, dtype=np.int16))
-    args = ARGS | {"models": [digits(), simulated("single", 1)]}
-    with (
-        serve_run(ROOT / "configs" / "demo.yaml", tmp_path, args=args, drains=True) as server,
-        ThreadPoolExecutor(1) as client,
-    ):
-        for model in ("digits", "single"):
-            server.wait_for_state(model, "ready")
-        answer = client.submit(transcript, server, noise, "single")
-        wait_for_windows(server, "single", BATCH_ITEMS, answer)
-        async with connect(server) as stream, connect(server, REALTIME) as realtime:
-            await stream.send(json.dumps({"encoding": "pcm_s16le", "model": "digits"}))
-            await stream.send(speech.tobytes())
-            process = psutil.Process(server.process_id)
-            process.terminate()
-            wait_until(lambda: server.client.get("/ready").status_code == 503)
-            refused = server.transcribe(media.wav(media.tone(1)), model="single")
-            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
-            assert not answer.done()
-            assert (await until_closed(stream, 1012))[-1]["text"] == " ".join(string.text for string in spoken)
-            assert [event["type"] for event in await until_closed(realtime, 1012)] == ["session.created"]
-        assert len(answer.result()["words"]) > DRAINED_S
-        assert process.wait(WAIT_S) == 0
-        assert "Traceback" not in server.log
-
-
 def wait_until_served(server: Server) -> None:
     """Wait until a lost process has been replaced."""
 
@@ -239,47 +147,13 @@ def wait_until_served(server: Server) -> None:
     wait_until(is_served)
 
 
-def transcript(server: Server, data: bytes, model: str) -> dict[str, Any]:
-    """The whole answer: text, segments, words."""
-    fields = {"model": model, "response_format": "verbose_json", "timestamp_granularities[]": ["word", "segment"]}
-    response = server.transcribe(data, **fields)
-    assert response.status_code == 200, response.text
-    answer: dict[str, Any] = response.json()
-    return answer
-
-
-def spoken(answer: dict[str, Any]) -> list[tuple[str, float, float]]:
-    """Words with start and end, seconds. A true model's confidences depend, in their last digits, on its batches."""
-    return [(word["word"], word["start"], word["end"]) for word in answer["words"]]
-
-
-def kill_at_work(server: Server, model: str, answer: "Future[dict[str, Any]]", after_windows: int = 4 * BATCH_ITEMS) -> None:
+def kill_at_work(server: Server, model: str, answer: "Future[dict[str, Any]]") -> None:
     """Let the model go on by some windows, then kill its oldest replica and wait until windows are missed."""
-    wait_for_windows(server, model, after_windows, answer)
+    wait_for_windows(server, model, 4 * BATCH_ITEMS, answer)
     lost = times_lost(server, model)
     min(server.processes(f"model {model}"), key=psutil.Process.create_time).kill()
     wait_until(lambda: times_lost(server, model) > lost)
     assert not answer.done()
-
-
-def wait_for_windows(server: Server, model: str, count: int, answer: "Future[dict[str, Any]]") -> None:
-    """Wait until replicas of the model have taken so many windows more."""
-    taken, before = 0, windows_taken(server, model)
-
-    def are_taken() -> bool:
-        nonlocal taken, before
-        assert not answer.done(), "the file was done before anything broke"
-        # Less than before is a dead replica that has been forgotten.
-        now = windows_taken(server, model)
-        taken += max(0, now - before)
-        before = now
-        return taken >= count
-
-    wait_until(are_taken)
-
-
-def windows_taken(server: Server, model: str) -> int:
-    return sum(replica["windows"] for replica in server.model(model)["replicas"])
 
 
 def times_lost(server: Server, model: str) -> int:
@@ -300,11 +174,3 @@ def raw_request(server: Server, data: bytes, model: str) -> bytes:
     )
     headers = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
     return f"POST {request.url.path} HTTP/1.1\r\n{headers}\r\n".encode() + request.read()
-
-
-def wait_until(holds: Callable[[], bool], seen: Callable[[], object] = lambda: "it did not happen") -> None:
-    """`seen`: what to tell where it does not hold in time."""
-    until = time.monotonic() + WAIT_S
-    while not holds():
-        assert time.monotonic() < until, seen()
-        time.sleep(0.05)
