@@ -34,6 +34,8 @@ REPLY_TIMEOUT_S = 5.0
 
 
 def main() -> None:
+    # Ray would otherwise report usage statistics to its makers.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     arguments = sys.argv[1:]
     with contextlib.ExitStack() as stack:
         if (port := os.environ.get("PORT")) and arguments and Path(arguments[-1]).is_file():

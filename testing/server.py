@@ -59,6 +59,10 @@ class Server:
         """Its processes that have an argument which begins like that."""
         return self._processes(lambda arguments: any(part.startswith(argument) for part in arguments))
 
+    def uploads(self, process: psutil.Process) -> set[str]:
+        """Files in its temporary folder, with or without a name there, that one of its processes has open."""
+        return {file for file in open_files(process) if file.startswith(f"{self.temporary}/")}
+
     def _processes(self, matches: Callable[[list[str]], bool]) -> list[psutil.Process]:
         found = []
         for process in psutil.Process(self.process_id).children(recursive=True):

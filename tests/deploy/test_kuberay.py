@@ -12,6 +12,7 @@ from ray._private import ray_constants
 
 from serve_app import __version__, run
 from serve_app.app import DRAIN_S
+from serve_app.request_settings import LimitSettings
 from serve_app.settings import Settings
 from testing.kuberay import PodTemplate, RayService
 from testing.paths import ROOT
@@ -141,6 +142,23 @@ def test_policies_and_metrics_are_of_every_pod(service: RayService) -> None:
     for template in templates(service):
         assert [selector["matchLabels"] for selector in selectors] == 3 * [template.metadata.labels]
         assert f'job="{template.metadata.labels[monitor["spec"]["jobLabel"]]}"' in ALERTS
+
+
+def test_an_ingress_leads_to_the_service_and_waits_as_long_as_a_request_may_take(service: RayService) -> None:
+    content = manifest("ingress.yaml")
+    (rule,) = content["spec"]["rules"]
+    (path,) = rule["http"]["paths"]
+    assert path["backend"]["service"]["name"] == f"{service.metadata.name}-serve-svc"
+    (policy_port,) = manifest("network-policy.yaml")["spec"]["ingress"][-1]["ports"]
+    assert path["backend"]["service"]["port"]["number"] == policy_port["port"]
+    annotations = {name.rpartition("/")[2]: value for name, value in content["metadata"]["annotations"].items()}
+    for name in ("proxy-read-timeout", "proxy-send-timeout"):
+        assert int(annotations[name]) > LimitSettings().request_timeout_s
+    assert [annotations[name] for name in ("proxy-body-size", "proxy-request-buffering", "proxy-buffering")] == [
+        "0",
+        "off",
+        "off",
+    ]
 
 
 def test_a_full_disk_is_announced(service: RayService) -> None:

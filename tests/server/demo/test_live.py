@@ -19,7 +19,7 @@ from serve_app.window import SAMPLE_RATE, Samples
 from testing import media
 from testing.digit_strings import DigitString, with_pauses
 from testing.paths import ROOT
-from testing.server import Server, open_files, serve_run
+from testing.server import Server, serve_run
 from testing.streams import REALTIME, connect
 from tests.server.demo.conftest import IDLE_STREAMS
 
@@ -141,7 +141,7 @@ async def test_misuse_gets_its_close_code_leaves_nothing_behind_and_disturbs_nob
     server: Server, speech: Samples, spoken: list[DigitString]
 ) -> None:
     (ingress,) = server.processes("ingress")
-    before, files = connections(ingress), open_files(ingress)
+    before = connections(ingress)
     listening = asyncio.create_task(stream(server, speech))
     gone = await asyncio.gather(*(connect(server) for _ in range(20)))
     for number, socket in enumerate(gone):
@@ -152,7 +152,7 @@ async def test_misuse_gets_its_close_code_leaves_nothing_behind_and_disturbs_nob
     assert answers == [*((code, close_code) for _, code, close_code in WRONG), ("invalid_request", 1007)]
     check_finals(await listening, " ".join(string.text for string in spoken))
     assert connections(ingress) <= before + 2
-    assert open_files(ingress) <= files
+    assert not server.uploads(ingress)
     assert "ignored GeneratorExit" not in server.log
 
 

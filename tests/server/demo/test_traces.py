@@ -120,7 +120,7 @@ def leave_upload(server: Server, request_id: str) -> None:
     request = upload(server, request_id)
     with connected(server) as connection:
         connection.sendall(request[: len(request) // 2])
-        time.sleep(0.2)
+        wait_for_upload(server)
 
 
 def leave_waiting(server: Server, request_id: str) -> None:
@@ -161,6 +161,15 @@ def upload(server: Server, request_id: str, **fields: str) -> bytes:
     return f"POST {ROUTE} HTTP/1.1\r\n{headers}\r\n".encode() + request.read()
 
 
+def wait_for_upload(server: Server) -> None:
+    """Until then the request may end before the server's own code sees it."""
+    (ingress,) = server.processes("ingress")
+    until = time.monotonic() + WITHIN_S
+    while not server.uploads(ingress):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
 def connected(server: Server) -> socket.socket:
     return socket.create_connection(("127.0.0.1", server.client.base_url.port or 80))
 
@@ -171,5 +180,10 @@ def test_a_client_that_leaves_is_a_line(server: Server, leave: Callable[[Server,
     leave(server, request_id)
     found = wait_for_lines(server, request_id, "the client left")
     assert len([line for line in found if "the client left" in line["message"]]) == 1
-    assert not [line for line in found if line["levelname"] not in ("INFO", "DEBUG") or "exc_text" in line]
+    of_serve = "Failed to get queue length"  # Its router's, on a busy machine.
+    assert not [
+        line
+        for line in found
+        if (line["levelname"] not in ("INFO", "DEBUG") and of_serve not in line["message"]) or "exc_text" in line
+    ]
     assert "Traceback" not in server.log[log_before:]

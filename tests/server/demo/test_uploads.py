@@ -19,7 +19,7 @@ from serve_app.api.websocket import PATH as STREAM_PATH
 from serve_app.cluster.proxy_patch import SERVICE_RESTART
 from testing import media
 from testing.digit_strings import SAMPLE_RATE, DigitString, to_int16
-from testing.server import START_S, Server, held_bytes, open_files
+from testing.server import START_S, Server, held_bytes
 
 pytestmark = [pytest.mark.serve, pytest.mark.slow]
 
@@ -134,7 +134,7 @@ def test_nothing_is_left_on_disk_when_the_ingress_is_killed(server: Server) -> N
         )
         for _ in range(100):
             connection.sendall(bytes(1_000_000))
-        assert is_spooled(ingress, server)
+        assert server.uploads(ingress)
         ingress.kill()
         ingress.wait()
         with pytest.raises(websockets.ConnectionClosed):
@@ -144,16 +144,11 @@ def test_nothing_is_left_on_disk_when_the_ingress_is_killed(server: Server) -> N
     # The space of a file without a name is free once no process has it open.
     for process in psutil.Process(server.process_id).children(recursive=True):
         with suppress(psutil.NoSuchProcess, FileNotFoundError):
-            assert not is_spooled(process, server)
+            assert not server.uploads(process)
     until = time.monotonic() + START_S
     while not is_up(server):
         assert time.monotonic() < until
         time.sleep(0.2)
-
-
-def is_spooled(process: psutil.Process, server: Server) -> bool:
-    """Whether a process has a temporary file open."""
-    return any(name.startswith(f"{server.temporary}/") for name in open_files(process))
 
 
 def is_up(server: Server) -> bool:

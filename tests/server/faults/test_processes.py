@@ -13,7 +13,7 @@ import pytest
 from serve_app.cluster.calls import MAX_BY_VALUE_BYTES
 from serve_app.window import SAMPLE_RATE
 from testing import media
-from testing.server import Server, open_files
+from testing.server import Server
 from tests.server.faults.conftest import (
     BATCH_ITEMS,
     LONG_WINDOW_S,
@@ -78,7 +78,6 @@ class TestClientGone:
     @pytest.mark.parametrize("share_sent", [1.0, 0.5], ids=["while it waits", "in the middle of its upload"])
     def test_its_work_is_dropped(self, server: Server, noise: bytes, share_sent: float) -> None:
         ingress = server.processes("ingress")[0]
-        files = open_files(ingress)
         log_before = len(server.log)  # in which replicas were killed
         content = raw_request(server, noise, "single")
         with socket.create_connection(("127.0.0.1", server.client.base_url.port or 80)) as connection:
@@ -87,8 +86,8 @@ class TestClientGone:
                 wait_until(lambda: replica(server, "single")["queued"] > 0)
         decoded = windows_taken(server, "single")
         wait_until(
-            lambda: open_files(ingress) <= files and replica(server, "single")["queued"] == 0,
-            lambda: (open_files(ingress) - files, replica(server, "single")),
+            lambda: not server.uploads(ingress) and replica(server, "single")["queued"] == 0,
+            lambda: (server.uploads(ingress), replica(server, "single")),
         )
         # A window that was in a batch when the client left may still be counted, in the next report.
         time.sleep(STEP_S["single"] + REPORT_AGE_S)
@@ -114,14 +113,13 @@ class TestProcessesLost:
     def test_the_proxy(self, server: Server, noise: bytes) -> None:
         """Its clients have lost their connections, so their work is dropped."""
         ingress = server.processes("ingress")[0]
-        files = open_files(ingress)
         with ThreadPoolExecutor(1) as client:
             answer = client.submit(server.transcribe, noise, model="single")
             wait_until(lambda: replica(server, "single")["queued"] > 0)
             decoded = windows_taken(server, "single")
             server.processes("ProxyActor")[0].kill()
             assert isinstance(answer.exception(), httpx2.TransportError)
-        wait_until(lambda: open_files(ingress) <= files)
+        wait_until(lambda: not server.uploads(ingress))
         wait_until_served(server)
         wait_until(lambda: replica(server, "single")["queued"] == 0)
         assert windows_taken(server, "single") - decoded < NOISE_WINDOWS // 2, "most of the file was transcribed for nobody"
