@@ -3,7 +3,9 @@
 It imports little, so that it starts quickly: neither Ray nor FastAPI.
 """
 
+import contextlib
 import io
+import os
 import queue
 import socket
 import sys
@@ -83,8 +85,12 @@ class Worker:
         threading.Thread(target=partial(job.run, end), daemon=True).start()
 
     def _send(self, message: Message) -> None:
-        with self._sending:
-            self._connection.sendall(messages.encode(message))
+        """Ends the process if the ingress is gone."""
+        try:
+            with self._sending:
+                self._connection.sendall(messages.encode(message))
+        except (BrokenPipeError, ConnectionResetError):
+            os._exit(0)
 
 
 def _warm_up() -> None:
@@ -106,7 +112,9 @@ def main() -> None:
     forbid_core_dumps()
     threading.stack_size(STACK_BYTES)
     _warm_up()
-    Worker(socket.socket(fileno=connection), socket.socket(fileno=descriptors), SharedMemory(memory)).run()
+    worker = Worker(socket.socket(fileno=connection), socket.socket(fileno=descriptors), SharedMemory(memory))
+    with contextlib.suppress(ConnectionResetError):
+        worker.run()
 
 
 if __name__ == "__main__":

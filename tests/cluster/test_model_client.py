@@ -9,6 +9,8 @@ import pytest
 from grpc import StatusCode
 from grpc.aio import AioRpcError, Metadata
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import DeploymentUnavailableError
 
 from serve_app.cluster.calls import CHECK_S, LOAD_FAILED, MAX_ATTEMPTS, MAX_BY_VALUE_BYTES, RETRY_DELAY_S
 from serve_app.cluster.live_calls import LiveWindow
@@ -279,6 +281,14 @@ class TestModelClient:
 
         client, _ = client_with(never, ReplicaStatus("r", "ready"), is_deployed=is_deployed)
         assert virtual_time.run(ask()) < 5 + 2 * CHECK_S
+
+    def test_so_does_one_that_the_router_of_serve_refuses_already(self) -> None:
+        async def is_deployed() -> bool:
+            return virtual_time.now_s() < 1
+
+        client, _ = client_with(failing(*[DeploymentUnavailableError(DeploymentID("model"))] * 10), is_deployed=is_deployed)
+        with pytest.raises(ModelUnavailable, match="was removed"):
+            virtual_time.run(client.recognise(WINDOW, Lane.BULK, JOB))
 
     def test_no_delay_after_the_last_attempt(self) -> None:
         async def ask() -> float:

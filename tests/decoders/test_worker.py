@@ -82,8 +82,10 @@ pool = DecoderPool(2)
 print(*pool.pids, flush=True)
 os._exit(1)
 """
-    pids = [int(pid) for pid in run(code).stdout.split()]
+    result = run(code)
+    pids = [int(pid) for pid in result.stdout.split()]
     assert len(pids) == 2
+    assert "Traceback" not in result.stderr
     deadline_s = time.monotonic() + 20
     while any(psutil.pid_exists(pid) for pid in pids):
         assert time.monotonic() < deadline_s
