@@ -104,7 +104,11 @@ async def waited(
     application any more. `what` and `param`: see `require_loaded`. `statuses`: the last known ones of the replicas.
     `is_to_be_moved` is asked at each check: the call is cancelled and made again.
     """
-    removed = ModelUnavailable(f"The {what} was removed from the server.", param=param)
+
+    async def require_deployed() -> None:
+        if not await is_deployed():
+            raise ModelUnavailable(f"The {what} was removed from the server.", param=param) from None
+
     calling = asyncio.ensure_future(call())
     now_s = asyncio.get_running_loop().time
     loaded_by_s = now_s() + load_s
@@ -114,17 +118,15 @@ async def waited(
                 require_loaded(statuses(), what, param)
                 loaded_by_s = math.inf
             # If the deployment is deleted, Serve's router keeps waiting for a replica of it, without a timeout.
-            if not await is_deployed():
-                raise removed
+            await require_deployed()
             if is_to_be_moved():
                 calling.cancel()
                 calling = asyncio.ensure_future(call())
         try:
             return calling.result()
         except DeploymentUnavailableError:
-            if await is_deployed():
-                raise
-            raise removed from None
+            await require_deployed()
+            raise
     finally:
         calling.cancel()
 

@@ -5,7 +5,6 @@ It imports little, so that it starts quickly: neither Ray nor FastAPI.
 
 import contextlib
 import io
-import os
 import queue
 import socket
 import sys
@@ -51,8 +50,9 @@ class Worker:
     def run(self) -> None:
         """Handle messages until the ingress is gone."""
         self._send(Ready())
-        for line in self._lines:
-            self._handle(messages.decode(line))
+        with contextlib.suppress(ConnectionResetError):
+            for line in self._lines:
+                self._handle(messages.decode(line))
 
     def _handle(self, message: Message) -> None:
         match message:
@@ -85,12 +85,9 @@ class Worker:
         threading.Thread(target=partial(job.run, end), daemon=True).start()
 
     def _send(self, message: Message) -> None:
-        """Ends the process if the ingress is gone."""
-        try:
-            with self._sending:
-                self._connection.sendall(messages.encode(message))
-        except (BrokenPipeError, ConnectionResetError):
-            os._exit(0)
+        """Without effect if the ingress is gone, which ends `run`."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError), self._sending:
+            self._connection.sendall(messages.encode(message))
 
 
 def _warm_up() -> None:
@@ -112,9 +109,7 @@ def main() -> None:
     forbid_core_dumps()
     threading.stack_size(STACK_BYTES)
     _warm_up()
-    worker = Worker(socket.socket(fileno=connection), socket.socket(fileno=descriptors), SharedMemory(memory))
-    with contextlib.suppress(ConnectionResetError):
-        worker.run()
+    Worker(socket.socket(fileno=connection), socket.socket(fileno=descriptors), SharedMemory(memory)).run()
 
 
 if __name__ == "__main__":

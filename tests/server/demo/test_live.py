@@ -22,6 +22,7 @@ from testing.paths import ROOT
 from testing.server import Server, serve_run
 from testing.streams import REALTIME, connect
 from tests.server.demo.conftest import IDLE_STREAMS
+from tests.server.demo.test_long_recordings import words_of
 
 pytestmark = [pytest.mark.serve, pytest.mark.slow]
 
@@ -132,9 +133,7 @@ async def test_a_replica_that_dies(server: Server, speech: Samples, spoken: list
 
 def words(server: Server, file: bytes) -> list[tuple[str, float, float]]:
     """Words with start and end, seconds. Confidences depend, in their last digits, on the batches."""
-    fields = {"response_format": "verbose_json", "timestamp_granularities[]": "word"}
-    answer = server.transcribe(file, **fields).json()
-    return [(word["word"], word["start"], word["end"]) for word in answer["words"]]
+    return [(word.text, word.start_s, word.end_s) for word in words_of(server, "speech.wav", file)]
 
 
 async def test_misuse_gets_its_close_code_leaves_nothing_behind_and_disturbs_nobody(

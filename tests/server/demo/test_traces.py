@@ -16,6 +16,7 @@ from testing import media
 from testing.server import Server
 from testing.trace_collector import CollectedSpan, TraceCollector
 from testing.traces import CLIENT_SPAN, TRACE_ID, TRACEPARENT
+from tests.server.demo.test_reverse_proxies import until
 
 pytestmark = [pytest.mark.serve]
 
@@ -164,10 +165,7 @@ def upload(server: Server, request_id: str, **fields: str) -> bytes:
 def wait_for_upload(server: Server) -> None:
     """Until then the request may end before the server's own code sees it."""
     (ingress,) = server.processes("ingress")
-    until = time.monotonic() + WITHIN_S
-    while not server.uploads(ingress):
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    until(lambda: bool(server.uploads(ingress)), "no upload has begun")
 
 
 def connected(server: Server) -> socket.socket:
