@@ -152,8 +152,7 @@ class Diarization:
                 self._warnings.append(CROWDED)
             yield replace(done, segments=tuple(segments), warnings=(*done.warnings, *self._warnings))
         finally:
-            await stop(reading, noticing, running)
-            await events.aclose()
+            await stop(reading, noticing, running, closing=[events])
 
     @property
     def _behind(self) -> int:

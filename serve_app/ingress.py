@@ -126,7 +126,9 @@ class Ingress:
         is_drained = admission.is_closed and admission.requests == admission.streams.taken == 0
         is_drained &= self._jobs is None or not self._jobs.is_running
         demands = {model.name: self._service.demand.of(model.name) for model in self._service.settings.models}
-        response = self._status_registry.report_ingress.remote(self._replica_id, is_drained=is_drained, demands=demands)
+        response = serve_log.own_context().run(
+            self._status_registry.report_ingress.remote, self._replica_id, is_drained=is_drained, demands=demands
+        )
         reply: asyncio.Future[ClusterStatus] = asyncio.ensure_future(response)
         try:
             await asyncio.wait([reply], timeout=CHECK_S)

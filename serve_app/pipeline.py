@@ -79,8 +79,7 @@ async def transcribe(
             yield SegmentFinal(segment)
         yield Done(tuple(segments), samples / SAMPLE_RATE)
     finally:
-        await stop(planning, *(task for _, task in running))
-        await windows.aclose()
+        await stop(planning, *(task for _, task in running), closing=[windows])
 
 
 async def transcribe_live(
@@ -125,5 +124,4 @@ async def transcribe_live(
                 tokens, step = step.result(), None
                 session.add(tokens)
     finally:
-        await stop(reading, step)
-        await audio_and_events.aclose()
+        await stop(reading, step, closing=[audio_and_events])

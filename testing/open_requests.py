@@ -2,6 +2,8 @@
 the event loop."""
 
 import asyncio
+import gc
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -79,13 +81,25 @@ def jobs(server: FakeService) -> int:
 
 @asynccontextmanager
 async def cleaned_up(server: FakeService) -> AsyncIterator[None]:
-    """Asserts that nothing is left of what the block began."""
+    """Asserts that nothing is left of what the block began, not even a generator that the garbage collector has to close: those
+    that depend on each other it closes side by side, which fails."""
     process = psutil.Process()
     files, tasks_before = open_files(process), asyncio.all_tasks()
+    generators = list[str]()
+    close: Any = sys.get_asyncgen_hooks().finalizer
+
+    def note(generator: Any) -> None:
+        generators.append(generator.__qualname__)
+        close(generator)
+
+    sys.set_asyncgen_hooks(finalizer=note)
     yield
     async with asyncio.timeout(WAIT_S):
         while tasks := asyncio.all_tasks() - tasks_before:
             await asyncio.wait(tasks)
+    gc.collect()
+    sys.set_asyncgen_hooks(finalizer=close)
+    assert not generators
     admission = server.service.admission
     assert open_files(process) <= files
     assert admission.requests == admission.spooled_bytes == 0

@@ -185,8 +185,7 @@ async def with_pings(items: AsyncGenerator[Item, None]) -> AsyncGenerator[Item |
                 return
             yield item
     finally:
-        await stop(pending)
-        await items.aclose()
+        await stop(pending, closing=[items])
 
 
 async def _next(items: AsyncGenerator[Item, None]) -> Item | None:

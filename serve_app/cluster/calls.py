@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 from grpc import StatusCode
@@ -23,6 +23,7 @@ from serve_app.errors import (
     ModelUnavailable,
     SpeechError,
 )
+from serve_app.observe import serve_log
 
 log = logging.getLogger("ray.serve")
 
@@ -89,7 +90,7 @@ async def retried(call: Callable[[int], Awaitable[Result]], what: str) -> Result
 
 
 async def waited(
-    call: Callable[[], Awaitable[Result]],
+    call: Callable[[], Coroutine[Any, Any, Result]],
     *,
     load_s: float,
     what: str,
@@ -109,7 +110,10 @@ async def waited(
         if not await is_deployed():
             raise ModelUnavailable(f"The {what} was removed from the server.", param=param) from None
 
-    calling = asyncio.ensure_future(call())
+    def begin() -> asyncio.Task[Result]:
+        return asyncio.create_task(call(), context=serve_log.own_context())
+
+    calling = begin()
     now_s = asyncio.get_running_loop().time
     loaded_by_s = now_s() + load_s
     try:
@@ -121,7 +125,7 @@ async def waited(
             await require_deployed()
             if is_to_be_moved():
                 calling.cancel()
-                calling = asyncio.ensure_future(call())
+                calling = begin()
         try:
             return calling.result()
         except DeploymentUnavailableError:

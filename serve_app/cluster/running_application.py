@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from contextvars import Context
 
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus
@@ -32,8 +33,9 @@ class RunningApplication:
         """
         if self._asking is None and time.monotonic() - self._asked_at_s >= MAX_AGE_S:
             self._asked_at_s = time.monotonic()
-            self._asking = asyncio.ensure_future(asyncio.to_thread(self._ask))
-            self._asking.add_done_callback(self._take)
+            # Unlike `asyncio.to_thread`, in no context: Ray would cancel the call together with the request that is first to ask.
+            self._asking = asyncio.get_running_loop().run_in_executor(None, self._ask)
+            self._asking.add_done_callback(self._take, context=Context())
         if self._asking is not None:
             await asyncio.wait([self._asking], timeout=REPLY_TIMEOUT_S)
         return self._names is None or name in self._names

@@ -52,10 +52,7 @@ async def transcribe_channels(
                     yield replace(event, channel=channel)
         yield Done(tuple(sorted(segments, key=lambda segment: segment.start_s)), duration_s)
     finally:
-        await stop(distributing, *running)
-        for flow in flows:
-            await flow.aclose()
-        await audio.aclose()
+        await stop(distributing, *running, closing=[audio, *flows])
 
 
 async def _distribute(audio: AsyncGenerator[Samples, None], queues: Sequence[BlockQueue]) -> None:

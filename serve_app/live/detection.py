@@ -65,5 +65,4 @@ async def with_vad_events(
                 else:
                     marks.append(item)
     finally:
-        await stop(reading, detecting)
-        await audio.aclose()
+        await stop(reading, detecting, closing=[audio])

@@ -1,10 +1,11 @@
 """Serve's log: its form, and the request that a line belongs to.
 
-`request_id` and `set_request_id` use Serve's private context (2.60): its log takes the id from there, and so do calls to other
-deployments.
+`request_id`, `set_request_id` and `own_context` use Serve's private context (2.60): its log takes the id from there, and so do
+calls to other deployments.
 """
 
 import logging
+from contextvars import Context
 from logging.handlers import MemoryHandler
 from typing import Literal
 
@@ -46,3 +47,14 @@ def request_id() -> str:
 def set_request_id(request_id: str) -> None:
     """Have this task work for that request."""
     context._set_request_context(request_id=request_id)
+
+
+def own_context() -> Context:
+    """For calls of other deployments that whoever waits for them cancels. Lines belong to the same request.
+
+    Otherwise Serve and Ray cancel them too, as soon as the request is cancelled: before the task that waits for them, to which
+    they would look lost with their replica.
+    """
+    current, own = context._get_serve_request_context(), Context()
+    own.run(context._set_request_context, route=current.route, request_id=current.request_id, app_name=current.app_name)
+    return own

@@ -259,6 +259,18 @@ class TestUploadsThatFail:
             upload.request.disconnect()
             await asyncio.wait([upload.request.task])
 
+    @pytest.mark.parametrize("steps", range(6))
+    async def test_serve_cancels_the_clean_up(self, app: Any, server: FakeService, steps: int) -> None:
+        server.hold.clear()
+        async with cleaned_up(server):
+            upload = Upload(app, form(LONG, {"response_format": "json"}))
+            upload.send(1)
+            await until(lambda: len(server.windows) == server.target_windows_in_flight(0))
+            upload.request.disconnect()
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            await upload.request.leave()
+
     async def test_it_is_too_large(self, app: Any, server: FakeService) -> None:
         async with cleaned_up(server):
             body = form(LONG + bytes(200_000), {"response_format": "json"})

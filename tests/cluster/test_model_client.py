@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from grpc import StatusCode
 from grpc.aio import AioRpcError, Metadata
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
+from ray.serve import context
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import DeploymentUnavailableError
 
@@ -99,6 +101,31 @@ class TestModelClient:
         assert samples is WINDOW.samples
         assert (lane, job, is_isolated) == (Lane.BULK, JOB, False)
         assert not handle.by_reference
+
+    @pytest.mark.parametrize("lane", Lane)
+    def test_serve_cancels_no_call_together_with_its_request(self, lane: Lane) -> None:
+        """What Serve and Ray know of the request in whose context a call is made; Ray's own marks, whatever they are, are not
+        there either."""
+        mark: ContextVar[str] = ContextVar("mark", default="")
+        seen: list[Any] = []
+
+        async def answer(first: Any, *_: Any) -> Any:
+            seen.append((mark.get(), context._get_serve_request_context()))
+            return [COLUMNS] if lane == Lane.LIVE else COLUMNS
+
+        async def recognise() -> None:
+            mark.set("set")
+            context._set_request_context(request_id="of a client", _internal_request_id="of Serve", route="/r", app_name="app")
+            client, handle = client_with(answer)
+            handle.transcribe_live = handle  # type: ignore[attr-defined]
+            await client.recognise(WINDOW, lane, JOB)
+
+        virtual_time.run(recognise())
+        ((of_mark, of_serve),) = seen
+        assert not of_mark
+        assert not of_serve._internal_request_id
+        if lane != Lane.LIVE:
+            assert (of_serve.request_id, of_serve.route, of_serve.app_name) == ("of a client", "/r", "app")
 
     def test_windows_of_live_streams_share_an_answer(self) -> None:
         async def answer(windows: Sequence[LiveWindow]) -> list[TokenColumns | SpeechError]:

@@ -1,5 +1,7 @@
 """Which deployments an application has, by what Serve's controller says at each time."""
 
+import logging
+from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,6 +10,9 @@ from ray.serve.schema import ApplicationStatus
 
 from serve_app.cluster import running_application
 from serve_app.cluster.running_application import RunningApplication
+
+REQUEST: ContextVar[str] = ContextVar("REQUEST", default="")
+"""What Ray keeps of a request is of this kind: it cancels the calls that are made in that context together with the request."""
 
 
 class Controller:
@@ -20,6 +25,7 @@ class Controller:
 
     def get_serve_status(self, name: str) -> Any:
         assert name == "app"
+        assert not REQUEST.get()
         if self.error is not None:
             raise self.error
         names = [SimpleNamespace(name=deployment) for deployment in self.deployments]
@@ -57,6 +63,22 @@ async def test_an_application_that_is_removed_has_none(controller: Controller, s
     application = RunningApplication("app")
     controller.status = status
     assert not await application.includes("ingress")
+
+
+async def test_it_is_asked_for_no_request_in_particular(controller: Controller, caplog: pytest.LogCaptureFixture) -> None:
+    of_line: list[str] = []
+
+    def note(_: logging.LogRecord) -> bool:
+        of_line.append(REQUEST.get())
+        return True
+
+    application = RunningApplication("app")
+    REQUEST.set("a request")
+    assert await application.includes("model a")
+    controller.error = RuntimeError("no controller")
+    caplog.handler.addFilter(note)
+    assert await application.includes("model a")
+    assert of_line == [""]
 
 
 async def test_a_controller_that_does_not_answer_changes_nothing(controller: Controller) -> None:
