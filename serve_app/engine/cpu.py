@@ -27,7 +27,7 @@ def keep_freed_memory() -> None:
     """Have this process keep the memory that it frees from now on, to use it again. Without effect where there is no glibc.
 
     By default glibc returns large blocks to the system, which clears every page before it gives it out again: with the bundled
-    model a million page faults per hour of audio.
+    model a million page faults per hour of audio. Once in 10,000 messages, protobuf has glibc return what is free all the same.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim"):

@@ -53,3 +53,9 @@ def test_a_warm_up_and_waves_are_not() -> None:
 
 def test_a_busy_end_is_not() -> None:
     assert grown("own_mib", lambda n: 400 + (n % 3) * (20 if n < 90 else 40)) == set()
+
+
+@pytest.mark.parametrize("every", range(4, 11))
+def test_free_memory_that_is_returned_once_in_a_while_is_not(every: int) -> None:
+    """120 MiB of it."""
+    assert grown("own_mib", lambda n: 600 + 120 * (n % every) / every) == set()
