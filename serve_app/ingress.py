@@ -112,9 +112,11 @@ class Ingress:
 
     async def __del__(self) -> None:
         """Serve calls it when the replica stops."""
-        await stop(self._working)
-        if self._tracer is not None:
-            self._tracer.close()
+        try:
+            await stop(self._working)
+        finally:
+            if self._tracer is not None:
+                self._tracer.close()
 
     def _last_statuses(self, model: str) -> tuple[ReplicaStatus, ...]:
         return self._models.get(model, ())
@@ -136,8 +138,11 @@ class Ingress:
                 await self._close_if_removed()
             async with asyncio.timeout(REPLY_TIMEOUT_S):
                 status = await reply
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            reply.cancel()
             response.cancel()  # type: ignore[no-untyped-call]
+            if isinstance(error, asyncio.CancelledError):
+                raise
             log.warning("the status registry is unreachable: %r", error)
             await self._close_if_removed()
             return self._models

@@ -7,10 +7,11 @@ from typing import Any
 
 
 async def stop(*tasks: asyncio.Future[Any] | None, closing: Iterable[AsyncGenerator[Any, None]] = ()) -> None:
-    """Cancel the tasks that still run, wait for their end, and then close the generators, which the tasks may be reading.
+    """Cancel the tasks that still run, wait for their end, and then close the generators, which the tasks may be reading, the
+    last one first.
 
-    If the caller is cancelled meanwhile, it is so once all that is done. Passed on, its cancellation would interrupt the clean-up
-    that the first one began.
+    If the caller is cancelled meanwhile, it is so once the tasks have ended: passed on, its cancellation would interrupt the
+    clean-up that the first one began. So what a generator waits for when it is closed has to be a `stop`, too.
     """
     async with AsyncExitStack() as generators:
         for generator in closing:

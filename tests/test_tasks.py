@@ -57,6 +57,31 @@ async def test_a_cancellation_waits_for_the_clean_up(when: int) -> None:
     assert worker.ended == ["task", "generator"]
 
 
+@pytest.mark.parametrize("again", range(1, 6))
+async def test_so_does_the_next_one_and_the_clean_up_of_a_generator_that_reads_another(again: int) -> None:
+    worker = Worker()
+
+    async def doubled(numbers: AsyncGenerator[int, None]) -> AsyncGenerator[int, None]:
+        reading = asyncio.ensure_future(worker.read(numbers))
+        try:
+            yield 0
+        finally:
+            await stop(reading, closing=[numbers])
+
+    numbers = worker.numbers()
+    outer = doubled(numbers)
+    await anext(outer)
+    await steps(2)
+    stopping = asyncio.ensure_future(stop(closing=[numbers, outer]))
+    await steps(1)
+    stopping.cancel()
+    await steps(again)
+    stopping.cancel()
+    await asyncio.wait([stopping])
+    assert stopping.cancelled()
+    assert worker.ended == ["task", "generator"]
+
+
 async def test_failures_are_of_no_interest() -> None:
     async def fail() -> None:
         raise ValueError

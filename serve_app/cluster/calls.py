@@ -111,7 +111,7 @@ async def waited(
             raise ModelUnavailable(f"The {what} was removed from the server.", param=param) from None
 
     def begin() -> asyncio.Task[Result]:
-        return asyncio.create_task(call(), context=serve_log.own_context())
+        return serve_log.own_context().run(lambda: asyncio.create_task(call()))
 
     calling = begin()
     now_s = asyncio.get_running_loop().time

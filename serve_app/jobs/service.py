@@ -98,8 +98,10 @@ class JobService:
                 record(catalogue.JOBS_RUNNING, self._worker.running)
                 await asyncio.sleep(CHECK_S)
         finally:
-            await stop(working)
-            self.is_running = False
+            try:
+                await stop(working)
+            finally:
+                self.is_running = False
 
     async def _work(self) -> None:
         await self._bind()

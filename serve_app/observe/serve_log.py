@@ -50,10 +50,10 @@ def set_request_id(request_id: str) -> None:
 
 
 def own_context() -> Context:
-    """For calls of other deployments that whoever waits for them cancels. Lines belong to the same request.
+    """For calls of other deployments, which whoever waits for them has to cancel. Log lines keep the request's id.
 
-    Otherwise Serve and Ray cancel them too, as soon as the request is cancelled: before the task that waits for them, to which
-    they would look lost with their replica.
+    In the context of a request, Serve and Ray cancel its calls before the task that waits for them, to which they look lost with
+    their replica. And all its calls get one id from Serve, by which a router could not tell them apart.
     """
     current, own = context._get_serve_request_context(), Context()
     own.run(context._set_request_context, route=current.route, request_id=current.request_id, app_name=current.app_name)

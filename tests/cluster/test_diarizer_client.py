@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError
+from ray.serve import context
 
 from serve_app.cluster.calls import CHECK_S, MAX_ATTEMPTS, MAX_BY_VALUE_BYTES, RETRY_DELAY_S
 from serve_app.cluster.diarizer_client import DiarizerClient
@@ -59,6 +60,23 @@ def test_a_step_has_all_that_a_replica_needs() -> None:
     assert rest == [1280, 2560, b"state"]
     assert not handle.by_reference
     assert recorder.total(catalogue.DIARIZER_STEPS_RETRIED, "d") == 0
+
+
+@pytest.mark.parametrize("method", ["step", "shape"])
+def test_serve_cancels_no_call_together_with_its_request(method: str) -> None:
+    seen: list[Any] = []
+
+    async def answer(*_: Any) -> Any:
+        seen.append(context._get_serve_request_context())
+        return FOUND
+
+    async def call() -> None:
+        context._set_request_context(request_id="of a client", _internal_request_id="of Serve")
+        client, _, _ = client_with(answer, method=method)
+        await (client.shape() if method == "shape" else client.step(CHUNK, None))
+
+    virtual_time.run(call())
+    assert [(each.request_id, each._internal_request_id) for each in seen] == [("of a client", "")]
 
 
 @pytest.mark.parametrize("error", [ActorDiedError(), EngineBroken("the GPU failed"), EngineError("once")])

@@ -22,10 +22,12 @@ class Controller:
         self.status = ApplicationStatus.RUNNING
         self.deployments = ["ingress", "model a"]
         self.error: Exception | None = None
+        self.requests = set[str]()
+        """For whom it was asked."""
 
     def get_serve_status(self, name: str) -> Any:
         assert name == "app"
-        assert not REQUEST.get()
+        self.requests.add(REQUEST.get())
         if self.error is not None:
             raise self.error
         names = [SimpleNamespace(name=deployment) for deployment in self.deployments]
@@ -79,6 +81,7 @@ async def test_it_is_asked_for_no_request_in_particular(controller: Controller, 
     caplog.handler.addFilter(note)
     assert await application.includes("model a")
     assert of_line == [""]
+    assert controller.requests == {""}
 
 
 async def test_a_controller_that_does_not_answer_changes_nothing(controller: Controller) -> None:
