@@ -32,12 +32,12 @@ class OpenRequest:
     def __init__(
         self, app: Any, path: str, headers: dict[str, str], address: str = "192.0.2.1", *, method: str = "POST", query: str = ""
     ) -> None:
-        self._received: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._received: asyncio.Queue[dict[str, Any] | Exception] = asyncio.Queue()
         self.sent: list[Any] = []
         """ASGI messages of the response so far."""
         scope = {"type": "http", "method": method, "path": path, "query_string": query.encode(), "client": (address, 50_000)}
         scope |= {"headers": [(name.encode(), value.encode()) for name, value in headers.items()]}
-        self.task: asyncio.Task[None] = asyncio.create_task(app(scope, self._received.get, self._send))
+        self.task: asyncio.Task[None] = asyncio.create_task(app(scope, self._receive, self._send))
 
     def send(self, body: bytes, *, more_body: bool = True) -> None:
         """The next piece of the body."""
@@ -54,10 +54,20 @@ class OpenRequest:
         """The connection is lost, without Serve noticing."""
         self._received.put_nowait({"type": "http.disconnect"})
 
+    def fail(self) -> None:
+        """Serve has cancelled its own call to the proxy: `receive` raises an exception, and then nothing comes."""
+        self._received.put_nowait(LookupError("The task was cancelled."))
+
     async def leave(self) -> None:
         """The client is gone: Serve cancels the task of the request."""
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
+
+    async def _receive(self) -> dict[str, Any]:
+        message = await self._received.get()
+        if isinstance(message, Exception):
+            raise message
+        return message
 
     async def _send(self, message: Any) -> None:
         self.sent.append(message)

@@ -67,6 +67,7 @@ def create_api(
     api.add_middleware(metrics.RequestMetrics, recorder=service.recorder, routes=routes)
     if service.tracer is not None:
         api.add_middleware(traces.RequestTraces, tracer=service.tracer, routes=routes)
+    api.add_middleware(disconnects.DisconnectWhenLost)
     api.add_middleware(addresses.Addresses)
     api.add_middleware(cors.Cors, origins=service.settings.ingress.cors_origins)
     for router in routers:

@@ -1,12 +1,48 @@
-"""Stops the work of a request whose client is gone."""
+"""What tells that a client is gone, and the end of the work for it."""
 
 import asyncio
+import logging
 from contextlib import suppress
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+log = logging.getLogger("ray.serve")
+
 WATCHED = ("GET", "POST")
+
+GONE = 1006
+"""Close code of a WebSocket connection that ended without one (RFC 6455, 7.4.1)."""
+
+
+class DisconnectWhenLost:
+    """ASGI middleware: where `receive` fails, the application gets a disconnect.
+
+    Serve's `receive` is a call to the proxy, and raises an exception of its own kind once Serve has cancelled the request of a
+    client that left, or the proxy is lost. FastAPI would answer any exception in the middle of a form with 400.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        disconnect: Message | None = None
+
+        async def receive_or_disconnect() -> Message:
+            nonlocal disconnect
+            if disconnect is None:
+                try:
+                    return await receive()
+                except Exception as error:
+                    log.debug("The request can no longer be received: %s", error)
+                    is_websocket = scope["type"] == "websocket"
+                    disconnect = {"type": "websocket.disconnect", "code": GONE} if is_websocket else {"type": "http.disconnect"}
+            return disconnect
+
+        await self._app(scope, receive_or_disconnect, send)
 
 
 class StopWhenGone:

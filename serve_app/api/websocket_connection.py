@@ -12,6 +12,7 @@ from fastapi import WebSocket
 from starlette.websockets import WebSocketDisconnect
 
 from serve_app.api.client_address import client_address
+from serve_app.api.disconnects import GONE
 from serve_app.api.errors import count_failure
 from serve_app.cluster.admission import Admission
 from serve_app.errors import (
@@ -30,9 +31,6 @@ log = logging.getLogger("ray.serve")
 
 NORMAL = 1000
 """Close code after everything was sent."""
-
-GONE = 1006
-"""Close code of a connection that ended without one (RFC 6455, 7.4.1)."""
 
 SERVICE_RESTART = 1012
 """Close code of a server that shuts down (IANA's registry of close codes)."""
@@ -137,11 +135,7 @@ class Connection:
     def _take(self, receiving: asyncio.Future[Any]) -> Any:
         """The message that was received; raises WebSocketDisconnect."""
         self._receiving = None
-        try:
-            message = receiving.result()
-        except Exception as error:
-            # Serve raises an error of its own where the proxy that holds the connection has died.
-            raise WebSocketDisconnect(GONE) from error
+        message = receiving.result()
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", 1005))
         return message

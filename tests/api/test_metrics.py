@@ -135,7 +135,7 @@ def test_a_connection_that_is_refused() -> None:
     assert server.metrics.labels(catalogue.REQUESTS) == {(websocket.PATH, "403")}
 
 
-@pytest.mark.parametrize("leave", [OpenRequest.leave, OpenRequest.disconnect])
+@pytest.mark.parametrize("leave", [OpenRequest.leave, OpenRequest.disconnect, OpenRequest.fail])
 async def test_a_client_that_leaves(server: FakeService, leave: Callable[[OpenRequest], Awaitable[None] | None]) -> None:
     server.hold.clear()
     body = httpx2.Request("POST", "http://x/v1/audio/transcriptions", files={"file": ("x.wav", NOISE)})
@@ -150,10 +150,11 @@ async def test_a_client_that_leaves(server: FakeService, leave: Callable[[OpenRe
     assert server.metrics.labels(catalogue.REQUEST_LATENCY_SECONDS) == set()
 
 
-async def test_a_client_that_leaves_in_its_upload(server: FakeService) -> None:
+@pytest.mark.parametrize("leave", [OpenRequest.disconnect, OpenRequest.fail])
+async def test_a_client_that_leaves_in_its_upload(server: FakeService, leave: Callable[[OpenRequest], None]) -> None:
     request = OpenRequest(create_api(server.service), "/v1/audio/transcriptions", FORM)
     request.send(FORM_HEAD)
-    request.disconnect()
+    leave(request)
     await asyncio.wait([request.task])
     assert server.metrics.labels(catalogue.REQUESTS) == {("/v1/audio/transcriptions", "gone")}
 
@@ -199,7 +200,7 @@ async def test_an_event_stream_that_fails_after_its_first_event() -> None:
     assert failures(server) == {("/v1/audio/transcriptions", "engine_error"): 1}
 
 
-@pytest.mark.parametrize("leave", [OpenRequest.leave, OpenRequest.disconnect])
+@pytest.mark.parametrize("leave", [OpenRequest.leave, OpenRequest.disconnect, OpenRequest.fail])
 async def test_a_client_that_leaves_an_event_stream(leave: Callable[[OpenRequest], Awaitable[None] | None]) -> None:
     server = SecondWindowService()
     request = streamed(server)

@@ -5,11 +5,10 @@ import logging
 from collections.abc import Iterator
 
 import pytest
-from fastapi import WebSocket
 from fastapi.testclient import TestClient
 from starlette.testclient import WebSocketTestSession
-from starlette.types import Message
-from starlette.websockets import WebSocketDisconnect, WebSocketState
+from starlette.types import Message, Receive, Scope, Send
+from starlette.websockets import WebSocketDisconnect
 
 from serve_app.api import create_api
 from serve_app.api.websocket import PATH
@@ -177,19 +176,21 @@ def test_the_request_id_is_returned(client: TestClient, path: str) -> None:
         assert not session.extra_headers
 
 
-def test_a_proxy_that_dies_is_a_client_that_has_gone(
-    client: TestClient, server: FakeService, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("path", [PATH, URL])
+def test_a_proxy_that_dies_is_a_client_that_has_gone(server: FakeService, caplog: pytest.LogCaptureFixture, path: str) -> None:
     """Serve raises an error of its own from `receive`."""
+    api = create_api(server.service)
 
-    original = WebSocket.receive
+    async def with_a_proxy_that_dies(scope: Scope, receive: Receive, send: Send) -> None:
+        async def receive_once() -> Message:
+            message = await receive()
+            if message["type"] == "websocket.receive":
+                raise LookupError("The actor died.")
+            return message
 
-    async def receive(socket: WebSocket) -> Message:
-        if socket.application_state is WebSocketState.CONNECTED:
-            raise LookupError("The actor died.")
-        return await original(socket)
+        await api(scope, receive_once, send)
 
-    monkeypatch.setattr(WebSocket, "receive", receive)
-    with client.websocket_connect(PATH):
+    with TestClient(with_a_proxy_that_dies).websocket_connect(path) as session:
+        session.send_text("{}")
         wait_for(lambda: server.service.admission.waiting.taken == 0)
     assert not [record for record in caplog.records if record.levelno > logging.INFO]
