@@ -4,7 +4,6 @@ docs/security.md lists the bounds. Those of WebSockets are tested in tests/api/s
 """
 
 import asyncio
-import gc
 import json
 import threading
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from serve_app.api import create_api, exports
 from serve_app.api.limits import MAX_BODY_BYTES
 from serve_app.settings import AuthSettings, IngressSettings, LimitSettings
 from testing.fake_service import FakeService
-from testing.open_requests import FORM, FORM_HEAD, FORM_TAIL, LoopTime, OpenRequest
+from testing.open_requests import FORM, FORM_HEAD, FORM_TAIL, LoopTime, OpenRequest, garbage_of_its_own
 
 MAX_CALLBACK_S = 0.25
 """CPU time of a callback on the event loop, seconds. While it lasts, no other client is answered."""
@@ -78,11 +77,9 @@ def app() -> Any:
 
 async def cost(app: Any, path: str, headers: dict[str, str], body: bytes) -> tuple[int, float]:
     """The status of a request, and the CPU time of the longest callback in seconds. Asserts that nothing of it is left."""
-    # The garbage of other tests is not work of this request.
-    gc.collect()
     tasks, threads = asyncio.all_tasks(), set(threading.enumerate())
     loop_time = LoopTime()
-    with loop_time.measured():
+    with garbage_of_its_own(), loop_time.measured():
         request = OpenRequest(app, path, headers)
         for at in range(0, len(body), CHUNK_BYTES):
             request.send(body[at : at + CHUNK_BYTES], more_body=at + CHUNK_BYTES < len(body))

@@ -41,7 +41,7 @@ def microphone(folder: Path, recording: Path, text: str) -> tuple[Path, str]:
     """What Chromium's microphone records, and its text: real recordings where there are any."""
     if not os.environ.get("FSDD_RECORDINGS"):
         return recording, text
-    strings = held_out_strings(load_bank(Path(os.environ["FSDD_RECORDINGS"]), HELD_OUT_INDEXES), 8, seed=5)
+    strings = held_out_strings(load_bank(Path(os.environ["FSDD_RECORDINGS"]), HELD_OUT_INDEXES), 4, seed=5)
     samples = with_pauses(strings)
     path = folder / "microphone.wav"
     path.write_bytes(media.wav(samples))
