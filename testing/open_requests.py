@@ -120,7 +120,7 @@ async def cleaned_up(server: FakeService) -> AsyncIterator[None]:
 
 @contextmanager
 def garbage_of_its_own() -> Iterator[None]:
-    """Keep the garbage collector, in the block, from what other tests have left: looking at that takes longer than most blocks."""
+    """Keep the garbage collector, in the block, from what other tests have left: looking at it takes longer than most blocks."""
     gc.freeze()
     try:
         yield
