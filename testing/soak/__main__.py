@@ -5,7 +5,7 @@
 Starts its own server with configs/demo.yaml: the bundled model, and a simulated one. At first the clients that misbehave, long
 files and live streams run beside a closed loop of short files, which shows what this machine can take. From then on, short
 files come at `--share` of that rate. Every answer is checked. The exit status is 1 if one was neither right nor the error that
-its request deserves, or if the trend of a figure over the second half exceeds its limit.
+its request deserves, or if a figure grows over the second half (`testing.soak.sampling.Trend`).
 """
 
 import argparse
@@ -45,7 +45,7 @@ ARGS: Mapping[str, Any] = {
 }
 
 LIMITS = {"own_mib": 10.0, "threads": 2.0, "descriptors": 5.0, "memfds": 2.0, "files": 2.0, "processes": 0.5}
-"""What the figures may grow over the second half; see `Trend.growth`."""
+"""What the figures may grow over the second half; see `Trend`."""
 
 SAMPLE_EVERY_S = 2.0
 PAUSE_BETWEEN_S = (1.0, 5.0)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from scipy import stats
 
 from testing.server import DECODER, Server, status_bytes
 
@@ -17,6 +18,8 @@ MIB = 1 << 20
 PARTS = 5
 """Of the second half of the samples: three minutes each in half an hour. Every 10,000 messages, about once a minute, protobuf has
 glibc return the free memory of a process to the system (`upb_trim_allocfunc`), so each part has a value with little of it."""
+
+MAX_CHANCE = 0.05
 
 OWN_NAMES = ("ingress", "model ", "status", "ProxyActor", "ServeController", "raylet", "gcs_server")
 
@@ -104,11 +107,14 @@ class Trend:
     growth: float
     """From the first to the last sample, by a line fitted through the lowest values of all PARTS. What requests in progress hold,
     which comes and goes, would hide growth in a mean; what is never given back raises the lowest values."""
+    chance: float
+    """The probability of such a line where nothing grows: what requests in progress hold leaves the lowest values a little noise,
+    too."""
     limit: float
 
     @property
     def grows(self) -> bool:
-        return self.growth > self.limit
+        return self.growth > self.limit and self.chance < MAX_CHANCE
 
 
 def trends(samples: Sequence[Sample], limits: Mapping[str, float]) -> list[Trend]:
@@ -128,5 +134,5 @@ def trends(samples: Sequence[Sample], limits: Mapping[str, float]) -> list[Trend
 
 def _trend(name: str, figure: str, values: Sequence[float], limit: float) -> Trend:
     lowest = [float(np.min(part)) for part in np.array_split(np.asarray(values, float), PARTS)]
-    slope = float(np.polyfit(np.arange(PARTS), lowest, 1)[0])
-    return Trend(name, figure, float(np.mean(values)), slope * PARTS, limit)
+    line = stats.linregress(np.arange(PARTS), lowest, alternative="greater")
+    return Trend(name, figure, float(np.mean(values)), float(line.slope) * PARTS, float(line.pvalue), limit)

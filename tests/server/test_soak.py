@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from testing.paths import ROOT
@@ -45,6 +46,22 @@ def test_a_leak_is_growth() -> None:
 def test_a_leak_below_waves_is_growth() -> None:
     """Of 15 MiB, where requests in progress take up to 60."""
     assert grown("own_mib", lambda n: 400 + 0.3 * n + 20 * (n % 4)) == {("ingress", "own_mib"), ("all", "own_mib")}
+
+
+def test_a_leak_in_steps_is_growth() -> None:
+    """As an allocator takes memory."""
+    assert grown("own_mib", lambda n: 400 + 12 * (n // 20)) == {("ingress", "own_mib"), ("all", "own_mib")}
+
+
+def test_one_step_at_the_end_is_not() -> None:
+    assert grown("threads", lambda n: 35 if n < 90 else 38) == set()
+
+
+def test_what_random_requests_hold_is_not() -> None:
+    """Open files of about twenty uploads in progress: the lowest numbers of five parts differ by more than the limit."""
+    uploads = np.random.default_rng(0).poisson(20, (200, 100))
+    found = [grown("files", one.__getitem__) for one in uploads]
+    assert sum(map(bool, found)) < 0.1 * len(found)
 
 
 def test_a_warm_up_and_waves_are_not() -> None:
