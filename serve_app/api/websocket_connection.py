@@ -163,7 +163,13 @@ class Connection:
             return
         # Serve returns the id of a request, but not of a connection.
         request_id = self._websocket.headers.get("x-request-id", "")
-        await self._websocket.accept(subprotocol, [(b"x-request-id", request_id.encode("latin-1"))] if request_id else None)
+        headers = [(b"x-request-id", request_id.encode("latin-1"))] if request_id else None
+        try:
+            await self._websocket.accept(subprotocol, headers)
+        except RuntimeError as error:
+            # Starlette's, where the client has gone before.
+            log.debug("a connection was not accepted: %s", error)
+            return
         try:
             self._waiting.enter_context(self._admission.waiting.take(self._address))
             await handle()

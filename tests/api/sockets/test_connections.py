@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from fastapi.testclient import TestClient
 from starlette.testclient import WebSocketTestSession
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Message
 from starlette.websockets import WebSocketDisconnect
 
 from serve_app.api import create_api
@@ -177,20 +177,27 @@ def test_the_request_id_is_returned(client: TestClient, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", [PATH, URL])
-def test_a_proxy_that_dies_is_a_client_that_has_gone(server: FakeService, caplog: pytest.LogCaptureFixture, path: str) -> None:
+@pytest.mark.parametrize("last", ["websocket.connect", "websocket.receive"])
+async def test_a_proxy_that_dies_is_a_client_that_has_gone(
+    server: FakeService, caplog: pytest.LogCaptureFixture, path: str, last: str
+) -> None:
     """Serve raises an error of its own from `receive`."""
-    api = create_api(server.service)
+    messages = [{"type": "websocket.connect"}, {"type": "websocket.receive", "text": "{}"}]
+    sent = []
 
-    async def with_a_proxy_that_dies(scope: Scope, receive: Receive, send: Send) -> None:
-        async def receive_once() -> Message:
-            message = await receive()
-            if message["type"] == "websocket.receive":
-                raise LookupError("The actor died.")
-            return message
+    async def receive() -> Message:
+        message = messages.pop(0)
+        if message["type"] == last:
+            raise LookupError("The actor died.")
+        return message
 
-        await api(scope, receive_once, send)
+    async def send(message: Message) -> None:
+        sent.append(message["type"])
 
-    with TestClient(with_a_proxy_that_dies).websocket_connect(path) as session:
-        session.send_text("{}")
-        wait_for(lambda: server.service.admission.waiting.taken == 0)
+    path, _, query = path.partition("?")
+    scope = {"type": "websocket", "path": path, "query_string": query.encode(), "headers": [], "client": ("192.0.2.1", 50_000)}
+    await create_api(server.service)(scope, receive, send)
+    assert sent[:1] == ([] if last == "websocket.connect" else ["websocket.accept"])
+    assert "websocket.close" not in sent
+    assert server.service.admission.waiting.taken == 0
     assert not [record for record in caplog.records if record.levelno > logging.INFO]
