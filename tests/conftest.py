@@ -1,6 +1,5 @@
 """Fixtures that several test modules share."""
 
-import gc
 import logging
 import os
 import random
@@ -180,8 +179,3 @@ def family_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Family], 
 def engine() -> ParakeetEngine:
     """The bundled model on the CPU."""
     return ParakeetEngine.load(bundled_model_path(), device="cpu", precision="fp32")
-
-
-def pytest_collection_finish() -> None:
-    """What is imported and collected stays: nothing for the garbage collector to look at again and again."""
-    gc.freeze()
