@@ -16,7 +16,7 @@ ARG BASE=python:3.11-slim
 FROM ${BASE} AS requirements
 WORKDIR /requirements
 COPY pyproject.toml .
-RUN python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["tracing"], sep="\n")' >requirements.txt
+RUN python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *(d for extra in ("tracing", "postgres") for d in p["optional-dependencies"][extra]), sep="\n")' >requirements.txt
 
 FROM ${BASE}
 
