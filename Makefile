@@ -34,6 +34,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 # Ray would otherwise report usage statistics to its makers.
 export RAY_USAGE_STATS_ENABLED := 0
+# Where this is set, each of the processes of a server would compile the project anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 # Two goals that install at the same time would write into one .venv.

@@ -36,23 +36,13 @@ MISRECOGNISED = 13
 """Index of the string in `noisy_strings` in which the bundled model gets one word wrong."""
 
 
-DEMO_LANE, FAULT_LANE, SERVER_LANE = "the demo server", "servers in trouble", "the web page and other servers"
-"""Tests of running servers go to one worker each, as servers compete for the machine. A folder shares a server; the other modules
-start their own."""
-
-LANES = {
-    "tests/server/demo/page/": SERVER_LANE,
-    "tests/server/demo/": DEMO_LANE,
-    **dict.fromkeys(
-        (f"tests/server/{name}" for name in ("faults/", "test_chaos.py", "test_jobs.py", "test_upgrades.py")), FAULT_LANE
-    ),
-    "tests/server/": SERVER_LANE,
-}
-"""By the beginning of a test's path; the first that fits."""
+LANES = ("tests/server/demo/", "tests/server/")
+"""Tests of running servers, by the beginning of their paths; the first that fits. Each lane goes to one worker, as servers
+compete for the machine. A folder shares a server; other modules start their own."""
 
 
 def lane_of(nodeid: str) -> str | None:
-    return next((lane for path, lane in LANES.items() if nodeid.startswith(path)), None)
+    return next((lane for lane in LANES if nodeid.startswith(lane)), None)
 
 
 class Lanes(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist carries no types
@@ -80,8 +70,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Lanes:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest lanes first, and the other tests at the end, when they keep every core busy."""
-    order = (DEMO_LANE, FAULT_LANE, SERVER_LANE, None)
+    """The lanes first, as they take longest."""
+    order = (*LANES, None)
     items.sort(key=lambda item: order.index(lane_of(item.nodeid)))
 
 

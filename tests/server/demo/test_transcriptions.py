@@ -16,6 +16,8 @@ from testing.server import Server
 
 pytestmark = [pytest.mark.serve]
 
+MAX_ROUNDS = 5
+
 
 def test_words_with_times_and_confidences(server: Server, strings: list[DigitString]) -> None:
     string = strings[6]
@@ -32,12 +34,16 @@ def test_eight_clients_at_once_get_right_answers_from_shared_batches(server: Ser
     """Beside a recording that keeps the engine busy, two windows at a time: alone, it is faster than the uploads."""
     jobs = [strings[n % 6 + 2] for n in range(32)]
     long = media.wav(np.random.default_rng(0).normal(0, 0.1, 1200 * SAMPLE_RATE))
-    with concurrent.futures.ThreadPoolExecutor(9) as clients:
-        recording = clients.submit(server.transcribe, long)
-        texts = list(clients.map(lambda string: server.transcribe(as_wav(string)).json()["text"], jobs))
-    assert recording.result().status_code == 200
-    assert texts == [string.text for string in jobs]
-    (replica,) = server.wait_for_state("digits", "ready")["replicas"]
+    # A machine with other work may send no three of them at a time.
+    for _ in range(MAX_ROUNDS):
+        with concurrent.futures.ThreadPoolExecutor(9) as clients:
+            recording = clients.submit(server.transcribe, long)
+            texts = list(clients.map(lambda string: server.transcribe(as_wav(string)).json()["text"], jobs))
+        assert recording.result().status_code == 200
+        assert texts == [string.text for string in jobs]
+        (replica,) = server.wait_for_state("digits", "ready")["replicas"]
+        if replica["largest_batch"] > 2:
+            break
     assert replica["largest_batch"] > 2
     assert replica["batches"] < replica["windows"]
 

@@ -106,4 +106,5 @@ def wait_until(holds: Callable[[], bool], seen: Callable[[], object] = lambda: "
     until = time.monotonic() + WAIT_S
     while not holds():
         assert time.monotonic() < until, seen()
-        time.sleep(0.05)
+        # To look is mostly a request, which takes of the server's processor time.
+        time.sleep(0.2)

@@ -16,7 +16,10 @@ from testing.digit_strings import DigitString, load_bank, with_pauses
 from testing.page_visit import Visit
 from testing.server import Server
 
-CHROMIUM = shutil.which("chromium")
+CHROMIUM = shutil.which("chromium-headless-shell") or shutil.which("chromium")
+
+LOOKS = [(390, "dark"), (1440, "light")]
+"""Widths of the page, and colour schemes: what fits depends on the one, contrast on the other."""
 
 
 @pytest.fixture(scope="package")

@@ -21,7 +21,7 @@ from testing.fake_service import serving as serving_app
 from testing.job_service import JobServer, serving
 from testing.page_visit import Visit
 from testing.server import Server
-from tests.server.demo.page.conftest import CHROMIUM
+from tests.server.demo.page.conftest import CHROMIUM, LOOKS
 from tests.server.demo.page.test_page import check
 
 LONG_REPEATS = 8
@@ -233,8 +233,7 @@ def test_a_server_without_jobs_offers_none(visit: Callable[..., Visit], engine: 
     here.forgive("404 (Not Found)")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize(("width", "scheme"), LOOKS)
 def test_jobs_fit_and_are_accessible(
     visit: Callable[..., Visit], pausing: JobServer, recording: Path, long: Path, scheme: str, width: int
 ) -> None:

@@ -14,7 +14,7 @@ from testing.fake_service import EngineService, FakeService, serving
 from testing.page_visit import Visit
 from testing.paths import ROOT
 from testing.server import Server
-from tests.server.demo.page.conftest import CHROMIUM
+from tests.server.demo.page.conftest import CHROMIUM, LOOKS
 
 AXE = ROOT / ".venv" / "npm" / "node_modules" / "axe-core" / "axe.min.js"
 LONG_SEGMENTS = 4_000
@@ -114,8 +114,7 @@ def test_by_keyboard_alone(visit: Callable[..., Visit], recording: Path) -> None
     here.page.wait_for_function("(before) => document.getElementById('player').currentTime > before + 4", arg=before)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize(("width", "scheme"), LOOKS)
 def test_it_fits_and_is_accessible(visit: Callable[..., Visit], recording: Path, scheme: str, width: int) -> None:
     here = visit(color_scheme=scheme, viewport={"width": width, "height": 800}, bypass_csp=True)
     channels = here.page.evaluate("getComputedStyle(document.documentElement).backgroundColor.match(/\\d+/g).map(Number)")
@@ -167,16 +166,18 @@ def test_hours_of_text_stay_smooth(visit: Callable[..., Visit]) -> None:
         }"""
     )
     here.page.mouse.move(200, 400)
-    rounds = []
+    rounds = list[list[float]]()
+    # The machine's other work makes a task long now and then, but not in every round.
     for direction in (1, -1, 1):
         here.page.evaluate("longTasks.length = 0")
-        for _ in range(40):
+        for _ in range(15):
             here.page.mouse.wheel(0, direction * 3_000)
             here.page.wait_for_timeout(30)
         rounds.append(here.page.evaluate("[scrollY, ...longTasks]"))
+        if len(rounds[-1]) == 1:
+            break
     assert rounds[0][0] > 20_000
-    # The machine's other work makes a task long now and then, but not in every round.
-    assert any(len(each) == 1 for each in rounds), rounds
+    assert len(rounds[-1]) == 1, rounds
 
 
 def test_debug_mode(visit: Callable[..., Visit], recording: Path) -> None:

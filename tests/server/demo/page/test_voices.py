@@ -20,7 +20,7 @@ from testing.digit_strings import Bank
 from testing.fake_service import EngineService, FakeService
 from testing.job_service import JobServer, serving
 from testing.page_visit import Visit
-from tests.server.demo.page.conftest import CHROMIUM
+from tests.server.demo.page.conftest import CHROMIUM, LOOKS
 from tests.server.demo.page.test_jobs import with_jobs
 from tests.server.demo.page.test_page import check
 
@@ -235,8 +235,7 @@ def test_a_name_is_given_once_and_kept_everywhere(visit: Callable[..., Visit]) -
     assert who(here) == ["A", "B", "A", "Clara", "A"]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize(("width", "scheme"), LOOKS)
 def test_voices_fit_and_are_accessible(visit: Callable[..., Visit], scheme: str, width: int) -> None:
     here = visit(color_scheme=scheme, viewport={"width": width, "height": 800}, bypass_csp=True)
     many = meeting()
