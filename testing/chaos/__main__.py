@@ -71,7 +71,7 @@ def try_fault(cluster: ChaosCluster, fault: Fault, files: int, file_s: float, st
         seen = fault.run(cluster)
         if fault.removes:
             return _removed(cluster, fault, load)
-        recovered_s = _watch(cluster, load, fault_s)
+        recovered_s = _watch(cluster, fault, load, fault_s)
         positions_s = {id(client): client.position_s for client in load.streams}
         load.wait_until(lambda: all(client.position_s > positions_s[id(client)] or client.is_done for client in load.streams))
     ends_s = [client.moments[-1][0] for client in load.files if client.moments]
@@ -109,9 +109,13 @@ def _removed(cluster: ChaosCluster, fault: Fault, load: CheckedLoad) -> Row:
     return Row(fault.name, "", len(load.files), 0, len(load.streams), 0, (*counts, f"the last one after {answered_s:.1f} s"))
 
 
-def _watch(cluster: ChaosCluster, load: CheckedLoad, fault_s: float) -> float:
+def _watch(cluster: ChaosCluster, fault: Fault, load: CheckedLoad, fault_s: float) -> float:
     """When the cluster had recovered, of the monotonic clock. Waits for that, and for the files."""
     recovered_s = fault_s
+    if fault.replaces:
+        load.wait_until(lambda: all(client.is_done for client in load.files))
+        load.finish()
+        load.wait_until_done()
     # What is lost is noticed after a while only.
     while time.monotonic() < fault_s + NOTICED_S or not all(client.is_done for client in load.files):
         if not cluster.is_whole():

@@ -35,6 +35,8 @@ class Fault:
     entries: tuple[int, ...] = (0,)
     removes: bool = False
     """It takes away what the clients use, for good: they get their answers, and then it is deployed again."""
+    replaces: bool = False
+    """Serve replaces the ingress replicas, which go on until their last request has ended: streams have to end too."""
     unless: Callable[[ChaosCluster], str] = lambda cluster: ""
     """Why it cannot be tried here; empty if it can."""
 
@@ -223,7 +225,7 @@ FAULTS = (
         unless=lambda cluster: "" if cluster.has_spool else "no file system can be mounted here",
     ),
     Fault("the hub is gone, and back", hub_gone),
-    Fault("the configuration is changed", configuration_changed),
+    Fault("the configuration is changed", configuration_changed, replaces=True),
     Fault("the model is removed", model_removed, removes=True),
     Fault("the application is removed", application_removed, removes=True),
     Fault("a node with replicas is lost", node_with_replicas_lost),
