@@ -16,7 +16,7 @@ from testing.heads import FAMILIES, HEADS, Family
 pytestmark = pytest.mark.slow
 
 MAX_WORD_ERRORS = {"rnnt": 0.03, "ctc": 0.05, "tdt": 0.03}
-"""By decoder, on 120 strings of recordings that neither the encoder nor the heads were trained on."""
+"""By decoder, on 240 strings of recordings that neither the encoder nor the heads were trained on."""
 
 DECODERS: list[tuple[Family, str]] = [
     ("rnnt", "rnnt"),
@@ -69,7 +69,7 @@ def test_synthesised_digits_are_exact(family: Family, decoder: str, nemo_model: 
 def test_words_of_real_speakers_are_correct(
     family: Family, decoder: str, nemo_model: NemoModel, recordings: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    held_out = held_out_strings(load_bank(recordings, HELD_OUT_INDEXES), 120, seed=1)
+    held_out = held_out_strings(load_bank(recordings, HELD_OUT_INDEXES), 240, seed=1)
     spoken, recognised = [string.text for string in held_out], transcribe(nemo_model(family, decoder), held_out)
     word_error_rate = jiwer.wer(plain(spoken), plain(recognised))
     with capsys.disabled():

@@ -1,5 +1,7 @@
-"""configs/serve_config.yaml: models that load on demand, from a hub that is unreachable, faulty, slow, and well; and from a file
-that fails at every window until it is mended."""
+"""configs/serve_config.yaml: models that load on demand, from a hub that is unreachable, faulty, slow, and well.
+
+And one more whose file fails at every window.
+"""
 
 import shutil
 import time
@@ -25,10 +27,7 @@ pytestmark = [pytest.mark.serve, pytest.mark.slow]
 
 CONFIG = ROOT / "configs" / "serve_config.yaml"
 HUB_MODEL = "parakeet-tdt-0.6b-v2"
-FILE_MODEL = "digits"
-IDLE_UNLOAD_S = 4
-"""Longer than LOAD_RETRY_S: the process in which loading failed is there for the next try."""
-
+FAILING_MODEL = "failing"
 DOWNLOAD_S = 15
 
 
@@ -39,28 +38,21 @@ def hub_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def file_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of FILE_MODEL, which fails until it is mended."""
+def failing_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "failing.nemo"
     write_failing_model(path)
     return path
 
 
-def mend(file_path: Path) -> None:
-    mended = file_path.with_suffix(".mended")
-    shutil.copy(bundled_model_path(), mended)
-    mended.replace(file_path)
-
-
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, hub_port: int, file_path: Path) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory, hub_port: int, failing_path: Path) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("default")
     env = {"HF_ENDPOINT": f"http://127.0.0.1:{hub_port}", "HF_HOME": str(folder / "hub")}
     models = yaml.safe_load(CONFIG.read_text())["applications"][0]["args"]["models"]
-    of_file = {"source": str(file_path), "idle_unload_s": IDLE_UNLOAD_S}
-    models = [model | (of_file if model["name"] == FILE_MODEL else {}) for model in models]
+    brief = [model | ({"idle_unload_s": 2} if model["name"] == "digits" else {}) for model in models]
+    failing = {"name": FAILING_MODEL, "source": str(failing_path)}
     # No answer may take longer than `model_wait_s` for want of a model.
-    with serve_run(CONFIG, folder, env=env, args={"models": models, "limits": {"model_wait_s": 4}}) as server:
+    with serve_run(CONFIG, folder, env=env, args={"models": [*brief, failing], "limits": {"model_wait_s": 4}}) as server:
         yield server
 
 
@@ -74,13 +66,21 @@ def ask_while(server: Server, text: str, data: bytes, **fields: Any) -> httpx2.R
         assert time.monotonic() < until, response.text
 
 
+@pytest.fixture(scope="module")
+def digits_text(server: Server, strings: list[DigitString]) -> str:
+    """What the model that loads on demand, and is soon idle, says to strings[3]."""
+    text: str = ask_while(server, "not loaded yet", as_wav(strings[3]), model="digits").json()["text"]
+    return text
+
+
 def test_it_is_ready_with_nothing_loaded(server: Server) -> None:
     body = server.client.get("/ready").json()
     assert body["ready"] is True
     assert {m["id"]: m["state"] for m in body["models"]} == {
         "parakeet-tdt-0.6b-v2": "unloaded",
         "parakeet-tdt-0.6b-v3": "unloaded",
-        FILE_MODEL: "unloaded",
+        "digits": "unloaded",
+        FAILING_MODEL: "unloaded",
     }
 
 
@@ -97,29 +97,8 @@ def test_an_unavailable_model_is_503_with_the_reason(server: Server, strings: li
     assert f"127.0.0.1:{hub_port}" in server.wait_for_state(HUB_MODEL, "failed")["detail"]
 
 
-def test_a_model_that_cannot_recognise_anything_is_not_loaded(
-    server: Server, strings: list[DigitString], file_path: Path
-) -> None:
-    """The next request after a while tries again, with a file that has been mended, whatever is wrong with the hub."""
-    audio = as_wav(strings[3])
-    failed = ask_while(server, "not loaded yet", audio, model=FILE_MODEL)
-    assert (failed.status_code, failed.json()["error"]["code"]) == (503, "model_unavailable")
-    assert "could not be loaded" in failed.json()["error"]["message"]
-    assert server.model(FILE_MODEL)["state"] == "failed"
-    assert "Error" in server.model(FILE_MODEL)["detail"]
-    mend(file_path)
-    time.sleep(LOAD_RETRY_S)
-    answer = ask_while(server, "not loaded yet", audio, model=FILE_MODEL)
-    assert (answer.status_code, answer.json().get("text")) == (200, strings[3].text)
-
-
-def test_an_idle_model_is_unloaded_and_loads_again(server: Server, strings: list[DigitString], file_path: Path) -> None:
-    """Asking /ready all the while must not keep it loaded."""
-    mend(file_path)
-    assert ask_while(server, "not loaded yet", as_wav(strings[3]), model=FILE_MODEL).status_code == 200
-    server.wait_for_state(FILE_MODEL, "unloaded")
-    response = ask_while(server, "not loaded yet", as_wav(strings[4]), model=FILE_MODEL)
-    assert response.json()["text"] == strings[4].text
+def test_the_other_models_are_served(digits_text: str, strings: list[DigitString]) -> None:
+    assert digits_text == strings[3].text
 
 
 def test_a_hub_without_the_model_then_broken_then_slow(server: Server, strings: list[DigitString], hub_port: int) -> None:
@@ -157,3 +136,29 @@ def wait_for_failure(server: Server, detail: str) -> None:
     while detail not in (model := server.wait_for_state(HUB_MODEL, "failed"))["detail"]:
         assert time.monotonic() < until, model
         time.sleep(0.2)
+
+
+@pytest.mark.usefixtures("digits_text")
+def test_an_idle_model_is_unloaded_and_loads_again(server: Server, strings: list[DigitString]) -> None:
+    """Asking /ready all the while must not keep it loaded."""
+    server.wait_for_state("digits", "unloaded")
+    response = ask_while(server, "not loaded yet", as_wav(strings[4]), model="digits")
+    assert response.json()["text"] == strings[4].text
+
+
+def test_a_model_that_cannot_recognise_anything_is_not_loaded(
+    server: Server, strings: list[DigitString], failing_path: Path
+) -> None:
+    """The next request after a while tries again, with a file that has been mended."""
+    audio = as_wav(strings[3])
+    failed = ask_while(server, "not loaded yet", audio, model=FAILING_MODEL)
+    assert (failed.status_code, failed.json()["error"]["code"]) == (503, "model_unavailable")
+    assert "could not be loaded" in failed.json()["error"]["message"]
+    assert server.model(FAILING_MODEL)["state"] == "failed"
+    assert "Error" in server.model(FAILING_MODEL)["detail"]
+    mended = failing_path.with_suffix(".mended")
+    shutil.copy(bundled_model_path(), mended)
+    mended.replace(failing_path)
+    time.sleep(LOAD_RETRY_S)
+    answer = ask_while(server, "not loaded yet", audio, model=FAILING_MODEL)
+    assert (answer.status_code, answer.json().get("text")) == (200, strings[3].text)

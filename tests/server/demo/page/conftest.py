@@ -18,9 +18,6 @@ from testing.server import Server
 
 CHROMIUM = shutil.which("chromium-headless-shell") or shutil.which("chromium")
 
-LOOKS = [(390, "dark"), (1440, "light")]
-"""Widths of the page, and colour schemes: what fits depends on the one, contrast on the other."""
-
 
 @pytest.fixture(scope="package")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
