@@ -14,6 +14,7 @@ from itertools import accumulate
 import numpy as np
 
 from serve_app.merging.seams import group_words
+from serve_app.tasks import stop
 from serve_app.transcript import Token
 from serve_app.window import FRAME_SAMPLES, SAMPLE_RATE, Levels, Samples, Window
 
@@ -134,48 +135,65 @@ def filled(tokens: Sequence[Token], gap: Gap, retried: Sequence[Token]) -> list[
 class GapRepair:
     """Recognises the windows of one recording and repairs deletions: it decodes each gap with speech energy once more.
 
-    The number of retries that may find no words is limited by FREE_RETRIES and WINDOWS_PER_RETRY. What a window may do depends on
-    windows before it alone (RETRY_LAG), however many are recognised at once and in which order they are done.
+    The number of retries that may find no words is limited by FREE_RETRIES and WINDOWS_PER_RETRY. What a gap may do depends on
+    the gaps before it in its window and on windows before that (RETRY_LAG) alone, however many are recognised at once and in
+    which order they are done.
     """
 
     def __init__(self, recognise: Callable[[Window], Awaitable[list[Token]]]) -> None:
         self._recognise = recognise
         self._empty_before = [0]  # retries without words in all windows before each one, as far as those are done
         self._done: dict[int, int] = {}  # the same of single windows behind one that is not done, by index
-        self._gaps: dict[int, int] = {}  # gaps of windows that are decoded and not done, by index
+        # Whether its retry found no words, for each gap of the windows that are decoded and not done, by index; None: not known
+        self._is_empty: dict[int, list[bool | None]] = {}
         self._bounds: list[tuple[int, float]] | None = None  # see _empty_retry_bounds; None: something has changed
         self._waiting: list[tuple[int, int, asyncio.Future[bool]]] = []  # arguments and result of _decision
 
     async def __call__(self, window: Window) -> list[Token]:
         """Tokens of one window, with times in samples from its start. The windows have the indexes 0, 1, 2, ..."""
-        tokens, empty_retries = await self._recognise(window), 0
-        gaps = suspicious_gaps(window, tokens)
-        self._gaps[window.index] = len(gaps)
+        tokens = await self._recognise(window)
+        gaps = [(gap, retry_window(window, gap)) for gap in suspicious_gaps(window, tokens)]
+        gaps = [(gap, retry) for gap, retry in gaps if len(retry.samples) < len(window.samples)]
+        self._is_empty[window.index] = [None] * len(gaps)
         self._note_change()
-        for gap in gaps:
-            retry = retry_window(window, gap)
-            if len(retry.samples) == len(window.samples) or not await self._may_retry(window.index, empty_retries):
-                continue
-            retried = [token.moved(retry.start_sample - window.start_sample) for token in await self._recognise(retry)]
-            repaired = filled(tokens, gap, retried)
-            empty_retries += len(repaired) == len(tokens)
-            tokens = repaired
-        self._note_done(window.index, empty_retries)
+        retries = [
+            asyncio.ensure_future(self._retry(window, tokens, number, gap, retry)) for number, (gap, retry) in enumerate(gaps)
+        ]
+        try:
+            for (gap, _), retried in zip(gaps, retries, strict=True):
+                tokens = filled(tokens, gap, await retried)
+        finally:
+            await stop(*retries)
+        self._note_done(window.index)
         return tokens
 
-    async def _may_retry(self, index: int, own_empty_retries: int) -> bool:
-        """Whether window `index` may retry once more; waits until the windows before it have decided that."""
-        limit = FREE_RETRIES + (index + 1) // WINDOWS_PER_RETRY - own_empty_retries
-        if (decision := self._decision(index, limit)) is not None:
+    async def _retry(self, window: Window, tokens: Sequence[Token], number: int, gap: Gap, retry: Window) -> list[Token]:
+        """The tokens of gap `number` of a window that has `tokens`, with times from the start of the window; none if it may not
+        be decoded again."""
+        retried: list[Token] = []
+        if may_retry := await self._may_retry(window.index, number):
+            moved = retry.start_sample - window.start_sample
+            retried = [token.moved(moved) for token in await self._recognise(retry)]
+        is_empty = self._is_empty[window.index]
+        is_empty[number] = may_retry and len(filled(tokens, gap, retried)) == len(tokens)
+        if None in is_empty:  # otherwise the window is done
+            self._note_change()
+        return retried
+
+    async def _may_retry(self, index: int, number: int) -> bool:
+        """Whether gap `number` of window `index` may be decoded again; waits until that is known."""
+        if (decision := self._decision(index, number)) is not None:
             return decision
         decided: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiting.append((index, limit, decided))
+        self._waiting.append((index, number, decided))
         return await decided
 
-    def _decision(self, index: int, limit: int) -> bool | None:
-        """Whether less than `limit` retries that count for window `index` find no words; None while it is not known."""
+    def _decision(self, index: int, number: int) -> bool | None:
+        """Whether few enough retries that count for gap `number` of window `index` find no words; None while it is not known."""
+        limit = FREE_RETRIES + (index + 1) // WINDOWS_PER_RETRY
         minimum, maximum = self._empty_retries_before(max(0, index - RETRY_LAG))
-        return False if minimum >= limit else True if maximum < limit else None
+        own_minimum, own_maximum = _bounds(self._is_empty[index][:number])
+        return False if minimum + own_minimum >= limit else True if maximum + own_maximum < limit else None
 
     def _empty_retries_before(self, index: int) -> tuple[int, float]:
         """Minimum and maximum number of retries without words in the windows before `index`, as far as is known."""
@@ -193,15 +211,20 @@ class GapRepair:
         """`_empty_retries_before` for the first window that is not done and those after it, up to the last decoded one. Prefix
         sums, as many windows ask for them."""
         done = len(self._empty_before) - 1
-        others = range(done, max([done - 1, *self._gaps, *self._done]) + 1)
-        minima = (self._done.get(other, 0) for other in others)
-        maxima = (self._done.get(other, self._gaps.get(other, math.inf)) for other in others)
-        first = self._empty_before[done]
-        return list(zip(accumulate(minima, initial=first), accumulate(maxima, initial=first), strict=True))
+        others = [self._bounds_of(index) for index in range(done, max([done - 1, *self._is_empty, *self._done]) + 1)]
+        minima = accumulate((minimum for minimum, _ in others), initial=self._empty_before[done])
+        maxima = accumulate((maximum for _, maximum in others), initial=float(self._empty_before[done]))
+        return list(zip(minima, maxima, strict=True))
 
-    def _note_done(self, index: int, empty_retries: int) -> None:
-        del self._gaps[index]
-        self._done[index] = empty_retries
+    def _bounds_of(self, index: int) -> tuple[int, float]:
+        """Minimum and maximum number of retries of window `index` that find no words."""
+        if (count := self._done.get(index)) is not None:
+            return count, count
+        is_empty = self._is_empty.get(index)
+        return (0, math.inf) if is_empty is None else _bounds(is_empty)
+
+    def _note_done(self, index: int) -> None:
+        self._done[index], _ = _bounds(self._is_empty.pop(index))
         while (count := self._done.pop(len(self._empty_before) - 1, None)) is not None:
             self._empty_before.append(self._empty_before[-1] + count)
         self._note_change()
@@ -209,10 +232,15 @@ class GapRepair:
     def _note_change(self) -> None:
         self._bounds = None
         waiting, self._waiting = self._waiting, []
-        for index, limit, decided in waiting:
+        for index, number, decided in waiting:
             if decided.done():  # cancelled
                 continue
-            if (decision := self._decision(index, limit)) is None:
-                self._waiting.append((index, limit, decided))
+            if (decision := self._decision(index, number)) is None:
+                self._waiting.append((index, number, decided))
             else:
                 decided.set_result(decision)
+
+
+def _bounds(is_empty: Sequence[bool | None]) -> tuple[int, int]:
+    """Minimum and maximum number of retries that find no words."""
+    return is_empty.count(True), len(is_empty) - is_empty.count(False)

@@ -1,6 +1,7 @@
 """Words that the model deleted are found and inserted; all other words stay the same."""
 
 import asyncio
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from serve_app.engine.parakeet import ParakeetEngine
+from serve_app.errors import EngineError
 from serve_app.merging.gaps import (
     FREE_RETRIES,
     RETRY_LAG,
@@ -129,18 +131,21 @@ async def test_music_adds_at_most_a_fifth_of_the_windows_as_retries() -> None:
 @pytest.mark.parametrize("max_in_flight", [1, 4, 30])
 @pytest.mark.parametrize("seed", range(3))
 def test_which_windows_are_retried_depends_neither_on_load_nor_on_order(max_in_flight: int, seed: int) -> None:
-    """The transcript must be the same whenever the file is sent. The retries of some windows find words."""
+    """The transcript must be the same whenever the file is sent. Windows have two gaps; some retries find words."""
     silence = np.zeros(8 * SAMPLE_RATE, np.int16)
-    samples = np.concatenate([silence, music(10), silence])
+    samples = np.concatenate([silence, music(10), silence, music(10), silence])
+    middle_s = len(samples) / SAMPLE_RATE / 2
 
-    async def retried_windows(rng: random.Random, places: asyncio.Semaphore) -> list[int]:
+    async def retried_gaps(rng: random.Random, places: asyncio.Semaphore) -> list[tuple[int, int]]:
         retried = []
 
         async def recognise(window: Window) -> list[Token]:
             await asyncio.sleep(rng.uniform(0.1, 10))
-            if window.is_retry:
-                retried.append(window.index)
-            finds_words = window.is_retry and window.index % 4 == 1
+            if not window.is_retry:
+                return [token("▁one", middle_s)]
+            retried.append((window.index, window.start_sample))
+            is_first = window.start_sample < len(samples) / 2
+            finds_words = window.index % 4 == is_first
             return [token("▁six", len(window.samples) / SAMPLE_RATE / 2)] if finds_words else []
 
         repair = GapRepair(recognise)
@@ -158,11 +163,49 @@ def test_which_windows_are_retried_depends_neither_on_load_nor_on_order(max_in_f
         return sorted(retried)
 
     async def compare() -> None:
-        one_by_one = await retried_windows(random.Random(0), asyncio.Semaphore(1))
-        assert await retried_windows(random.Random(seed), asyncio.Semaphore(max_in_flight)) == one_by_one
-        assert FREE_RETRIES < len(one_by_one) < 60
+        one_by_one = await retried_gaps(random.Random(0), asyncio.Semaphore(1))
+        assert await retried_gaps(random.Random(seed), asyncio.Semaphore(max_in_flight)) == one_by_one
+        assert FREE_RETRIES < len(one_by_one) < 120
 
     virtual_time.run(compare())
+
+
+async def test_the_gaps_of_a_window_are_decoded_at_once_and_inserted_in_order() -> None:
+    silence = np.zeros(8 * SAMPLE_RATE, np.int16)
+    samples = np.concatenate([silence, music(10), silence, music(10), silence])
+    both = asyncio.Barrier(2)
+
+    async def recognise(window: Window) -> list[Token]:
+        if not window.is_retry:
+            return [token("▁two", 22.0)]
+        async with asyncio.timeout(10):
+            await both.wait()
+        is_first = window.start_sample < 20 * SAMPLE_RATE
+        await asyncio.sleep(0.01 * is_first)
+        return [token("▁one" if is_first else "▁three", 5.0)]
+
+    assert text(await GapRepair(recognise)(Window(0, 0, samples))) == "one two three"
+
+
+@pytest.mark.parametrize("fails", [0, 1])
+async def test_a_retry_that_fails_ends_the_others(fails: int) -> None:
+    silence = np.zeros(8 * SAMPLE_RATE, np.int16)
+    samples, ended = np.concatenate([silence, music(10), silence, music(10), silence]), []
+
+    async def recognise(window: Window) -> list[Token]:
+        if not window.is_retry:
+            return [token("▁two", 22.0)]
+        if (window.start_sample > 20 * SAMPLE_RATE) == fails:
+            raise EngineError("broken")
+        try:
+            await asyncio.sleep(math.inf if fails == 0 else 0)
+        finally:
+            ended.append(window.start_sample)
+        return []
+
+    with pytest.raises(EngineError):
+        await GapRepair(recognise)(Window(0, 0, samples))
+    assert len(ended) == 1
 
 
 async def test_a_retry_waits_for_earlier_windows_only_where_they_may_use_up_the_limit() -> None:
@@ -203,7 +246,7 @@ async def test_windows_that_wait_cost_little_however_many_there_are() -> None:
     async def lookups(windows: int) -> int:
         count, first = 0, asyncio.Event()
 
-        class Gaps(dict[int, int]):
+        class Counted(dict[int, list[bool | None]]):
             def get(self, *arguments: Any) -> Any:
                 nonlocal count
                 count += 1
@@ -217,13 +260,13 @@ async def test_windows_that_wait_cost_little_however_many_there_are() -> None:
             return []
 
         repair = GapRepair(recognise)
-        repair._gaps = Gaps()
+        repair._is_empty = Counted()
         tasks = [asyncio.create_task(repair(Window(index, 0, samples, levels=levels))) for index in range(windows)]
         for _ in range(2 * windows):
             await asyncio.sleep(0)
-        assert len(repair._gaps) + len(repair._done) == windows - 1
+        assert len(repair._is_empty) + len(repair._done) == windows - 1
         first.set()
         await asyncio.gather(*tasks)
         return count
 
-    assert await lookups(120) < 5 * await lookups(60)
+    assert await lookups(240) < 6 * await lookups(120)
