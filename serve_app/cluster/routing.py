@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import random
+import time
 from collections import Counter
 from contextlib import suppress
 from functools import partial
@@ -16,9 +17,19 @@ from serve_app.window import SAMPLE_RATE
 CALL_SAMPLES = SAMPLE_RATE
 """What a call counts besides its audio, samples."""
 
+MAX_PROGRESS_S = 1.0
+"""A replica is taken to have worked on its calls since the last one of them was answered, but for no longer than this, seconds:
+about a batch. A replica that hangs must not look as if it were done soon."""
+
+MAX_PROGRESS = 0.5
+"""Maximum share of its audio that a replica is taken to have done: of two batches, one runs and one waits."""
+
+RATE_DECAY = 0.98
+"""Weight of earlier calls in the rate of the replicas, by call."""
+
 
 class LeastOutstandingRouter(FIFOMixin, RequestRouter):
-    """Chooses the replica that has the least audio of this ingress; among equals, the one that was not chosen for longest.
+    """Chooses the replica that has the least audio of this ingress left; among equals, the one that was not chosen for longest.
 
     Serve's own router compares two random replicas by queue lengths that they reported earlier. It distributes the windows of a
     file unevenly, and the file waits for the replica with the most.
@@ -31,6 +42,10 @@ class LeastOutstandingRouter(FIFOMixin, RequestRouter):
         """Replica and samples of every call, from the choice of its replica on, by Serve's id of the call."""
         self._outstanding = Counter[ReplicaID]()
         """Samples of those calls by replica."""
+        self._since_s: dict[ReplicaID, float] = {}
+        """When the last call of each was answered, or the first one sent; seconds of the monotonic clock."""
+        self._answered = self._busy_s = 0.0
+        """Samples that were answered, and the time that replicas had calls. Earlier ones weigh less."""
         self._choices = itertools.count(1)
         self._last_choice: dict[ReplicaID, int] = {}
         self._closing = set[asyncio.Task[None]]()
@@ -43,13 +58,21 @@ class LeastOutstandingRouter(FIFOMixin, RequestRouter):
             # Serve waits before it asks again when none could be reached.
             pending_request.routing_context.should_backoff = True
             self._forget(pending_request.metadata.internal_request_id)
-        ranked = sorted(candidate_replicas, key=lambda r: (self._outstanding[r.replica_id], self._age(r.replica_id)))
+        ranked = sorted(candidate_replicas, key=lambda replica: self._rank(replica.replica_id))
         if ranked:
             best = ranked[0].replica_id
             self._last_choice[best] = next(self._choices)
             if pending_request is not None:
                 self._count(pending_request, best)
         return [[replica] for replica in ranked]
+
+    def _rank(self, replica_id: ReplicaID) -> tuple[float, int, float]:
+        """What is left of the replica's audio, samples, all of it, and its age. The batch that it runs is partly done."""
+        if not (outstanding := self._outstanding[replica_id]):
+            return 0, 0, self._age(replica_id)
+        progress_s = min(time.monotonic() - self._since_s[replica_id], MAX_PROGRESS_S)
+        done = min(progress_s * self._answered / max(self._busy_s, 0.001), MAX_PROGRESS * outstanding)
+        return outstanding - done, outstanding, self._age(replica_id)
 
     def _age(self, replica_id: ReplicaID) -> float:
         # In random order at first, so that ingress processes do not all begin with the same one.
@@ -58,6 +81,8 @@ class LeastOutstandingRouter(FIFOMixin, RequestRouter):
     def _count(self, call: PendingRequest, replica_id: ReplicaID) -> None:
         samples = CALL_SAMPLES + _samples(call.args)
         self._calls[call.metadata.internal_request_id] = replica_id, samples
+        if not self._outstanding[replica_id]:
+            self._since_s[replica_id] = time.monotonic()
         self._outstanding[replica_id] += samples
 
     def _forget(self, call_id: str) -> None:
@@ -66,7 +91,7 @@ class LeastOutstandingRouter(FIFOMixin, RequestRouter):
             self._outstanding[replica_id] -= samples
             if not self._outstanding[replica_id]:
                 # Otherwise replicas that are gone would stay.
-                del self._outstanding[replica_id]
+                del self._outstanding[replica_id], self._since_s[replica_id]
 
     async def _choose_replica_for_request(self, pending_request: PendingRequest, *, is_retry: bool = False) -> RunningReplica:
         """The replica that a call is sent to. Once it is known, Serve reports the end of the call; until then nothing does."""
@@ -83,6 +108,11 @@ class LeastOutstandingRouter(FIFOMixin, RequestRouter):
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
         """A call was answered, failed or was cancelled."""
+        if (call := self._calls.get(internal_request_id)) is not None and call[0] == replica_id:
+            now_s = time.monotonic()
+            self._answered = RATE_DECAY * self._answered + call[1]
+            self._busy_s = RATE_DECAY * self._busy_s + now_s - self._since_s[replica_id]
+            self._since_s[replica_id] = now_s
         self._forget(internal_request_id)
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections import Counter
+from collections import Counter, deque
 from types import SimpleNamespace
 from typing import Any
 
@@ -97,6 +97,42 @@ async def test_a_choice_counts_until_its_call_is_completed() -> None:
     assert (await choose(router, replicas=REPLICAS[:2]))[0] == "b"
     complete(router, "a", pending)
     assert (await choose(router, replicas=REPLICAS[:2]))[0] == "a"
+
+
+async def test_of_two_batches_the_one_that_began_earlier_is_done_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both replicas have the same audio; they do 100 s of it per second."""
+    now_s = 1000.0
+    monkeypatch.setattr("time.monotonic", lambda: now_s)
+    router = new_router()
+    for name, began_s in (("a", 1000.2), ("b", 1000.0)):
+        now_s = began_s - 0.3
+        first = await send(router, name, 29.0)
+        for _ in range(3):
+            await send(router, name, 30.0)
+        now_s = began_s
+        complete(router, name, first)
+    now_s = 1000.3
+    assert await choose(router, replicas=REPLICAS[:2]) == ["b", "a"]
+    await send(router, "b", 15.0)
+    assert await choose(router, replicas=REPLICAS[:2]) == ["b", "a"]
+    await send(router, "b", 15.0)
+    assert await choose(router, replicas=REPLICAS[:2]) == ["a", "b"]
+
+
+async def test_a_replica_that_hangs_gets_hardly_more_than_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 1000.0
+    monkeypatch.setattr("time.monotonic", lambda: now_s)
+    router, queue = new_router(), deque[Any]()
+    for _ in range(8):
+        await send(router, "b", 10.0)
+    for _ in range(60):
+        chosen = (await choose(router, pending := call(10.0), REPLICAS[:2]))[0]
+        pending.future.set_result(None)
+        assert chosen == "a"
+        queue.append(pending)
+        now_s += 0.1
+        if len(queue) > 3:
+            complete(router, "a", queue.popleft())
 
 
 @pytest.mark.parametrize("passes", range(6))
