@@ -14,7 +14,7 @@ MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path
 MAX_LINES = 300
 
 RAY_CLUSTER = [
-    *("cluster.model_client", "cluster.routing", "cluster.running_application", "cluster.backpressure"),
+    *("cluster.model_client", "cluster.routing", "cluster.running_application", "cluster.backpressure", "cluster.message_socket"),
     *("cluster.proxies", "cluster.proxy_patch", "cluster.calls", "cluster.diarizer_client"),
 ]
 """The modules of cluster/ that know Ray."""
@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "nemo": ["engine", "diarization.sortformer"],
     "omegaconf": ["engine"],
     "fastapi": ["api", "ingress"],
-    "starlette": ["api", "cluster.backpressure", "cluster.proxies", "cluster.proxy_patch"],
+    "starlette": ["api", "cluster.backpressure", "cluster.message_socket", "cluster.proxies", "cluster.proxy_patch"],
     "av": ["audio"],
     "sqlite3": ["jobs.sqlite"],
     "psycopg": ["jobs.postgres"],

@@ -22,14 +22,17 @@ from ray.serve._private.direct_ingress_http_util import ASGIDIReceiveProxy
 from ray.serve._private.http_util import ASGIReceiveProxy
 from starlette.types import Message, Receive, Scope
 
+from serve_app.cluster.message_socket import SCOPE_KEY, Pull, connected
+
 log = logging.getLogger("ray.serve")
 
 MIN_FETCH_INTERVAL_S = 0.05
-"""Minimum time between two fetches of the messages of a live stream from the proxy, seconds. A fetch is a call of an actor, and
-brings all messages that have arrived; many clients send a message every 20 ms."""
+"""Minimum time between two fetches of the messages of a live stream from the proxy, seconds. A fetch brings all messages that
+have arrived; many clients send a message every 20 ms."""
 
 MAX_FETCHES_PER_S = 250
-"""Fetches of all live streams of this process, per second, about a third of a core's time. With more, each waits longer."""
+"""Fetches of all live streams of this process, per second. With more, each waits longer: what a message costs in the application
+hardly depends on how much audio it has."""
 
 IDLE_S = 1.0
 """A live stream on which nothing has come for this time beyond two intervals counts no longer, seconds."""
@@ -101,26 +104,36 @@ class _Receive(ASGIReceiveProxy):
     """Fetches messages from Serve's own proxy only while the queue has room. A client whose proxy is lost is gone."""
 
     def __init__(self, scope: Scope, request_metadata: Any, receive_asgi_messages: Callable[[Any], Awaitable[bytes]]) -> None:
-        is_socket, next_fetch_s, fetched_s, fetches, key = scope["type"] == "websocket", 0.0, 0.0, 0, object()
+        is_socket, interval_s, fetched_s, fetches, key = scope["type"] == "websocket", 0.0, 0.0, 0, object()
 
-        async def fetch(metadata: Any) -> bytes:
-            nonlocal next_fetch_s, fetched_s, fetches
-            await queue.room()
-            if (pause_s := next_fetch_s - time.monotonic()) > 0:
+        async def pull_by_actor(metadata: Any, interval_s: float) -> bytes:
+            if (pause_s := fetched_s + interval_s - time.monotonic()) > 0:
                 await asyncio.sleep(pause_s)
+            return await receive_asgi_messages(metadata)
+
+        async def fetch(metadata: Any) -> Any:
+            nonlocal interval_s, fetched_s, fetches
+            await queue.room()
             try:
-                messages = await receive_asgi_messages(metadata)
+                messages = await self._pull(metadata, interval_s)
                 now_s = time.monotonic()
                 since_s, fetched_s, fetches = now_s - fetched_s, now_s, fetches + 1
-                if is_socket and fetches > SETUP_FETCHES and _is_live(len(messages), since_s):
-                    next_fetch_s = now_s + _live_interval_s(key, now_s)
+                is_live = is_socket and fetches > SETUP_FETCHES and _is_live(len(messages), since_s)
+                interval_s = _live_interval_s(key, now_s) if is_live else 0.0
                 return messages
-            except RayActorError as error:
+            except (RayActorError, EOFError, ConnectionError) as error:
                 # By which Serve's own code knows that a client is gone.
                 raise KeyError("the proxy is lost") from error
 
         super().__init__(scope, request_metadata, fetch)
         self._queue = queue = _CountingQueue()
+        self._address = scope.pop(SCOPE_KEY, "")
+        self._pull: Pull = pull_by_actor
+
+    async def fetch_until_disconnect(self) -> None:
+        async with connected(self._address) as pull:
+            self._pull = pull or self._pull
+            await super().fetch_until_disconnect()  # type: ignore[no-untyped-call]
 
 
 class _DirectReceive(ASGIDIReceiveProxy):

@@ -8,7 +8,7 @@ from ray import cloudpickle
 from ray.serve._private.constants import SERVE_NAMESPACE, SERVE_PROXY_NAME
 from starlette.responses import Response
 
-from serve_app.cluster import proxy_patch
+from serve_app.cluster import message_socket, proxy_patch
 from serve_app.cluster.backpressure import MAX_HELD_BYTES
 
 log = logging.getLogger("ray.serve")
@@ -19,7 +19,8 @@ PROXY_SCAN_S = 5.0
 PROXY_TIMEOUT_S = 10.0
 """How long a proxy may take to apply the patch, seconds."""
 
-cloudpickle.register_pickle_by_value(proxy_patch)  # type: ignore[no-untyped-call]
+for module in (proxy_patch, message_socket):
+    cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]
 
 
 async def patch_proxies(lost: Response, unserved: Response) -> None:

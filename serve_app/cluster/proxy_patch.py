@@ -16,6 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from serve_app.cluster.message_socket import SCOPE_KEY, MessageServer
+
 MAX_HEAD_BYTES = 64 << 10
 """Maximum request head, and maximum trailers of a chunked body, bytes. What arrives at once is parsed before it is counted."""
 
@@ -54,10 +56,19 @@ def patch(proxy: Any, max_held_bytes: int, lost: Response, unserved: Response) -
     # uvicorn reads these for every new connection.
     config.http_protocol_class = HttpProtocol
     config.ws_protocol_class = WebSocketProtocol
-    guarded = getattr(config.loaded_app, "guarded", config.loaded_app)
-    config.loaded_app = Guard(guarded, lost, unserved, lambda: bool(proxy.proxy_router.endpoints))
+    previous = config.loaded_app
+    guarded, replaced = getattr(previous, "guarded", previous), getattr(previous, "messages", None)
+    messages = MessageServer(proxy.http_proxy.asgi_receive_queues)
+    config.loaded_app = Guard(guarded, lost, unserved, lambda: bool(proxy.proxy_router.endpoints), messages)
     for connection in server.server_state.connections:
         connection.app = config.loaded_app
+
+    async def listen() -> None:
+        await messages.start()
+        if replaced is not None:
+            replaced.close()
+
+    asyncio.run_coroutine_threadsafe(listen(), proxy._start_http_server_task.get_loop())
 
 
 def bounded_queue(max_held_bytes: int) -> type[MessageQueue]:
@@ -85,10 +96,21 @@ def bounded_queue(max_held_bytes: int) -> type[MessageQueue]:
 
 
 class Guard:
-    """ASGI middleware in front of Serve: cleans the headers, and answers where there is no application or the ingress is lost."""
+    """ASGI middleware in front of Serve: cleans the headers, and answers where there is no application or the ingress is lost.
 
-    def __init__(self, app: ASGIApp, lost: Response, unserved: Response, has_applications: Callable[[], bool]) -> None:
+    It tells the ingress where it gets the messages of the request.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        lost: Response,
+        unserved: Response,
+        has_applications: Callable[[], bool],
+        messages: MessageServer,
+    ) -> None:
         self.guarded = app
+        self.messages = messages
         self._lost = lost
         self._unserved = unserved
         self._has_applications = has_applications
@@ -113,6 +135,7 @@ class Guard:
             await self._unserved(scope, receive, send_if_open)
             return
         scope["headers"] = clean_headers(scope["headers"])
+        scope[SCOPE_KEY] = self.messages.address
         await self.guarded(scope, receive, send_if_open)
         if not last_sent:
             await self._lost(scope, receive, send_if_open)

@@ -67,7 +67,11 @@ async def start(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Start]:
             await asyncio.sleep(0.01)
         # Twice, as every ingress does it.
         for _ in range(2):
-            actor = SimpleNamespace(_start_http_server_task=started, proxy_router=SimpleNamespace(endpoints=endpoints))
+            actor = SimpleNamespace(
+                _start_http_server_task=started,
+                proxy_router=SimpleNamespace(endpoints=endpoints),
+                http_proxy=SimpleNamespace(asgi_receive_queues={}),
+            )
             responses = error_response(IngressLost()), error_response(Unserved())
             proxy_patch.patch(actor, MAX_HELD_BYTES, *responses)
         return port
@@ -75,6 +79,7 @@ async def start(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Start]:
     yield start
     for task, server in running:
         server.should_exit = True
+        server.config.loaded_app.messages.close()
         await task
 
 

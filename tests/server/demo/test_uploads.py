@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import httpx2
 import numpy as np
@@ -120,6 +121,22 @@ def noise(minutes: int) -> bytes:
     """Something for the model to hear, at 8 kHz."""
     rate = SAMPLE_RATE // 2
     return media.wav(np.random.default_rng(0).normal(0, 0.05, minutes * 60 * rate).astype(np.float32), rate)
+
+
+def test_messages_come_over_a_socket_that_ends_with_its_request(server: Server) -> None:
+    """Not by calls of the proxy's actor, which are only for where there is no socket."""
+    (proxy,) = server.processes("ProxyActor")
+
+    def connections() -> int:
+        sockets = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
+        return sum(line[5] == "03" for line in sockets if line[-1].startswith(f"@serve-messages-{proxy.pid}-"))
+
+    with websockets.sync.client.connect(f"{server.url.replace('http', 'ws')}{STREAM_PATH}"):
+        assert connections() == 1
+    ends_s = time.monotonic() + START_S
+    while connections():
+        assert time.monotonic() < ends_s
+        time.sleep(0.05)
 
 
 def test_nothing_is_left_on_disk_when_the_ingress_is_killed(server: Server) -> None:

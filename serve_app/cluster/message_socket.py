@@ -1,0 +1,119 @@
+"""The way of a request's messages (the body, or what a WebSocket sends) from Serve's proxy to an ingress of the same node.
+
+Serve has the ingress call the proxy's actor for them. The same pull over a Unix socket costs both processes a fraction of that.
+The proxy listens at an abstract address, which is no file that could remain. A connection is for one request:
+
+    ingress: for each pull PULL, the id of the request and an interval in seconds
+    proxy:   for each pull LENGTH, the length of a frame, and the frame, a pickled list of ASGI messages
+
+The proxy waits with the frame until there is a message, and then for the next multiple of the interval on its clock. When the
+request is over, it closes the connection. Where the proxy is on another node, or the system is not Linux, there is nothing to
+connect to, and the ingress calls the actor.
+
+Ray sends this module to the proxies by value, see proxies.py.
+"""
+
+import asyncio
+import os
+import pickle
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from struct import calcsize, pack, unpack
+from typing import Any, TypeAlias
+from uuid import uuid4
+
+from ray.serve._private.common import RequestMetadata
+from ray.serve._private.http_util import MessageQueue
+from starlette.types import Message
+
+SCOPE_KEY = "serve_app.messages"
+"""Where the ASGI scope has the address."""
+
+PULL = ">36sd"
+"""Format of a pull. Serve's internal id of a request is a random UUID: no other user of the machine can ask for its messages."""
+
+LENGTH = ">Q"
+"""Format of the length of a frame, bytes."""
+
+Pull: TypeAlias = Callable[[RequestMetadata, float], Awaitable[Any]]
+"""Returns the next messages of a request, a pickled list. With an interval, in seconds, it waits for more of them: those of all
+requests come at the same moments, so that one turn of the event loop takes them."""
+
+
+class MessageServer:
+    """In the proxy: serves the messages of its requests, from `queues` by Serve's internal id of the request."""
+
+    def __init__(self, queues: Mapping[str, MessageQueue]) -> None:
+        self.address = ""
+        """Empty while nothing can connect."""
+        self._queues = queues
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        if sys.platform == "linux":
+            address = f"\0serve-messages-{os.getpid()}-{uuid4().hex}"
+            self._server = await asyncio.start_unix_server(self._serve, address)
+            self.address = address
+
+    def close(self) -> None:
+        """Take no more connections. Those that are open stay."""
+        self.address = ""
+        if self._server is not None:
+            self._server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(EOFError, ConnectionError):
+            while True:
+                request_id, interval_s = unpack(PULL, await reader.readexactly(calcsize(PULL)))
+                if (queue := self._queues.get(request_id.decode())) is None:
+                    break
+                await queue.wait_for_message()  # type: ignore[no-untyped-call]
+                if interval_s:
+                    await asyncio.sleep(interval_s - time.monotonic() % interval_s)
+                frame = pickle.dumps(joined(queue.get_messages_nowait()))
+                writer.writelines([pack(LENGTH, len(frame)), frame])
+                await writer.drain()
+        writer.close()
+
+
+def joined(messages: Sequence[Message]) -> Sequence[Message]:
+    """The same with the pieces of an HTTP body as one: what a piece costs the application hardly depends on its size."""
+    pieces = [message for message in messages if message["type"] == "http.request"]
+    if len(pieces) < 2:
+        return messages
+    others = [message for message in messages if message["type"] != "http.request"]
+    return [{**pieces[-1], "body": b"".join(piece.get("body", b"") for piece in pieces)}, *others]
+
+
+@asynccontextmanager
+async def connected(address: str) -> AsyncIterator[Pull | None]:
+    """Pulls the messages of one request; None where nothing listens at the address.
+
+    A pull raises EOFError or ConnectionError when the request is over or the proxy is lost.
+    """
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.setblocking(False)
+        try:
+            connection.connect(address)
+        except OSError:
+            yield None
+            return
+
+        async def read(size_bytes: int) -> memoryview:
+            buffer, read_bytes = memoryview(bytearray(size_bytes)), 0
+            while read_bytes < size_bytes:
+                if not (received_bytes := await loop.sock_recv_into(connection, buffer[read_bytes:])):
+                    raise EOFError
+                read_bytes += received_bytes
+            return buffer
+
+        async def pull(request: RequestMetadata, interval_s: float) -> memoryview:
+            await loop.sock_sendall(connection, pack(PULL, request.internal_request_id.encode(), interval_s))
+            (length,) = unpack(LENGTH, await read(calcsize(LENGTH)))
+            return await read(length)
+
+        yield pull
