@@ -41,8 +41,8 @@ async def transcribe(
 
     With `channels`, every channel has windows of its own, and all come in the order in which they end.
 
-    At most `max_in_flight()` windows, called before each, are with `recognise` at once. Errors of `windows` and `recognise` pass
-    through; however the flow ends, no window is left running.
+    At most `max_in_flight()` windows, called before each, are with `recognise` at once, and the retries of their gaps. Errors of
+    `windows` and `recognise` pass through; however the flow ends, no window is left running.
     """
     joined = joiner(overlap_s, channels)
     repairs: defaultdict[int, GapRepair] = defaultdict(lambda: GapRepair(recognise))

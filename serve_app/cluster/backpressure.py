@@ -27,7 +27,7 @@ from serve_app.cluster.message_socket import SCOPE_KEY, Pull, connected
 log = logging.getLogger("ray.serve")
 
 MIN_FETCH_INTERVAL_S = 0.05
-"""Minimum time between two fetches of the messages of a live stream from the proxy, seconds. A fetch brings all messages that
+"""Shortest interval of the fetches of a live stream's messages from the proxy, seconds. A fetch brings all messages that
 have arrived; many clients send a message every 20 ms."""
 
 MAX_FETCHES_PER_S = 250
@@ -45,8 +45,8 @@ MAX_LIVE_BYTES_PER_S = 640 << 10
 Stereo at 48 kHz as floats in base64 has 512 kB a second."""
 
 MAX_HELD_BYTES = 512 << 10
-"""Limit of each queue, bytes per request. Data in transit between the two processes uses Ray's object store as well: during a
-large upload it held 10 MB with this limit, 300 MB with a limit of 4 MB."""
+"""Limit of each queue, bytes per request. Where the ingress calls the proxy's actor, data in transit uses Ray's object store as
+well: during a large upload it held 10 MB with this limit, 300 MB with a limit of 4 MB."""
 
 
 _last_fetches_s: OrderedDict[object, float] = OrderedDict()
@@ -103,10 +103,21 @@ class _CountingQueue(_BoundedQueue):
 class _Receive(ASGIReceiveProxy):
     """Fetches messages from Serve's own proxy only while the queue has room. A client whose proxy is lost is gone."""
 
+    _pull: Pull | None = None
+    """None: the proxy's actor is called."""
+
     def __init__(self, scope: Scope, request_metadata: Any, receive_asgi_messages: Callable[[Any], Awaitable[bytes]]) -> None:
         is_socket, interval_s, fetched_s, fetches, key = scope["type"] == "websocket", 0.0, 0.0, 0, object()
 
-        async def pull_by_actor(metadata: Any, interval_s: float) -> bytes:
+        async def pull(metadata: Any) -> Any:
+            if self._pull is not None:
+                try:
+                    return await self._pull(metadata, interval_s)
+                except (EOFError, ConnectionError):
+                    if fetches:
+                        raise
+                    # The proxy was patched again before it accepted the connection.
+                    self._pull = None
             if (pause_s := fetched_s + interval_s - time.monotonic()) > 0:
                 await asyncio.sleep(pause_s)
             return await receive_asgi_messages(metadata)
@@ -115,24 +126,22 @@ class _Receive(ASGIReceiveProxy):
             nonlocal interval_s, fetched_s, fetches
             await queue.room()
             try:
-                messages = await self._pull(metadata, interval_s)
-                now_s = time.monotonic()
-                since_s, fetched_s, fetches = now_s - fetched_s, now_s, fetches + 1
-                is_live = is_socket and fetches > SETUP_FETCHES and _is_live(len(messages), since_s)
-                interval_s = _live_interval_s(key, now_s) if is_live else 0.0
-                return messages
+                messages = await pull(metadata)
             except (RayActorError, EOFError, ConnectionError) as error:
                 # By which Serve's own code knows that a client is gone.
                 raise KeyError("the proxy is lost") from error
+            now_s = time.monotonic()
+            since_s, fetched_s, fetches = now_s - fetched_s, now_s, fetches + 1
+            is_live = is_socket and fetches > SETUP_FETCHES and _is_live(len(messages), since_s)
+            interval_s = _live_interval_s(key, now_s) if is_live else 0.0
+            return messages
 
         super().__init__(scope, request_metadata, fetch)
         self._queue = queue = _CountingQueue()
         self._address = scope.pop(SCOPE_KEY, "")
-        self._pull: Pull = pull_by_actor
 
     async def fetch_until_disconnect(self) -> None:
-        async with connected(self._address) as pull:
-            self._pull = pull or self._pull
+        async with connected(self._address) as self._pull:
             await super().fetch_until_disconnect()  # type: ignore[no-untyped-call]
 
 
@@ -158,7 +167,7 @@ def _is_live(received_bytes: int, since_s: float) -> bool:
 
 
 def _live_interval_s(key: object, now_s: float) -> float:
-    """Time until the next fetch of the live stream `key`, one of which has just ended, seconds.
+    """Interval to the next fetch of the live stream `key`, one of which has just ended, seconds.
 
     Streams share MAX_FETCHES_PER_S. A WebSocket on which nothing comes has no share: its fetch waits for a message.
     """

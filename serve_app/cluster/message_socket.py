@@ -1,4 +1,4 @@
-"""The way of a request's messages (the body, or what a WebSocket sends) from Serve's proxy to an ingress of the same node.
+"""Carries a request's messages (the body, or what a WebSocket sends) from Serve's proxy to an ingress on the same node.
 
 Serve has the ingress call the proxy's actor for them. The same pull over a Unix socket costs both processes a fraction of that.
 The proxy listens at an abstract address, which is no file that could remain. A connection is for one request:
@@ -20,7 +20,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from struct import calcsize, pack, unpack
 from typing import Any, TypeAlias
 from uuid import uuid4
@@ -33,7 +33,7 @@ SCOPE_KEY = "serve_app.messages"
 """Where the ASGI scope has the address."""
 
 PULL = ">36sd"
-"""Format of a pull. Serve's internal id of a request is a random UUID: no other user of the machine can ask for its messages."""
+"""Format of a pull. Serve's internal id of a request has 36 characters."""
 
 LENGTH = ">Q"
 """Format of the length of a frame, bytes."""
@@ -65,18 +65,21 @@ class MessageServer:
             self._server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(EOFError, ConnectionError):
+        with closing(writer), suppress(EOFError, OSError):
+            with socket.fromfd(writer.get_extra_info("socket").fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+                require_own_user(connection)
             while True:
                 request_id, interval_s = unpack(PULL, await reader.readexactly(calcsize(PULL)))
-                if (queue := self._queues.get(request_id.decode())) is None:
+                if (queue := self._queues.get(request_id.decode(errors="replace"))) is None:
                     break
                 await queue.wait_for_message()  # type: ignore[no-untyped-call]
                 if interval_s:
                     await asyncio.sleep(interval_s - time.monotonic() % interval_s)
-                frame = pickle.dumps(joined(queue.get_messages_nowait()))
+                if not (messages := joined(queue.get_messages_nowait())):  # closed
+                    break
+                frame = pickle.dumps(messages)
                 writer.writelines([pack(LENGTH, len(frame)), frame])
                 await writer.drain()
-        writer.close()
 
 
 def joined(messages: Sequence[Message]) -> Sequence[Message]:
@@ -88,20 +91,39 @@ def joined(messages: Sequence[Message]) -> Sequence[Message]:
     return [{**pieces[-1], "body": b"".join(piece.get("body", b"") for piece in pieces)}, *others]
 
 
+def require_own_user(connection: socket.socket) -> None:
+    """Raises PermissionError if the process at the other end is of another user: an abstract address has no permissions."""
+    _, user_id, _ = unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, calcsize("3i")))
+    if user_id != os.geteuid():
+        raise PermissionError("a process of another user")
+
+
+def _connection(address: str) -> socket.socket:
+    """Raises OSError."""
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.setblocking(False)
+        connection.connect(address)
+        require_own_user(connection)
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
 @asynccontextmanager
 async def connected(address: str) -> AsyncIterator[Pull | None]:
     """Pulls the messages of one request; None where nothing listens at the address.
 
     A pull raises EOFError or ConnectionError when the request is over or the proxy is lost.
     """
+    try:
+        connection = _connection(address)
+    except OSError:
+        yield None
+        return
     loop = asyncio.get_running_loop()
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.setblocking(False)
-        try:
-            connection.connect(address)
-        except OSError:
-            yield None
-            return
+    with connection:
 
         async def read(size_bytes: int) -> memoryview:
             buffer, read_bytes = memoryview(bytearray(size_bytes)), 0

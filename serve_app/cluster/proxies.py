@@ -19,8 +19,8 @@ PROXY_SCAN_S = 5.0
 PROXY_TIMEOUT_S = 10.0
 """How long a proxy may take to apply the patch, seconds."""
 
-for module in (proxy_patch, message_socket):
-    cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]
+cloudpickle.register_pickle_by_value(proxy_patch)  # type: ignore[no-untyped-call]
+cloudpickle.register_pickle_by_value(message_socket)  # type: ignore[no-untyped-call]
 
 
 async def patch_proxies(lost: Response, unserved: Response) -> None:

@@ -5,6 +5,7 @@ It patches private classes of Serve (2.60) and of uvicorn, so it is tied to the 
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from serve_app.cluster.message_socket import SCOPE_KEY, MessageServer
+
+log = logging.getLogger("ray.serve")
 
 MAX_HEAD_BYTES = 64 << 10
 """Maximum request head, and maximum trailers of a chunked body, bytes. What arrives at once is parsed before it is counted."""
@@ -64,7 +67,10 @@ def patch(proxy: Any, max_held_bytes: int, lost: Response, unserved: Response) -
         connection.app = config.loaded_app
 
     async def listen() -> None:
-        await messages.start()
+        try:
+            await messages.start()
+        except OSError as error:
+            log.warning("the bodies of requests take longer, as the proxy cannot listen on a Unix socket: %s", error)
         if replaced is not None:
             replaced.close()
 

@@ -24,8 +24,9 @@ about a batch. A replica that hangs must not look as if it were done soon."""
 MAX_PROGRESS = 0.5
 """Maximum share of its audio that a replica is taken to have done: of two batches, one runs and one waits."""
 
-RATE_DECAY = 0.98
-"""Weight of earlier calls in the rate of the replicas, by call."""
+RATE_HALF_LIFE_S = 30.0
+"""Time of replicas with calls after which a call weighs half in their rate, seconds. A cancelled call counts as an answered one:
+Serve does not tell. MAX_PROGRESS bounds what that does."""
 
 
 class LeastOutstandingRouter(FIFOMixin, RequestRouter):
@@ -67,7 +68,7 @@ class LeastOutstandingRouter(FIFOMixin, RequestRouter):
         return [[replica] for replica in ranked]
 
     def _rank(self, replica_id: ReplicaID) -> tuple[float, int, float]:
-        """What is left of the replica's audio, samples, all of it, and its age. The batch that it runs is partly done."""
+        """Sort key: samples left (outstanding minus estimated progress), outstanding samples, age."""
         if not (outstanding := self._outstanding[replica_id]):
             return 0, 0, self._age(replica_id)
         progress_s = min(time.monotonic() - self._since_s[replica_id], MAX_PROGRESS_S)
@@ -110,8 +111,10 @@ class LeastOutstandingRouter(FIFOMixin, RequestRouter):
         """A call was answered, failed or was cancelled."""
         if (call := self._calls.get(internal_request_id)) is not None and call[0] == replica_id:
             now_s = time.monotonic()
-            self._answered = RATE_DECAY * self._answered + call[1]
-            self._busy_s = RATE_DECAY * self._busy_s + now_s - self._since_s[replica_id]
+            elapsed_s = now_s - self._since_s[replica_id]
+            weight = 0.5 ** (elapsed_s / RATE_HALF_LIFE_S)
+            self._answered = weight * self._answered + call[1]
+            self._busy_s = weight * self._busy_s + elapsed_s
             self._since_s[replica_id] = now_s
         self._forget(internal_request_id)
 

@@ -4,11 +4,14 @@ server."""
 import asyncio
 import math
 import pickle
+import socket
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from ray.exceptions import ActorDiedError
@@ -16,6 +19,7 @@ from ray.serve._private import replica as _replica
 
 from serve_app.cluster import backpressure
 from serve_app.cluster.backpressure import MAX_HELD_BYTES
+from serve_app.cluster.message_socket import SCOPE_KEY
 from testing import virtual_time
 
 replica: Any = _replica
@@ -202,3 +206,22 @@ async def test_a_client_whose_proxy_is_lost_is_gone(kind: str, gone: dict[str, A
     receive = replica.ASGIReceiveProxy({"type": kind}, None, receive_asgi_messages)
     await receive.fetch_until_disconnect()
     assert await receive() == gone
+
+
+async def test_a_connection_that_was_never_accepted_costs_no_request(bounded_replica: None) -> None:
+    """The proxy was patched again in that moment, and closed the socket that the request was told of."""
+    address = f"\0serve-messages-{uuid4().hex}"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen()
+
+        async def receive_asgi_messages(_: Any) -> bytes:
+            return pickle.dumps([HTTP, {"type": "http.disconnect"}])
+
+        metadata = SimpleNamespace(internal_request_id=str(uuid4()))
+        receive = replica.ASGIReceiveProxy({"type": "http", SCOPE_KEY: address}, metadata, receive_asgi_messages)
+        fetching = asyncio.create_task(receive.fetch_until_disconnect())
+        await asyncio.sleep(0.01)
+        assert not fetching.done()
+    await fetching
+    assert await receive() == HTTP

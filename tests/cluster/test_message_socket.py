@@ -1,11 +1,15 @@
 """The messages of requests on their way from a proxy to an ingress, in both event loops that Serve may run in."""
 
 import asyncio
+import errno
+import itertools
+import os
 import pickle
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
@@ -171,6 +175,43 @@ def test_a_proxy_that_was_patched_again_serves_its_requests_but_no_new_ones(run:
 async def test_where_nothing_listens_there_is_no_pull(address: str) -> None:
     async with connected(address) as pull:
         assert pull is None
+
+
+@pytest.mark.parametrize("refusing", ["ingress", "proxy"])
+def test_a_process_of_another_user_gets_nothing(
+    run: Callable[[Scenario], None], monkeypatch: pytest.MonkeyPatch, refusing: str
+) -> None:
+    async def scenario(proxy: Proxy) -> None:
+        # The ingress checks first.
+        users = itertools.chain([1] if refusing == "ingress" else [0, 1], itertools.repeat(0))
+        own, metadata = os.geteuid(), cast("Any", Metadata())
+        monkeypatch.setattr(os, "geteuid", lambda: own + next(users))
+        async with connected(proxy.server.address) as pull:
+            assert (pull is None) == (refusing == "ingress")
+            if pull is not None:
+                with pytest.raises((EOFError, ConnectionError)):
+                    await pull(metadata, 0.0)
+
+    run(scenario)
+
+
+async def test_a_process_without_free_descriptors_calls_the_actor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*_: Any) -> Any:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(socket, "socket", none_left)
+    async with connected("\0serve-messages-0-none") as pull:
+        assert pull is None
+
+
+def test_a_queue_that_was_closed_ends_its_connection(run: Callable[[Scenario], None]) -> None:
+    async def scenario(proxy: Proxy) -> None:
+        async with proxy.request() as (queue, pull):
+            queue.close()  # type: ignore[no-untyped-call]
+            with pytest.raises((EOFError, ConnectionError)):
+                await pull(0.0)
+
+    run(scenario)
 
 
 def test_the_pieces_of_a_body_become_one() -> None:
