@@ -67,7 +67,7 @@ class MessageServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with closing(writer), suppress(EOFError, OSError):
             with socket.fromfd(writer.get_extra_info("socket").fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-                require_own_user(connection)
+                _require_own_user(connection)
             while True:
                 request_id, interval_s = unpack(PULL, await reader.readexactly(calcsize(PULL)))
                 if (queue := self._queues.get(request_id.decode(errors="replace"))) is None:
@@ -91,7 +91,7 @@ def joined(messages: Sequence[Message]) -> Sequence[Message]:
     return [{**pieces[-1], "body": b"".join(piece.get("body", b"") for piece in pieces)}, *others]
 
 
-def require_own_user(connection: socket.socket) -> None:
+def _require_own_user(connection: socket.socket) -> None:
     """Raises PermissionError if the process at the other end is of another user: an abstract address has no permissions."""
     _, user_id, _ = unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, calcsize("3i")))
     if user_id != os.geteuid():
@@ -104,7 +104,7 @@ def _connection(address: str) -> socket.socket:
     try:
         connection.setblocking(False)
         connection.connect(address)
-        require_own_user(connection)
+        _require_own_user(connection)
     except OSError:
         connection.close()
         raise

@@ -67,13 +67,13 @@ class LeastOutstandingRouter(FIFOMixin, RequestRouter):
                 self._count(pending_request, best)
         return [[replica] for replica in ranked]
 
-    def _rank(self, replica_id: ReplicaID) -> tuple[float, int, float]:
-        """Sort key: samples left (outstanding minus estimated progress), outstanding samples, age."""
+    def _rank(self, replica_id: ReplicaID) -> tuple[float, float]:
+        """Sort key: samples left (outstanding minus estimated progress), age."""
         if not (outstanding := self._outstanding[replica_id]):
-            return 0, 0, self._age(replica_id)
+            return 0, self._age(replica_id)
         progress_s = min(time.monotonic() - self._since_s[replica_id], MAX_PROGRESS_S)
         done = min(progress_s * self._answered / max(self._busy_s, 0.001), MAX_PROGRESS * outstanding)
-        return outstanding - done, outstanding, self._age(replica_id)
+        return outstanding - done, self._age(replica_id)
 
     def _age(self, replica_id: ReplicaID) -> float:
         # In random order at first, so that ingress processes do not all begin with the same one.

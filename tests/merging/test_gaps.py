@@ -113,6 +113,12 @@ def music(seconds: int) -> Samples:
     return (np.tile(beat, seconds) * np.random.default_rng(0).normal(0, 3000, seconds * SAMPLE_RATE)).astype(np.int16)
 
 
+def with_two_gaps() -> Samples:
+    """int16 [samples]: music around 13 and 31 s, with silence before, between and after."""
+    silence = np.zeros(8 * SAMPLE_RATE, np.int16)
+    return np.concatenate([silence, music(10), silence, music(10), silence])
+
+
 async def test_music_adds_at_most_a_fifth_of_the_windows_as_retries() -> None:
     decoded = 0
     samples = np.concatenate([np.zeros(8 * SAMPLE_RATE, np.int16), music(10), np.zeros(8 * SAMPLE_RATE, np.int16)])
@@ -132,8 +138,7 @@ async def test_music_adds_at_most_a_fifth_of_the_windows_as_retries() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_which_windows_are_retried_depends_neither_on_load_nor_on_order(max_in_flight: int, seed: int) -> None:
     """The transcript must be the same whenever the file is sent. Windows have two gaps; some retries find words."""
-    silence = np.zeros(8 * SAMPLE_RATE, np.int16)
-    samples = np.concatenate([silence, music(10), silence, music(10), silence])
+    samples = with_two_gaps()
     middle_s = len(samples) / SAMPLE_RATE / 2
 
     async def retried_gaps(rng: random.Random, places: asyncio.Semaphore) -> list[tuple[int, int]]:
@@ -171,8 +176,7 @@ def test_which_windows_are_retried_depends_neither_on_load_nor_on_order(max_in_f
 
 
 async def test_the_gaps_of_a_window_are_decoded_at_once_and_inserted_in_order() -> None:
-    silence = np.zeros(8 * SAMPLE_RATE, np.int16)
-    samples = np.concatenate([silence, music(10), silence, music(10), silence])
+    samples = with_two_gaps()
     both = asyncio.Barrier(2)
 
     async def recognise(window: Window) -> list[Token]:
@@ -189,8 +193,7 @@ async def test_the_gaps_of_a_window_are_decoded_at_once_and_inserted_in_order() 
 
 @pytest.mark.parametrize("fails", [0, 1])
 async def test_a_retry_that_fails_ends_the_others(fails: int) -> None:
-    silence = np.zeros(8 * SAMPLE_RATE, np.int16)
-    samples, ended = np.concatenate([silence, music(10), silence, music(10), silence]), []
+    samples, ended = with_two_gaps(), []
 
     async def recognise(window: Window) -> list[Token]:
         if not window.is_retry:
@@ -269,4 +272,4 @@ async def test_windows_that_wait_cost_little_however_many_there_are() -> None:
         await asyncio.gather(*tasks)
         return count
 
-    assert await lookups(240) < 6 * await lookups(120)
+    assert await lookups(480) < 5 * await lookups(240)

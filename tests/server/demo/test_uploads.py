@@ -20,6 +20,7 @@ from serve_app.api.websocket import PATH as STREAM_PATH
 from serve_app.cluster.proxy_patch import SERVICE_RESTART
 from testing import media
 from testing.digit_strings import SAMPLE_RATE, DigitString, to_int16
+from testing.seed_socket_client import wait_for
 from testing.server import START_S, Server, held_bytes
 
 pytestmark = [pytest.mark.serve, pytest.mark.slow]
@@ -131,16 +132,10 @@ def test_messages_come_over_a_socket_that_ends_with_its_request(server: Server) 
         sockets = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
         return sum(line[5] == "03" for line in sockets if line[-1].startswith(f"@serve-messages-{proxy.pid}-"))
 
-    def wait_for_none() -> None:
-        ends_s = time.monotonic() + START_S
-        while connections():
-            assert time.monotonic() < ends_s
-            time.sleep(0.05)
-
-    wait_for_none()
+    wait_for(lambda: not connections())
     with websockets.sync.client.connect(f"{server.url.replace('http', 'ws')}{STREAM_PATH}"):
         assert connections() == 1
-    wait_for_none()
+    wait_for(lambda: not connections())
 
 
 def test_nothing_is_left_on_disk_when_the_ingress_is_killed(server: Server) -> None:
