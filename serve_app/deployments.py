@@ -13,7 +13,7 @@ from ray import serve
 
 from serve_app.cluster.autoscaling import published
 from serve_app.cluster.calls import DeploymentHandle
-from serve_app.cluster.live_calls import LiveWindow
+from serve_app.cluster.shared_audio import Place, SharedAudio, received
 from serve_app.cluster.status import ReplicaStatus
 from serve_app.engine.batch_queue import MAX_FAILED_BATCHES, Batcher, BatchReport
 from serve_app.engine.batch_sizes import measure_sizes
@@ -63,6 +63,7 @@ class ModelReplica(Replica):
         self._batching = batching
         self._max_window_samples = round(max_window_s * SAMPLE_RATE)
         self._prepare_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
+        self._audio = SharedAudio()
         self._engine: Engine | None = None
         self._batcher: Batcher[BatchItem, TokenColumns] | None = None
         await self._begin(status_registry, log_format)
@@ -75,7 +76,7 @@ class ModelReplica(Replica):
     def _is_loaded(self) -> bool:
         return self._batcher is not None
 
-    async def transcribe(self, lane: int, job: Job, is_isolated: bool, samples: Samples) -> TokenColumns:
+    async def transcribe(self, lane: int, job: Job, is_isolated: bool, audio: Samples | Place) -> TokenColumns:
         """Tokens of one window, int16 [samples], with times from its start. Raises ModelUnavailable, EngineError, or RequestError
         for keywords that the model cannot take."""
         await self._require_loaded()
@@ -85,13 +86,15 @@ class ModelReplica(Replica):
                 f"The model `{self._model.name}` has a CTC decoder, which takes no phrases, in `keywords[]` or in `prompt`.",
                 param="keywords[]",
             )
+        samples = received(audio, self._audio.new_samples)
         with window_trace.traced(self._tracer, job) as trace:
             item = (samples, job.keywords, trace)
             return await self._batcher.submit(item, len(samples), Lane(lane), job.job_id, is_isolated=is_isolated)
 
-    async def transcribe_live(self, windows: Sequence[LiveWindow]) -> list[TokenColumns | SpeechError]:
-        """The same for windows of several live streams; their failures are part of the answer."""
-        return await asyncio.gather(*(self._outcome(*window) for window in windows))
+    async def transcribe_live(self, windows: Sequence[tuple[Job, Samples | Place, str]]) -> list[TokenColumns | SpeechError]:
+        """The same for windows of several live streams; their failures are part of the answer. Raises AudioUnreachable."""
+        read = [(job, received(audio, self._audio.new_samples), request_id) for job, audio, request_id in windows]
+        return await asyncio.gather(*(self._outcome(*window) for window in read))
 
     async def _outcome(self, job: Job, samples: Samples, request_id: str) -> TokenColumns | SpeechError:
         try:

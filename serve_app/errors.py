@@ -214,6 +214,10 @@ class DiarizerChanged(EngineError):
     """The state of a recording is that of another diarizer: it was replaced meanwhile."""
 
 
+class AudioUnreachable(EngineError):
+    """The replica cannot read the memory of the ingress, as in a container of its own. The audio is sent with the call then."""
+
+
 class EngineBroken(EngineError):
     status = 503
     code = "engine_broken"

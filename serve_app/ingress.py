@@ -17,6 +17,7 @@ from serve_app.cluster.calls import DeploymentHandle, by_value
 from serve_app.cluster.diarizer_client import DiarizerClient
 from serve_app.cluster.model_client import ModelClient
 from serve_app.cluster.running_application import RunningApplication
+from serve_app.cluster.shared_audio import SharedAudio
 from serve_app.cluster.status import HEARTBEAT_S, ClusterStatus, ReplicaStatus
 from serve_app.cores import usable_cores
 from serve_app.decoders.pool import DecoderPool
@@ -70,6 +71,7 @@ class Ingress:
         self._models: Mapping[str, tuple[ReplicaStatus, ...]] = {}
         recorder = RayRecorder()
         self._tracer = tracers.open_tracer(settings.tracing, context.deployment, self._replica_id)
+        audio = SharedAudio()
         clients = {
             model.name: ModelClient(
                 model,
@@ -78,6 +80,7 @@ class Ingress:
                 partial(self._last_statuses, model.name),
                 partial(self._application.includes, models[model.name].deployment_name),
                 recorder,
+                audio,
             )
             for model in settings.models
         }
@@ -93,7 +96,7 @@ class Ingress:
             for name, replicas in diarizers.items()
         }
         cores = usable_cores() // replicas_per_node
-        decoders = DecoderPool(settings.decoding.processes or min(max(1, cores), MAX_DECODERS))
+        decoders = DecoderPool(settings.decoding.processes or min(max(1, cores), MAX_DECODERS), audio.new_samples)
         vad = SileroModel()
         # Before the first health check: later, loading would delay whatever the process does meanwhile.
         vad.load()

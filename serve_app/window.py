@@ -3,8 +3,10 @@
 Inside the server, time is an integer count of samples at `SAMPLE_RATE`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +23,16 @@ MAX_WINDOW_S = 600.0
 Samples = NDArray[np.int16]
 """Mono audio at `SAMPLE_RATE`: int16 [samples]."""
 
+NewSamples: TypeAlias = Callable[[int], Samples]
+"""Makes an array for so many samples."""
+
 Levels = NDArray[np.float32]
 """RMS level of each whole encoder frame, as a fraction of full scale: float32 [frames]."""
+
+
+def new_samples(length: int) -> Samples:
+    """An array for so many samples."""
+    return np.empty(length, np.int16)
 
 
 class Lane(IntEnum):

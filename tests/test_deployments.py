@@ -11,6 +11,7 @@ import pytest
 
 from serve_app.cluster.autoscaling import LIVE, RATE, REMAINING
 from serve_app.cluster.demand import Demand
+from serve_app.cluster.shared_audio import Place, SharedAudio
 from serve_app.cluster.status import ReplicaStatus
 from serve_app.deployments import BatchItem, ModelReplica
 from serve_app.engine.batch_cost import BatchCost
@@ -18,7 +19,7 @@ from serve_app.engine.batch_queue import MAX_FAILED_BATCHES, Batcher, BatchLimit
 from serve_app.engine.decode_rate import DecodeRate
 from serve_app.engine.protocol import Engine, EngineInfo
 from serve_app.engine.simulated import SimulatedEngine
-from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, ModelUnavailable, RequestError
+from serve_app.errors import UNFORESEEN, AudioUnreachable, EngineBroken, EngineError, ModelUnavailable, RequestError
 from serve_app.observe import catalogue, serve_log
 from serve_app.settings import BatchingSettings, ModelSettings, SimulationSettings
 from serve_app.transcript import Token, TokenColumns
@@ -77,7 +78,7 @@ async def test_a_replica_publishes_the_demand_that_the_registry_answered_and_its
 
 async def test_keywords_that_a_model_cannot_take_are_refused() -> None:
     replica = object.__new__(ModelReplica)
-    replica._model = ModelSettings(name="m", source="bundled")
+    replica._model, replica._audio = ModelSettings(name="m", source="bundled"), SharedAudio()
     replica._engine = engine = CtcEngine(NO_TIME)
     replica._loading = asyncio.create_task(asyncio.sleep(0))
 
@@ -98,14 +99,14 @@ async def test_windows_of_live_streams_that_fail_are_part_of_the_answer(caplog: 
     tokens = TokenColumns.of([Token("▁one", 1, 0, 1280, 0.9)])
 
     class Replica(ModelReplica):
-        async def transcribe(self, lane: int, job: Job, is_isolated: bool, samples: Samples) -> TokenColumns:
+        async def transcribe(self, lane: int, job: Job, is_isolated: bool, audio: Samples | Place) -> TokenColumns:
             assert (lane, is_isolated) == (Lane.LIVE, False)
             if job.job_id in failures:
                 raise failures[job.job_id]
             return tokens
 
     replica = object.__new__(Replica)
-    replica._model = ModelSettings(name="m", source="bundled")
+    replica._model, replica._audio = ModelSettings(name="m", source="bundled"), SharedAudio()
     windows = [(Job(name), np.zeros(1_600, np.int16), "an-id") for name in ("fine", "broken", "unforeseen", "fine")]
     fine, broken, unforeseen, also_fine = await replica.transcribe_live(windows)
     assert fine is also_fine is tokens
@@ -115,6 +116,18 @@ async def test_windows_of_live_streams_that_fail_are_part_of_the_answer(caplog: 
     assert "/secret/path" in caplog.text
 
 
+async def test_windows_of_live_streams_that_cannot_be_read_fail_together() -> None:
+    """So that the ingress sends all of them again, with their audio."""
+    replica = object.__new__(ModelReplica)
+    replica._audio = SharedAudio()
+    windows: list[Any] = [
+        (Job("a"), np.zeros(1_600, np.int16), "an-id"),
+        (Job("b"), Place("/proc/0/fd/3", (0, 0), 0, 5), "an-id"),
+    ]
+    with pytest.raises(AudioUnreachable):
+        await replica.transcribe_live(windows)
+
+
 async def test_a_replica_that_fails_every_batch_exits(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that Serve replaces it. Until then, what it gets is sent to another one."""
     exits: list[int] = []
@@ -122,7 +135,7 @@ async def test_a_replica_that_fails_every_batch_exits(monkeypatch: pytest.Monkey
     monkeypatch.setattr("serve_app.replica.EXIT_GRACE_S", 0.0)
     replica = object.__new__(ModelReplica)
     replica._model, replica._broken = ModelSettings(name="m", source="bundled"), None
-    replica._batching, replica._loop = BatchingSettings(), asyncio.get_running_loop()
+    replica._audio, replica._batching, replica._loop = SharedAudio(), BatchingSettings(), asyncio.get_running_loop()
     replica._engine_thread = replica._prepare_thread = ThreadPoolExecutor(1)
     replica._loading = asyncio.create_task(asyncio.sleep(0))
 

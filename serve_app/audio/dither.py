@@ -5,6 +5,7 @@ step between the two for speech, and miss words near it. So zeros get noise like
 the level and the spectrum of its quietest audio.
 """
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -60,7 +61,8 @@ def without_zeros(window: Window) -> Window:
     if not len(pieces):
         return window
     powers = np.einsum("ij,ij->i", pieces, pieces)
-    quiet = pieces[powers <= np.percentile(powers, QUIET_PERCENT)]
+    place = (len(powers) - 1) * QUIET_PERCENT // 100
+    quiet = pieces[powers <= np.partition(powers, place)[place]]
     noise = _level(quiet, samples, runs) * _noise_like(quiet)
     steps = np.clip(np.round(noise), -32768, 32767).astype(np.int16)
     filled, noise_here = samples.copy(), np.resize(np.roll(steps, -window.start_sample), len(samples))
@@ -85,9 +87,11 @@ def _pieces(samples: Samples, runs: NDArray[np.intp]) -> NDArray[np.float32]:
 
 def _level(quiet: NDArray[np.float32], samples: Samples, runs: NDArray[np.intp]) -> float:
     """RMS level of the noise: that of the quietest pieces, or of the audio next to a run where that is quieter."""
-    before = [samples[max(0, start - EDGE_SAMPLES) : start] for start, _ in runs]
-    after = [samples[end:][:EDGE_SAMPLES] for _, end in runs]
-    level = min(_rms(quiet), *(_rms(side) for side in before + after if side.any()))
+    places = np.concatenate([runs[:, 0] - EDGE_SAMPLES, runs[:, 1]])[:, None] + np.arange(EDGE_SAMPLES)
+    is_inside = (places >= 0) & (places < len(samples))
+    sides = np.where(is_inside, samples.take(places, mode="clip"), 0).astype(np.float32)
+    powers = np.vecdot(sides, sides) / np.maximum(1, is_inside.sum(axis=1))
+    level = min(_rms(quiet), math.sqrt(powers[powers > 0].min(initial=np.inf)))
     return level if MIN_LEVEL <= level <= MAX_LEVEL else MIN_LEVEL
 
 

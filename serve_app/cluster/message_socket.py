@@ -19,6 +19,7 @@ import pickle
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, suppress
 from struct import calcsize, pack, unpack
@@ -37,6 +38,9 @@ PULL = ">36sd"
 
 LENGTH = ">Q"
 """Format of the length of a frame, bytes."""
+
+_free_buffers: deque[bytearray] = deque(maxlen=4)
+"""Of frames. They are used again, as the system has to clear new memory."""
 
 Pull: TypeAlias = Callable[[RequestMetadata, float], Awaitable[Any]]
 """Returns the next messages of a request, a pickled list. With an interval, in seconds, it waits for more of them: those of all
@@ -115,27 +119,34 @@ def _connection(address: str) -> socket.socket:
 async def connected(address: str) -> AsyncIterator[Pull | None]:
     """Pulls the messages of one request; None where nothing listens at the address.
 
-    A pull raises EOFError or ConnectionError when the request is over or the proxy is lost.
+    A pull raises EOFError or ConnectionError when the request is over or the proxy is lost. The next one ends the use of what it
+    returned.
     """
     try:
         connection = _connection(address)
     except OSError:
         yield None
         return
-    loop = asyncio.get_running_loop()
+    loop, buffer = asyncio.get_running_loop(), bytearray()
     with connection:
 
-        async def read(size_bytes: int) -> memoryview:
-            buffer, read_bytes = memoryview(bytearray(size_bytes)), 0
-            while read_bytes < size_bytes:
+        async def read(buffer: memoryview) -> memoryview:
+            read_bytes = 0
+            while read_bytes < len(buffer):
                 if not (received_bytes := await loop.sock_recv_into(connection, buffer[read_bytes:])):
                     raise EOFError
                 read_bytes += received_bytes
             return buffer
 
         async def pull(request: RequestMetadata, interval_s: float) -> memoryview:
+            nonlocal buffer
+            if buffer:
+                _free_buffers.append(buffer)
             await loop.sock_sendall(connection, pack(PULL, request.internal_request_id.encode(), interval_s))
-            (length,) = unpack(LENGTH, await read(calcsize(LENGTH)))
-            return await read(length)
+            (length,) = unpack(LENGTH, await read(memoryview(bytearray(calcsize(LENGTH)))))
+            buffer = _free_buffers.pop() if _free_buffers else bytearray()
+            if len(buffer) < length:
+                buffer = bytearray(length)
+            return await read(memoryview(buffer)[:length])
 
         yield pull

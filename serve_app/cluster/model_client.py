@@ -1,20 +1,25 @@
 """The ingress's client of a model's replicas: sends windows, retries those lost with a replica, explains failures."""
 
+import logging
 import math
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 from serve_app.cluster.calls import MAX_BY_VALUE_BYTES, DeploymentHandle, answer, retried, waited
 from serve_app.cluster.live_calls import LiveCalls, LiveWindow, Outcome
+from serve_app.cluster.shared_audio import SentAudio, SharedAudio
 from serve_app.cluster.status import ReplicaStatus
 from serve_app.engine.batch_policy import expected_batch_audio_s, max_batch_windows
-from serve_app.errors import SpeechError
+from serve_app.errors import AudioUnreachable, SpeechError
 from serve_app.observe import catalogue, serve_log
 from serve_app.observe.recorder import NO_RECORDER, Recorder
 from serve_app.settings import ModelSettings, Settings
 from serve_app.transcript import Token, TokenColumns
-from serve_app.window import SAMPLE_RATE, Job, Lane, Window
+from serve_app.window import SAMPLE_RATE, Job, Lane, Samples, Window
+
+log = logging.getLogger("ray.serve")
 
 SETTLE_CHECKS = 4
 """After so many checks, two seconds, Serve's router knows a replica whose status says that it is loaded. What was sent again
@@ -38,15 +43,17 @@ class ModelClient:
         statuses: Callable[[], Sequence[ReplicaStatus]],
         is_deployed: Callable[[], Awaitable[bool]],
         recorder: Recorder = NO_RECORDER,
+        audio: SharedAudio | None = None,
     ) -> None:
         """`replicas`: see `by_value`. `statuses` returns the last known statuses of the model's replicas; `is_deployed` whether
-        the model is part of the running application."""
+        the model is part of the running application. `audio`: the memory that windows of files are in."""
         self.model = model
         self.settings = settings
         self.replicas = replicas
         self.statuses = statuses
         self.is_deployed = is_deployed
         self.recorder = recorder
+        self._audio = audio
         self._refuses_keywords = False
         for metric in (catalogue.WINDOWS_RETRIED, catalogue.GAPS_REDECODED):
             recorder.record(metric, 0, model.name)
@@ -109,13 +116,34 @@ class ModelClient:
         if lane == Lane.LIVE and is_small and not is_isolated:
             return await self._live_calls.recognise(job, window.samples, serve_log.request_id())
         replicas = self.replicas if is_small else self.replicas.options(_by_reference=True)
-        columns: TokenColumns = await answer(
-            replicas.transcribe.remote(int(lane), job, is_isolated, window.samples), self.model.name
+        columns: TokenColumns = await self._answer(
+            lambda: replicas.transcribe.remote(int(lane), job, is_isolated, self._sent(window.samples))
         )
         return columns.tokens()
 
     async def _call_together(self, windows: Sequence[LiveWindow]) -> Sequence[Outcome]:
-        outcomes: Sequence[TokenColumns | SpeechError] = await answer(
-            self.replicas.transcribe_live.remote(windows), self.model.name
+        outcomes: Sequence[TokenColumns | SpeechError] = await self._answer(
+            lambda: self.replicas.transcribe_live.remote(
+                [(job, self._sent(self._copied(samples)), request_id) for job, samples, request_id in windows]
+            )
         )
         return [outcome if isinstance(outcome, SpeechError) else outcome.tokens() for outcome in outcomes]
+
+    async def _answer(self, call: Callable[[], Any]) -> Any:
+        try:
+            return await answer(call(), self.model.name)
+        except AudioUnreachable as error:
+            log.warning("windows of model %s are sent with their audio from now on: %s", self.model.name, error)
+            self._audio = None
+            return await answer(call(), self.model.name)
+
+    def _sent(self, samples: Samples) -> SentAudio:
+        return SentAudio(samples, None if self._audio is None else self._audio.place(samples))
+
+    def _copied(self, samples: Samples) -> Samples:
+        """The same in shared memory, where there is some."""
+        if self._audio is None:
+            return samples
+        copy = self._audio.new_samples(len(samples))
+        copy[:] = samples
+        return copy

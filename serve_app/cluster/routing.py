@@ -5,14 +5,16 @@ import itertools
 import random
 import time
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 
 import numpy as np
 from ray.serve._private.common import RequestMetadata
-from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
+from ray.serve.request_router import FIFOMixin, LocalityMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-from serve_app.window import SAMPLE_RATE
+from serve_app.cluster.shared_audio import SentAudio
+from serve_app.window import SAMPLE_RATE, Samples
 
 CALL_SAMPLES = SAMPLE_RATE
 """What a call counts besides its audio, samples."""
@@ -29,7 +31,7 @@ RATE_HALF_LIFE_S = 30.0
 Serve does not tell. MAX_PROGRESS bounds what that does."""
 
 
-class LeastOutstandingRouter(FIFOMixin, RequestRouter):
+class LeastOutstandingRouter(LocalityMixin, FIFOMixin, RequestRouter):
     """Chooses the replica that has the least audio of this ingress left; among equals, the one that was not chosen for longest.
 
     Serve's own router compares two random replicas by queue lengths that they reported earlier. It distributes the windows of a
@@ -80,7 +82,7 @@ class LeastOutstandingRouter(FIFOMixin, RequestRouter):
         return self._last_choice.get(replica_id, -random.random())
 
     def _count(self, call: PendingRequest, replica_id: ReplicaID) -> None:
-        samples = CALL_SAMPLES + _samples(call.args)
+        samples = CALL_SAMPLES + sum(map(len, _audio(call.args)))
         self._calls[call.metadata.internal_request_id] = replica_id, samples
         if not self._outstanding[replica_id]:
             self._since_s[replica_id] = time.monotonic()
@@ -97,10 +99,14 @@ class LeastOutstandingRouter(FIFOMixin, RequestRouter):
     async def _choose_replica_for_request(self, pending_request: PendingRequest, *, is_retry: bool = False) -> RunningReplica:
         """The replica that a call is sent to. Once it is known, Serve reports the end of the call; until then nothing does."""
         try:
-            return await super()._choose_replica_for_request(pending_request, is_retry=is_retry)
+            replica = await super()._choose_replica_for_request(pending_request, is_retry=is_retry)
         except BaseException:
             self._forget(pending_request.metadata.internal_request_id)
             raise
+        for audio in _audio(pending_request.args):
+            if isinstance(audio, SentAudio):
+                audio.is_near = replica.node_id == self._self_node_id
+        return replica
 
     def _fulfill_next_pending_request(self, replica: RunningReplica, request_metadata: RequestMetadata | None = None) -> None:
         """Give a replica to the next call. Ray 2.60 fails here where that call is cancelled in this moment."""
@@ -138,8 +144,10 @@ class LeastOutstandingRouter(FIFOMixin, RequestRouter):
             task.add_done_callback(self._closing.discard)
 
 
-def _samples(argument: object) -> int:
-    """Length of the audio in the arguments of a call, samples."""
-    if isinstance(argument, np.ndarray):
-        return len(argument)
-    return sum(map(_samples, argument)) if isinstance(argument, list | tuple) else 0
+def _audio(argument: object) -> Iterator[Samples | SentAudio]:
+    """The audio in the arguments of a call."""
+    if isinstance(argument, np.ndarray | SentAudio):
+        yield argument
+    elif isinstance(argument, list | tuple):
+        for part in argument:
+            yield from _audio(part)

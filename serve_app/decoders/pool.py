@@ -16,7 +16,7 @@ from serve_app.decoders.process import DecoderProcess
 from serve_app.decoders.recording import Recording
 from serve_app.decoders.sandbox import MAX_JOBS
 from serve_app.errors import UNFORESEEN, AudioError, EngineError
-from serve_app.window import MAX_WINDOW_S, Window
+from serve_app.window import MAX_WINDOW_S, NewSamples, Window, new_samples
 
 log = logging.getLogger("ray.serve")
 
@@ -38,8 +38,10 @@ class DecoderPool:
     at that moment gets a process for itself; if that one ends too, the recording fails.
     """
 
-    def __init__(self, processes: int) -> None:
+    def __init__(self, processes: int, new_samples: NewSamples = new_samples) -> None:
+        """`new_samples` makes the arrays of windows."""
         self._size = processes
+        self._new_samples = new_samples
         self._numbers = itertools.count(1)
         self._lock = threading.RLock()
         self._recordings: dict[int, Recording] = {}
@@ -137,7 +139,7 @@ class DecoderPool:
 
     def _start(self, group: list[DecoderProcess]) -> DecoderProcess | None:
         try:
-            process = DecoderProcess(self._receive, self._ended)
+            process = DecoderProcess(self._receive, self._ended, self._new_samples)
         except OSError:
             self._failed_starts += 1
             self.failures += 1

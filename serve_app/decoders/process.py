@@ -15,7 +15,7 @@ from pathlib import Path
 from serve_app.decoders import messages, shared_memory
 from serve_app.decoders.messages import Ended, Failed, Message, Ready, SlotFree, Starved, WindowDone
 from serve_app.decoders.shared_memory import SharedMemory
-from serve_app.window import Window
+from serve_app.window import NewSamples, Window
 
 log = logging.getLogger("ray.serve")
 
@@ -61,7 +61,9 @@ class DecoderProcess:
     A process that breaks the protocol is killed. Raises OSError if the system cannot start one.
     """
 
-    def __init__(self, receive: Receive, on_end: "Callable[[DecoderProcess], None]") -> None:
+    def __init__(self, receive: Receive, on_end: "Callable[[DecoderProcess], None]", new_samples: NewSamples) -> None:
+        """`new_samples` makes the arrays of windows."""
+        self._new_samples = new_samples
         inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
         with ExitStack() as theirs, ExitStack() as ours:
             memory = shared_memory.create()
@@ -139,7 +141,7 @@ class DecoderProcess:
             case Ready():
                 self.is_ready = True
             case WindowDone(number, slot, index, start, samples, _, channel):
-                audio, levels = self._memory.read(slot, samples)
+                audio, levels = self._memory.read(slot, samples, self._new_samples)
                 self.send(SlotFree(slot))
                 receive(self, number, message, Window(index, start, audio, levels=levels, channel=channel))
             case Starved(number) | Ended(number) | Failed(number):

@@ -6,7 +6,7 @@ import tempfile
 
 import numpy as np
 
-from serve_app.window import FRAME_SAMPLES, MAX_WINDOW_S, SAMPLE_RATE, Levels, Samples
+from serve_app.window import FRAME_SAMPLES, MAX_WINDOW_S, SAMPLE_RATE, Levels, NewSamples, Samples
 
 SLOTS = 2
 """Number of windows that can be on their way at a time: while one is copied, the next is written."""
@@ -49,11 +49,16 @@ class SharedMemory:
         self._samples(slot, len(samples))[:] = samples
         self._levels(slot, len(levels))[:] = levels
 
-    def read(self, slot: int, samples: int) -> tuple[Samples, Levels]:
-        """A copy of a window with so many samples. Raises ValueError if there is no such slot or no room for them."""
+    def read(self, slot: int, samples: int, new_samples: NewSamples) -> tuple[Samples, Levels]:
+        """A copy of a window with so many samples, in an array that `new_samples` makes.
+
+        Raises ValueError if there is no such slot or no room for them.
+        """
         if not (0 <= slot < SLOTS and 0 < samples <= MAX_SAMPLES):
             raise ValueError("a window outside the shared memory")
-        return self._samples(slot, samples).copy(), self._levels(slot, samples // FRAME_SAMPLES).copy()
+        copy = new_samples(samples)
+        copy[:] = self._samples(slot, samples)
+        return copy, self._levels(slot, samples // FRAME_SAMPLES).copy()
 
     def _samples(self, slot: int, length: int) -> Samples:
         return np.frombuffer(self._map, np.int16, length, HEADER_BYTES + slot * SLOT_BYTES)

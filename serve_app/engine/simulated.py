@@ -54,12 +54,13 @@ class SimulatedEngine:
     @staticmethod
     def _words(window: Samples) -> list[Token]:
         frames = window[: len(window) // FRAME_SAMPLES * FRAME_SAMPLES].reshape(-1, FRAME_SAMPLES)
-        pieces = frames.reshape(-1, FRAME_SAMPLES // PIECE_SAMPLES, PIECE_SAMPLES).astype(np.float32)
+        checksums = np.array([zlib.crc32(frame.data) for frame in frames], np.uint32)
+        chosen = np.flatnonzero(checksums % 6 == 0)
+        pieces = frames[chosen].reshape(-1, FRAME_SAMPLES // PIECE_SAMPLES, PIECE_SAMPLES).astype(np.float32)
         # In the place of digital silence there is noise, at a level that depends on the window.
         quietest = np.vecdot(pieces, pieces).min(axis=1) / PIECE_SAMPLES
         tokens = []
-        for index in np.flatnonzero(quietest > MIN_LEVEL**2).tolist():
-            checksum, start = zlib.crc32(frames[index]), index * FRAME_SAMPLES
-            if checksum % 6 == 0:
-                tokens.append(Token(f"▁w{checksum % 9973}", checksum % 9973, start, start + FRAME_SAMPLES, 1.0))
+        for index in chosen[quietest > MIN_LEVEL**2].tolist():
+            word, start = int(checksums[index]) % 9973, index * FRAME_SAMPLES
+            tokens.append(Token(f"▁w{word}", word, start, start + FRAME_SAMPLES, 1.0))
         return tokens

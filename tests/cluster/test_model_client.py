@@ -1,6 +1,7 @@
 """The client of a model's replicas, on a fake deployment handle and in virtual time: retries, waiting, errors."""
 
 import asyncio
+import pickle
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -17,12 +18,13 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from serve_app.cluster.calls import CHECK_S, LOAD_FAILED, MAX_ATTEMPTS, MAX_BY_VALUE_BYTES, RETRY_DELAY_S
 from serve_app.cluster.live_calls import LiveWindow
 from serve_app.cluster.model_client import SETTLE_CHECKS, ModelClient
+from serve_app.cluster.shared_audio import Place, SharedAudio, received
 from serve_app.cluster.status import ReplicaStatus
 from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, EngineOutOfMemory, ModelUnavailable, SpeechError
 from serve_app.observe import catalogue
 from serve_app.settings import LimitSettings, ModelSettings, Settings
 from serve_app.transcript import Token, TokenColumns
-from serve_app.window import Job, Lane, Window
+from serve_app.window import Job, Lane, Window, new_samples
 from testing import virtual_time
 from testing.metrics import MemoryRecorder
 
@@ -97,10 +99,38 @@ class TestModelClient:
     def test_an_answer_is_passed_on(self) -> None:
         client, handle = client_with(failing())
         assert virtual_time.run(client.recognise(WINDOW, Lane.BULK, JOB)) == TOKENS
-        ((lane, job, is_isolated, samples),) = handle.calls
-        assert samples is WINDOW.samples
+        ((lane, job, is_isolated, audio),) = handle.calls
+        assert audio.samples is WINDOW.samples
         assert (lane, job, is_isolated) == (Lane.BULK, JOB, False)
         assert not handle.by_reference
+
+    @pytest.mark.parametrize("lane", Lane)
+    def test_a_replica_that_cannot_read_the_shared_audio_gets_it_with_the_call(
+        self, lane: Lane, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """As in a container of its own. The replica has what was pickled for one on this node."""
+        audio = SharedAudio()
+        samples = audio.new_samples(16_000)
+        samples[:] = range(16_000)
+        places, got = [], []
+
+        async def answer(*arguments: Any) -> Any:
+            sent = arguments[0][0][1] if lane == Lane.LIVE else arguments[-1]
+            sent.is_near = True
+            if isinstance(argument := pickle.loads(pickle.dumps(sent)), Place):
+                places.append(argument)
+                argument = argument._replace(path="/proc/0/fd/3")
+            got.append(received(argument, new_samples))
+            return [COLUMNS] if lane == Lane.LIVE else COLUMNS
+
+        replicas: Any = FakeHandle("transcribe", answer)
+        replicas.transcribe_live = replicas
+        client = ModelClient(MODEL, SETTINGS, replicas, tuple, deployed, MemoryRecorder(), audio)
+        for _ in range(2):
+            assert virtual_time.run(client.recognise(Window(3, 0, samples), lane, JOB)) == TOKENS
+        assert len(places) == 1
+        assert [each.tolist() for each in got] == [samples.tolist()] * 2
+        assert caplog.text.count("windows of model m are sent with their audio from now on") == 1
 
     @pytest.mark.parametrize("lane", Lane)
     def test_serve_cancels_no_call_together_with_its_request(self, lane: Lane) -> None:

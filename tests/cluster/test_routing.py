@@ -12,22 +12,24 @@ from ray.serve._private.common import DeploymentHandleSource, DeploymentID, Repl
 from ray.serve.request_router import PendingRequest
 
 from serve_app.cluster.routing import LeastOutstandingRouter
+from serve_app.cluster.shared_audio import SentAudio
 from serve_app.window import SAMPLE_RATE
 
 MODEL = DeploymentID("model", "app")
 REPLICAS: list[Any] = [SimpleNamespace(replica_id=ReplicaID(name, MODEL)) for name in "abcd"]
+METADATA = RequestMetadata(request_id="r", internal_request_id="i")
 IDS = itertools.count()
 
 
 def new_router(drain_s: float = 0.0) -> LeastOutstandingRouter:
-    router = LeastOutstandingRouter(MODEL, DeploymentHandleSource.REPLICA)  # type: ignore[no-untyped-call]
+    router = LeastOutstandingRouter(deployment_id=MODEL, handle_source=DeploymentHandleSource.REPLICA, self_node_id="here")
     router.initialize_state(drain_s=drain_s)
     return router
 
 
 def call(*seconds: float) -> Any:
     """A call that is being routed: with one window, or with the windows of several streams."""
-    windows = [np.zeros(round(s * SAMPLE_RATE), np.int16) for s in seconds or (30.0,)]
+    windows = [SentAudio(np.zeros(round(s * SAMPLE_RATE), np.int16)) for s in seconds or (30.0,)]
     return SimpleNamespace(
         args=[1, ("job", ()), windows[0]] if len(windows) == 1 else [[("job", window) for window in windows]],
         metadata=SimpleNamespace(internal_request_id=str(next(IDS))),
@@ -135,11 +137,8 @@ async def test_a_replica_that_hangs_gets_hardly_more_than_others(monkeypatch: py
             complete(router, "a", queue.popleft())
 
 
-@pytest.mark.parametrize("passes", range(6))
-async def test_a_call_that_is_cancelled_on_its_way_to_a_replica_is_forgotten(passes: int) -> None:
-    """In Serve's own code, after so many passes of the event loop: before the choice, after it, when it is done."""
-    router = new_router()
-    replica: Any = SimpleNamespace(replica_id=REPLICAS[0].replica_id)
+def only(router: LeastOutstandingRouter, replica: Any) -> None:
+    """Have Serve's own code choose this replica, once it was ranked."""
     router._replicas, router._replicas_list, router._replica_id_set = (
         {replica.replica_id: replica},
         [replica],
@@ -150,8 +149,27 @@ async def test_a_call_that_is_cancelled_on_its_way_to_a_replica_is_forgotten(pas
         return candidates[0]
 
     router._select_from_candidate_replicas = select  # type: ignore[method-assign, assignment]
-    metadata = RequestMetadata(request_id="r", internal_request_id="i")
-    pending = PendingRequest(args=call(30.0).args, kwargs={}, metadata=metadata)
+
+
+@pytest.mark.parametrize("windows", [1, 3])
+async def test_the_audio_of_a_call_knows_whether_its_replica_is_on_this_node(windows: int) -> None:
+    """Also when the call is routed again."""
+    router, pending = new_router(), PendingRequest(args=call(*[10.0] * windows).args, kwargs={}, metadata=METADATA)
+    audio = [pending.args[2]] if windows == 1 else [window for _, window in pending.args[0]]
+    for node_id, is_near in (("here", True), ("elsewhere", False), ("here", True)):
+        only(router, SimpleNamespace(replica_id=REPLICAS[0].replica_id, node_id=node_id))
+        pending.reset_future()  # type: ignore[no-untyped-call]
+        await router._choose_replica_for_request(pending)
+        assert [each.is_near for each in audio] == [is_near] * windows
+
+
+@pytest.mark.parametrize("passes", range(6))
+async def test_a_call_that_is_cancelled_on_its_way_to_a_replica_is_forgotten(passes: int) -> None:
+    """In Serve's own code, after so many passes of the event loop: before the choice, after it, when it is done."""
+    router = new_router()
+    replica: Any = SimpleNamespace(replica_id=REPLICAS[0].replica_id, node_id="here")
+    only(router, replica)
+    pending = PendingRequest(args=call(30.0).args, kwargs={}, metadata=METADATA)
     choosing = asyncio.ensure_future(router._choose_replica_for_request(pending))
     for _ in range(passes):
         await asyncio.sleep(0)
@@ -190,7 +208,14 @@ async def test_the_connection_to_a_removed_replica_is_closed_once_it_had_its_tim
 
     def replica(name: str, channel: Channel | None) -> Any:
         replica_id = ReplicaID(name, MODEL)
-        return SimpleNamespace(replica_id=replica_id, _channel=channel, multiplexed_model_ids=(), get_queue_len=get_queue_len)
+        return SimpleNamespace(
+            replica_id=replica_id,
+            node_id="here",
+            availability_zone=None,
+            _channel=channel,
+            multiplexed_model_ids=(),
+            get_queue_len=get_queue_len,
+        )
 
     router = new_router(drain_s=0.1)
     replicas = [replica("a", Channel("a")), replica("b", Channel("b")), replica("c", None)]

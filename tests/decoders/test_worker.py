@@ -16,7 +16,7 @@ from serve_app.decoders import messages, shared_memory
 from serve_app.decoders.messages import Failed, Message, Open, Ready, WindowDone
 from serve_app.decoders.pool import DecoderPool
 from serve_app.decoders.shared_memory import MAX_SAMPLES, SLOTS, SharedMemory
-from serve_app.window import FRAME_SAMPLES
+from serve_app.window import FRAME_SAMPLES, new_samples
 from testing.paths import ROOT
 
 START_MB = 80
@@ -184,9 +184,9 @@ def test_shared_memory(has_memfd: bool, monkeypatch: pytest.MonkeyPatch) -> None
         samples = np.random.default_rng(slot).integers(-32768, 32767, length, dtype=np.int16)
         levels = np.arange(length // FRAME_SAMPLES, dtype=np.float32)
         theirs.write(slot, samples, levels)
-        received_samples, received_levels = ours.read(slot, length)
+        received_samples, received_levels = ours.read(slot, length, new_samples)
         assert np.array_equal(received_samples, samples)
         assert np.array_equal(received_levels, levels)
     for slot, length in [(SLOTS, 1), (-1, 1), (0, 0), (0, MAX_SAMPLES + 1)]:
         with pytest.raises(ValueError, match="outside"):
-            ours.read(slot, length)
+            ours.read(slot, length, new_samples)

@@ -56,6 +56,24 @@ def test_live_streams_share_batches_however_much_audio_comes_at_once(frames: int
     assert batches_per_s(60, frames, every_s=frames * 0.032, pieces=pieces) < 21
 
 
+def test_audio_that_comes_at_about_the_same_time_is_one_batch() -> None:
+    """As an ingress takes messages of many streams one after the other. Each has its answer before the next audio comes."""
+    model = PacedModel(batch_s=0.005)
+
+    async def send(number: int) -> float:
+        detector = model.detector(Endpointing(0.8))
+        for begin_s in (1.0, 1.1, 1.2):
+            await asyncio.sleep(begin_s + 0.0003 * number - virtual_time.now_s())
+            await detector.push(np.zeros(3 * VAD_FRAME_SAMPLES, np.int16))
+        return virtual_time.now_s()
+
+    async def run() -> list[float]:
+        return await asyncio.gather(*(send(number) for number in range(24)))
+
+    assert max(virtual_time.run(run())) < 1.22
+    assert model.sizes == [24] * 3
+
+
 def test_a_recording_is_not_held_back() -> None:
     """It is sent at once, so that more audio waits for every batch than is spoken in between."""
     assert batches_per_s(1, 31, every_s=0) > 180

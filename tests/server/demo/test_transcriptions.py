@@ -3,6 +3,7 @@
 import concurrent.futures
 import itertools
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,6 +47,16 @@ def test_eight_clients_at_once_get_right_answers_from_shared_batches(server: Ser
             break
     assert replica["largest_batch"] > 2
     assert replica["batches"] < replica["windows"]
+
+
+def test_windows_go_to_the_replica_in_shared_memory(server: Server, strings: list[DigitString]) -> None:
+    """It copies them into memory of the same kind."""
+    assert server.transcribe(as_wav(strings[6])).json()["text"] == strings[6].text
+    (replica,) = server.processes("model digits")
+    memory = [fd for fd in Path(f"/proc/{replica.pid}/fd").iterdir() if fd.readlink().name.startswith("memfd:audio")]
+    assert memory
+    assert all(descriptor.stat().st_blocks > 0 for descriptor in memory)
+    assert "are sent with their audio" not in server.log
 
 
 def test_a_request_id_comes_back_and_is_in_the_log(server: Server) -> None:
