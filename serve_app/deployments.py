@@ -77,8 +77,10 @@ class ModelReplica(Replica):
         return self._batcher is not None
 
     async def transcribe(self, lane: int, job: Job, is_isolated: bool, audio: Samples | Place) -> TokenColumns:
-        """Tokens of one window, int16 [samples], with times from its start. Raises ModelUnavailable, EngineError, or RequestError
-        for keywords that the model cannot take."""
+        """Tokens of one window, int16 [samples] or where they are, with times from its start.
+
+        Raises ModelUnavailable, EngineError, AudioUnreachable, or RequestError for keywords that the model cannot take.
+        """
         await self._require_loaded()
         assert self._batcher is not None
         if job.keywords and self._engine is not None and not self._engine.info.keywords:

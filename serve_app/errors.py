@@ -215,7 +215,8 @@ class DiarizerChanged(EngineError):
 
 
 class AudioUnreachable(EngineError):
-    """The replica cannot read the memory of the ingress, as in a container of its own. The audio is sent with the call then."""
+    """The replica cannot read the audio of a call in the memory of the ingress. No client gets this: the ingress makes the call
+    again with its audio."""
 
 
 class EngineBroken(EngineError):

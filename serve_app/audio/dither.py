@@ -21,6 +21,9 @@ EDGE_SAMPLES = SAMPLE_RATE // 100
 """Length of the audio on either side of digital silence whose level is measured, samples (10 ms). It is faint where the words of
 a recording without background noise fade to zero."""
 
+EDGES_AT_ONCE = 1024
+"""So many of these spans are measured at once: a forged file may have hundreds of thousands."""
+
 PIECE_SAMPLES = SAMPLE_RATE // 40
 """Length of the pieces that a window is searched for its quietest audio in, samples (25 ms)."""
 
@@ -87,12 +90,22 @@ def _pieces(samples: Samples, runs: NDArray[np.intp]) -> NDArray[np.float32]:
 
 def _level(quiet: NDArray[np.float32], samples: Samples, runs: NDArray[np.intp]) -> float:
     """RMS level of the noise: that of the quietest pieces, or of the audio next to a run where that is quieter."""
-    places = np.concatenate([runs[:, 0] - EDGE_SAMPLES, runs[:, 1]])[:, None] + np.arange(EDGE_SAMPLES)
-    is_inside = (places >= 0) & (places < len(samples))
-    sides = np.where(is_inside, samples.take(places, mode="clip"), 0).astype(np.float32)
-    powers = np.vecdot(sides, sides) / np.maximum(1, is_inside.sum(axis=1))
-    level = min(_rms(quiet), math.sqrt(powers[powers > 0].min(initial=np.inf)))
+    starts = np.concatenate([runs[:, 0] - EDGE_SAMPLES, runs[:, 1]])
+    power = min(
+        _power_of_quietest(samples, starts[first : first + EDGES_AT_ONCE]) for first in range(0, len(starts), EDGES_AT_ONCE)
+    )
+    level = min(_rms(quiet), math.sqrt(power))
     return level if MIN_LEVEL <= level <= MAX_LEVEL else MIN_LEVEL
+
+
+def _power_of_quietest(samples: Samples, starts: NDArray[np.intp]) -> float:
+    """Mean square of the quietest span of EDGE_SAMPLES samples from one of `starts`, as far as they are in the window; infinite
+    if all are silent."""
+    places = starts[:, None] + np.arange(EDGE_SAMPLES)
+    is_inside = (places >= 0) & (places < len(samples))
+    spans = np.where(is_inside, samples.take(places, mode="clip"), 0).astype(np.float32)
+    powers = np.vecdot(spans, spans) / np.maximum(1, is_inside.sum(axis=1))
+    return float(powers[powers > 0].min(initial=np.inf))
 
 
 def _rms(samples: NDArray[Any]) -> float:

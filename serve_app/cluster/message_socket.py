@@ -40,7 +40,10 @@ LENGTH = ">Q"
 """Format of the length of a frame, bytes."""
 
 _free_buffers: deque[bytearray] = deque(maxlen=4)
-"""Of frames. They are used again, as the system has to clear new memory."""
+"""Buffers of frames that nobody reads any more. They are used again, as the system has to clear new memory."""
+
+MAX_FREE_BUFFER_BYTES = 1 << 20
+"""Maximum size of those, bytes: more than the pieces of a body that a proxy holds."""
 
 Pull: TypeAlias = Callable[[RequestMetadata, float], Awaitable[Any]]
 """Returns the next messages of a request, a pickled list. With an interval, in seconds, it waits for more of them: those of all
@@ -119,8 +122,8 @@ def _connection(address: str) -> socket.socket:
 async def connected(address: str) -> AsyncIterator[Pull | None]:
     """Pulls the messages of one request; None where nothing listens at the address.
 
-    A pull raises EOFError or ConnectionError when the request is over or the proxy is lost. The next one ends the use of what it
-    returned.
+    A pull raises EOFError or ConnectionError when the request is over or the proxy is lost. What it returned is valid until the
+    next one begins.
     """
     try:
         connection = _connection(address)
@@ -130,18 +133,19 @@ async def connected(address: str) -> AsyncIterator[Pull | None]:
     loop, buffer = asyncio.get_running_loop(), bytearray()
     with connection:
 
-        async def read(buffer: memoryview) -> memoryview:
+        async def read(into: memoryview) -> memoryview:
             read_bytes = 0
-            while read_bytes < len(buffer):
-                if not (received_bytes := await loop.sock_recv_into(connection, buffer[read_bytes:])):
+            while read_bytes < len(into):
+                if not (received_bytes := await loop.sock_recv_into(connection, into[read_bytes:])):
                     raise EOFError
                 read_bytes += received_bytes
-            return buffer
+            return into
 
         async def pull(request: RequestMetadata, interval_s: float) -> memoryview:
             nonlocal buffer
-            if buffer:
+            if 0 < len(buffer) <= MAX_FREE_BUFFER_BYTES:
                 _free_buffers.append(buffer)
+            buffer = bytearray()
             await loop.sock_sendall(connection, pack(PULL, request.internal_request_id.encode(), interval_s))
             (length,) = unpack(LENGTH, await read(memoryview(bytearray(calcsize(LENGTH)))))
             buffer = _free_buffers.pop() if _free_buffers else bytearray()

@@ -1,5 +1,6 @@
 """The ingress's client of a model's replicas: sends windows, retries those lost with a replica, explains failures."""
 
+import asyncio
 import logging
 import math
 import random
@@ -28,6 +29,9 @@ sooner would go to the replica that it came from."""
 BATCHES_PER_REPLICA = 2
 """Batches in flight per replica that keep it busy: one running, one waiting."""
 
+BY_VALUE_S = 60.0
+"""After a replica could not read the shared audio of a call, calls have their audio with them for so long, seconds."""
+
 MIN_WINDOWS_IN_FLIGHT = 4
 """Minimum windows in flight per file, even while no replica is loaded."""
 
@@ -46,7 +50,8 @@ class ModelClient:
         audio: SharedAudio | None = None,
     ) -> None:
         """`replicas`: see `by_value`. `statuses` returns the last known statuses of the model's replicas; `is_deployed` whether
-        the model is part of the running application. `audio`: the memory that windows of files are in."""
+        the model is part of the running application. `audio`: the memory that windows of files are in, and that those of live
+        streams are copied to; None: no audio is shared with replicas."""
         self.model = model
         self.settings = settings
         self.replicas = replicas
@@ -54,6 +59,8 @@ class ModelClient:
         self.is_deployed = is_deployed
         self.recorder = recorder
         self._audio = audio
+        self._by_value_until_s = -math.inf
+        """Until then no audio is shared, seconds of the event loop's clock."""
         self._refuses_keywords = False
         for metric in (catalogue.WINDOWS_RETRIED, catalogue.GAPS_REDECODED):
             recorder.record(metric, 0, model.name)
@@ -122,28 +129,26 @@ class ModelClient:
         return columns.tokens()
 
     async def _call_together(self, windows: Sequence[LiveWindow]) -> Sequence[Outcome]:
+        # Kept until the answer, see SentAudio.
+        copies = [samples if self._audio is None else self._audio.copied(samples) for _, samples, _ in windows]
         outcomes: Sequence[TokenColumns | SpeechError] = await self._answer(
             lambda: self.replicas.transcribe_live.remote(
-                [(job, self._sent(self._copied(samples)), request_id) for job, samples, request_id in windows]
+                [(job, self._sent(copy), request_id) for (job, _, request_id), copy in zip(windows, copies, strict=True)]
             )
         )
         return [outcome if isinstance(outcome, SpeechError) else outcome.tokens() for outcome in outcomes]
 
     async def _answer(self, call: Callable[[], Any]) -> Any:
+        """The answer to a call, which is made again with its audio where the replica cannot read that in shared memory."""
         try:
             return await answer(call(), self.model.name)
         except AudioUnreachable as error:
-            log.warning("windows of model %s are sent with their audio from now on: %s", self.model.name, error)
-            self._audio = None
+            now_s = asyncio.get_running_loop().time()
+            if now_s >= self._by_value_until_s:
+                log.warning("windows of model %s are sent with their audio for a while: %s", self.model.name, error)
+            self._by_value_until_s = now_s + BY_VALUE_S
             return await answer(call(), self.model.name)
 
     def _sent(self, samples: Samples) -> SentAudio:
-        return SentAudio(samples, None if self._audio is None else self._audio.place(samples))
-
-    def _copied(self, samples: Samples) -> Samples:
-        """The same in shared memory, where there is some."""
-        if self._audio is None:
-            return samples
-        copy = self._audio.new_samples(len(samples))
-        copy[:] = samples
-        return copy
+        is_shared = self._audio is not None and asyncio.get_running_loop().time() >= self._by_value_until_s
+        return SentAudio(samples, self._audio.place(samples) if self._audio is not None and is_shared else None)

@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import numpy as np
 from ray.serve._private.common import RequestMetadata
-from ray.serve.request_router import FIFOMixin, LocalityMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
+from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from serve_app.cluster.shared_audio import SentAudio
 from serve_app.window import SAMPLE_RATE, Samples
@@ -31,12 +32,17 @@ RATE_HALF_LIFE_S = 30.0
 Serve does not tell. MAX_PROGRESS bounds what that does."""
 
 
-class LeastOutstandingRouter(LocalityMixin, FIFOMixin, RequestRouter):
+class LeastOutstandingRouter(FIFOMixin, RequestRouter):
     """Chooses the replica that has the least audio of this ingress left; among equals, the one that was not chosen for longest.
 
     Serve's own router compares two random replicas by queue lengths that they reported earlier. It distributes the windows of a
     file unevenly, and the file waits for the replica with the most.
     """
+
+    def __init__(self, *args: Any, self_node_id: str | None = None, **options: Any) -> None:
+        """`self_node_id`: the node of this ingress."""
+        super().__init__(*args, **options)  # type: ignore[no-untyped-call]
+        self._node_id = self_node_id
 
     def initialize_state(self, *, drain_s: float = 0.0, **_: object) -> None:  # Serve calls it after the constructor
         """`drain_s`: time that a replica which is being stopped has for its calls, seconds. Those left after it fail."""
@@ -105,7 +111,7 @@ class LeastOutstandingRouter(LocalityMixin, FIFOMixin, RequestRouter):
             raise
         for audio in _audio(pending_request.args):
             if isinstance(audio, SentAudio):
-                audio.is_near = replica.node_id == self._self_node_id
+                audio.is_near = self._node_id is not None and replica.node_id == self._node_id
         return replica
 
     def _fulfill_next_pending_request(self, replica: RunningReplica, request_metadata: RequestMetadata | None = None) -> None:

@@ -27,8 +27,8 @@ SLOT_BYTES = -(-round(2 * MAX_WINDOW_S * SAMPLE_RATE) // mmap.PAGESIZE) * mmap.P
 MAX_KEPT_SLOTS = 32
 """How many slots keep their memory when they are free: what is in use again costs no new pages, which the system would clear."""
 
-MAX_KEPT_BYTES = 1 << 20
-"""A slot that held more keeps nothing, bytes."""
+MAX_KEPT_BYTES = 2 << 20
+"""A slot that held more, 65 s, keeps nothing, bytes."""
 
 
 class Place(NamedTuple):
@@ -36,7 +36,7 @@ class Place(NamedTuple):
 
     path: str
     file: tuple[int, int]
-    """Device and inode. Another process may have got the number of one that ended."""
+    """Device and inode: the ids of processes and the numbers of descriptors are used again."""
     offset_bytes: int
     length: int
     """Samples."""
@@ -45,7 +45,8 @@ class Place(NamedTuple):
         """A copy of the audio, int16 [samples], in an array that `new_samples` makes. Raises AudioUnreachable."""
         samples = new_samples(self.length)
         try:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            # In another PID namespace, the path may be anything, such as a pipe that would block.
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
             try:
                 status = os.fstat(descriptor)
                 if (status.st_dev, status.st_ino) != self.file:
@@ -76,9 +77,13 @@ class SharedAudio:
 
     def _create(self) -> None:
         descriptor = os.memfd_create("audio", os.MFD_CLOEXEC)
+        try:
+            os.truncate(descriptor, SLOTS * SLOT_BYTES)
+            self._map = mmap.mmap(descriptor, SLOTS * SLOT_BYTES)
+        except OSError:
+            os.close(descriptor)
+            raise
         weakref.finalize(self, os.close, descriptor)
-        os.truncate(descriptor, SLOTS * SLOT_BYTES)
-        self._map = mmap.mmap(descriptor, SLOTS * SLOT_BYTES)
         self._address = np.frombuffer(self._map, np.uint8, 1).ctypes.data
         status = os.fstat(descriptor)
         self._path, self._file = f"/proc/{os.getpid()}/fd/{descriptor}", (status.st_dev, status.st_ino)
@@ -92,6 +97,14 @@ class SharedAudio:
         weakref.finalize(samples, self._release, slot, samples.nbytes).atexit = False
         return samples
 
+    def copied(self, samples: Samples) -> Samples:
+        """The same audio, int16 [samples], in a slot if there is one, else `samples` itself."""
+        copy = self.new_samples(len(samples))
+        if self.place(copy) is None:
+            return samples
+        copy[:] = samples
+        return copy
+
     def _free_slot(self) -> int | None:
         for free in (self._warm, self._cold):
             with suppress(IndexError):
@@ -101,7 +114,7 @@ class SharedAudio:
     def place(self, samples: Samples) -> Place | None:
         """Where an array, int16 [samples], is; None if it is not in the memory."""
         offset_bytes = samples.ctypes.data - self._address if self._map is not None else -1
-        is_inside = 0 <= offset_bytes < SLOTS * SLOT_BYTES and samples.flags.c_contiguous
+        is_inside = 0 <= offset_bytes < SLOTS * SLOT_BYTES and samples.flags.c_contiguous and samples.dtype == np.int16
         return Place(self._path, self._file, offset_bytes, len(samples)) if is_inside else None
 
     def _release(self, slot: int, size_bytes: int) -> None:
@@ -118,6 +131,7 @@ class SentAudio:
     """An argument of a call: the replica gets an array, int16 [samples], or its `Place`, see `received`."""
 
     def __init__(self, samples: Samples, place: Place | None = None) -> None:
+        """The caller keeps `samples` until the call is answered: later, other audio may be in its place."""
         self.samples = samples
         self._place = place
         self.is_near = False
@@ -127,11 +141,10 @@ class SentAudio:
         return len(self.samples)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _identity, (self._place if self.is_near and self._place is not None else self.samples,)
-
-
-def _identity(sent: Samples | Place) -> Samples | Place:
-    return sent
+        # The replica gets what these make, not a SentAudio.
+        if self.is_near and self._place is not None:
+            return Place, tuple(self._place)
+        return np.asarray, (self.samples,)
 
 
 def received(audio: Samples | Place, new_samples: NewSamples) -> Samples:

@@ -46,6 +46,16 @@ def test_where_words_fade_to_zero_the_noise_is_faint() -> None:
     assert level(samples[round(0.3 * SAMPLE_RATE) : round(0.5 * SAMPLE_RATE)]) < 30
 
 
+@pytest.mark.parametrize("faint", [0, 1, 1_500, 2_999])
+def test_of_any_number_of_words_the_one_that_is_faintest_beside_zeros_counts(faint: int) -> None:
+    """Wherever it is; in the window's first and last samples, too."""
+    words = [background(0.01, 20.0 if number == faint else 2_000.0, seed=number) for number in range(3_000)]
+    samples = np.concatenate([part for word in words for part in (word, zeros(0.01))])
+    for window in (samples, samples[: -len(zeros(0.01))]):
+        noise = filled(window)[window == 0]
+        assert level(noise) == pytest.approx(20.0, rel=0.2)
+
+
 def test_the_middle_of_a_word_is_no_background_noise() -> None:
     """A live window may begin within a word."""
     assert np.abs(filled(background(0.3, 3000.0), zeros(1.0))[round(0.3 * SAMPLE_RATE) :]).max() <= 5

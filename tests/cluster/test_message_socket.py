@@ -108,6 +108,22 @@ def test_a_frame_may_be_larger_than_any_buffer(run: Callable[[Scenario], None]) 
     run(scenario)
 
 
+def test_the_frames_of_requests_do_not_mix(run: Callable[[Scenario], None]) -> None:
+    """Their buffers are used again, by the same request and by others."""
+
+    async def scenario(proxy: Proxy) -> None:
+        async def upload(number: int) -> None:
+            async with proxy.request() as (queue, messages):
+                for piece in range(20):
+                    body = {"type": "http.request", "body": bytes([number, piece]) * (1 + 40_000 * (piece % 3))}
+                    queue.put_nowait(body)
+                    assert await messages(0.0) == [body]
+
+        await asyncio.gather(*(upload(number) for number in range(12)))
+
+    run(scenario)
+
+
 def test_with_an_interval_the_messages_of_all_requests_come_at_the_same_moment(run: Callable[[Scenario], None]) -> None:
     async def scenario(proxy: Proxy) -> None:
         arrived: list[float] = []

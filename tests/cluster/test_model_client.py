@@ -17,8 +17,8 @@ from ray.serve.exceptions import DeploymentUnavailableError
 
 from serve_app.cluster.calls import CHECK_S, LOAD_FAILED, MAX_ATTEMPTS, MAX_BY_VALUE_BYTES, RETRY_DELAY_S
 from serve_app.cluster.live_calls import LiveWindow
-from serve_app.cluster.model_client import SETTLE_CHECKS, ModelClient
-from serve_app.cluster.shared_audio import Place, SharedAudio, received
+from serve_app.cluster.model_client import BY_VALUE_S, SETTLE_CHECKS, ModelClient
+from serve_app.cluster.shared_audio import Place, SentAudio, SharedAudio, received
 from serve_app.cluster.status import ReplicaStatus
 from serve_app.errors import UNFORESEEN, EngineBroken, EngineError, EngineOutOfMemory, ModelUnavailable, SpeechError
 from serve_app.observe import catalogue
@@ -91,6 +91,12 @@ def failing(*failures: BaseException) -> Callable[..., Awaitable[TokenColumns]]:
     return answer
 
 
+def pickled_for_this_node(audio: SentAudio) -> Any:
+    """What a replica on the node of the ingress gets."""
+    audio.is_near = True
+    return pickle.loads(pickle.dumps(audio))
+
+
 def as_seen_by_a_caller(error: Exception) -> RayTaskError:
     return RayTaskError("transcribe", "traceback", error)  # type: ignore[no-untyped-call]
 
@@ -108,29 +114,61 @@ class TestModelClient:
     def test_a_replica_that_cannot_read_the_shared_audio_gets_it_with_the_call(
         self, lane: Lane, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """As in a container of its own. The replica has what was pickled for one on this node."""
+        """As in a container of its own. It is told once, though several calls fail, and shared again after a while."""
         audio = SharedAudio()
         samples = audio.new_samples(16_000)
         samples[:] = range(16_000)
-        places, got = [], []
+        by_place: list[bool] = []
 
         async def answer(*arguments: Any) -> Any:
-            sent = arguments[0][0][1] if lane == Lane.LIVE else arguments[-1]
-            sent.is_near = True
-            if isinstance(argument := pickle.loads(pickle.dumps(sent)), Place):
-                places.append(argument)
-                argument = argument._replace(path="/proc/0/fd/3")
-            got.append(received(argument, new_samples))
-            return [COLUMNS] if lane == Lane.LIVE else COLUMNS
+            windows = [audio for _, audio, _ in arguments[0]] if lane == Lane.LIVE else arguments[-1:]
+            for argument in map(pickled_for_this_node, windows):
+                by_place.append(isinstance(argument, Place))
+                sent = argument._replace(path="/proc/0/fd/3") if isinstance(argument, Place) else argument
+                assert received(sent, new_samples).tolist() == samples.tolist()
+            return [COLUMNS] * len(windows) if lane == Lane.LIVE else COLUMNS
 
         replicas: Any = FakeHandle("transcribe", answer)
         replicas.transcribe_live = replicas
         client = ModelClient(MODEL, SETTINGS, replicas, tuple, deployed, MemoryRecorder(), audio)
-        for _ in range(2):
-            assert virtual_time.run(client.recognise(Window(3, 0, samples), lane, JOB)) == TOKENS
-        assert len(places) == 1
-        assert [each.tolist() for each in got] == [samples.tolist()] * 2
-        assert caplog.text.count("windows of model m are sent with their audio from now on") == 1
+
+        async def run() -> None:
+            for wait_s, is_shared in ((0.0, True), (BY_VALUE_S / 2, False), (BY_VALUE_S, True)):
+                await asyncio.sleep(wait_s)
+                by_place.clear()
+                calls = [client.recognise(Window(number, 0, samples), lane, Job(str(number))) for number in range(3)]
+                assert await asyncio.gather(*calls) == [TOKENS] * 3
+                assert any(by_place) == is_shared
+
+        virtual_time.run(run())
+        assert caplog.text.count("windows of model m are sent with their audio for a while") == 2
+
+    @pytest.mark.parametrize("lane", Lane)
+    def test_shared_audio_stays_until_the_answer(self, lane: Lane) -> None:
+        """Serve need not keep the arguments of a call that it has sent."""
+        audio = SharedAudio()
+        samples = audio.new_samples(16_000)
+        samples[:] = range(16_000)
+        expected = samples.tolist()
+
+        class ForgetfulHandle(FakeHandle):
+            def remote(self, *arguments: Any) -> Awaitable[Any]:
+                sent = arguments[0][0][1] if lane == Lane.LIVE else arguments[-1]
+                return FakeResponse(self._answer(pickled_for_this_node(sent)))
+
+        async def answer(place: Any) -> Any:
+            await asyncio.sleep(1)
+            others = [audio.new_samples(16_000) for _ in range(50)]
+            for other in others:
+                other[:] = -1
+            assert isinstance(place, Place)
+            assert received(place, new_samples).tolist() == expected
+            return [COLUMNS] if lane == Lane.LIVE else COLUMNS
+
+        replicas: Any = ForgetfulHandle("transcribe", answer)
+        replicas.transcribe_live = replicas
+        client = ModelClient(MODEL, SETTINGS, replicas, tuple, deployed, MemoryRecorder(), audio)
+        assert virtual_time.run(client.recognise(Window(3, 0, samples), lane, JOB)) == TOKENS
 
     @pytest.mark.parametrize("lane", Lane)
     def test_serve_cancels_no_call_together_with_its_request(self, lane: Lane) -> None:

@@ -22,7 +22,7 @@ IDS = itertools.count()
 
 
 def new_router(drain_s: float = 0.0) -> LeastOutstandingRouter:
-    router = LeastOutstandingRouter(deployment_id=MODEL, handle_source=DeploymentHandleSource.REPLICA, self_node_id="here")
+    router = LeastOutstandingRouter(MODEL, DeploymentHandleSource.REPLICA, self_node_id="here")
     router.initialize_state(drain_s=drain_s)
     return router
 
@@ -208,14 +208,7 @@ async def test_the_connection_to_a_removed_replica_is_closed_once_it_had_its_tim
 
     def replica(name: str, channel: Channel | None) -> Any:
         replica_id = ReplicaID(name, MODEL)
-        return SimpleNamespace(
-            replica_id=replica_id,
-            node_id="here",
-            availability_zone=None,
-            _channel=channel,
-            multiplexed_model_ids=(),
-            get_queue_len=get_queue_len,
-        )
+        return SimpleNamespace(replica_id=replica_id, _channel=channel, multiplexed_model_ids=(), get_queue_len=get_queue_len)
 
     router = new_router(drain_s=0.1)
     replicas = [replica("a", Channel("a")), replica("b", Channel("b")), replica("c", None)]

@@ -125,6 +125,16 @@ def test_other_arrays_have_no_place() -> None:
     assert memory.place(np.ones(10, np.int16)) is None
     assert memory.place(filled(other)) is None
     assert memory.place(filled(memory)[::2]) is None
+    assert memory.place(filled(memory).view(np.int32)) is None
+
+
+def test_a_copy_is_in_a_slot_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_audio, "SLOTS", 1)
+    memory, samples = SharedAudio(), np.arange(1_000, dtype=np.int16)
+    copy = memory.copied(samples)
+    assert copy.tolist() == samples.tolist()
+    assert memory.place(copy) is not None
+    assert memory.copied(samples) is samples
 
 
 def test_without_memfd_arrays_are_ordinary_ones(monkeypatch: pytest.MonkeyPatch) -> None:

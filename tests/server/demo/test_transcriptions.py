@@ -50,7 +50,7 @@ def test_eight_clients_at_once_get_right_answers_from_shared_batches(server: Ser
 
 
 def test_windows_go_to_the_replica_in_shared_memory(server: Server, strings: list[DigitString]) -> None:
-    """It copies them into memory of the same kind."""
+    """The memfd of the replica has pages only if it copied audio from that of an ingress."""
     assert server.transcribe(as_wav(strings[6])).json()["text"] == strings[6].text
     (replica,) = server.processes("model digits")
     memory = [fd for fd in Path(f"/proc/{replica.pid}/fd").iterdir() if fd.readlink().name.startswith("memfd:audio")]
