@@ -150,5 +150,5 @@ class ModelClient:
             return await answer(call(), self.model.name)
 
     def _sent(self, samples: Samples) -> SentAudio:
-        is_shared = self._audio is not None and asyncio.get_running_loop().time() >= self._by_value_until_s
-        return SentAudio(samples, self._audio.place(samples) if self._audio is not None and is_shared else None)
+        may_share = asyncio.get_running_loop().time() >= self._by_value_until_s
+        return SentAudio(samples, self._audio.place(samples) if self._audio is not None and may_share else None)

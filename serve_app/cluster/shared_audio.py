@@ -70,7 +70,7 @@ class SharedAudio:
         """Free slots that keep their memory."""
         self._cold: deque[int] = deque()
         """The other free slots."""
-        if sys.platform == "linux":
+        if sys.platform == "linux" and hasattr(os, "memfd_create"):
             # Where the system allows no memfd of this size, there is no slot.
             with suppress(OSError):
                 self._create()
