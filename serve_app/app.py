@@ -71,7 +71,7 @@ ENVIRONMENT = {
     # that does nothing, by 2 in a busy one.
     "MALLOC_ARENA_MAX": "1",
     # Otherwise the first large block that is freed has glibc take the next ones from its heap, which then has holes and does not
-    # shrink. Blocks of this size, such as windows, go back to the system.
+    # shrink. Blocks of this size, such as long answers, go back to the system.
     "MALLOC_MMAP_THRESHOLD_": str(256 << 10),
 }
 """Of every process of the application that Serve starts."""
