@@ -57,14 +57,17 @@ class BatchCost:
     def efficient_audio_s(self) -> float:
         """Padded audio of a batch, seconds, above which larger ones are hardly cheaper; see MAX_LOSS. May be infinite.
 
-        The smallest of the measured sizes that is; by the line where the largest was still better than all others.
+        The smallest of the measured sizes that is; by the line where the largest was still better than all others. At least one
+        full window: the short one is for the line. Were it enough, short windows would have no batches at all, and other work on
+        the machine can make it seem so.
         """
         by_line_s = self.step_s / (MAX_LOSS * self.per_audio_s) if self.per_audio_s else np.inf
-        if not self.measured:
+        full = self.measured[1:]
+        if not full:
             return by_line_s
-        best = min(m.duration_s / m.padded_s for m in self.measured)
-        enough = next(m for m in self.measured if m.duration_s / m.padded_s <= (1 + MAX_LOSS) * best)
-        return max(enough.padded_s, by_line_s) if enough is self.measured[-1] else enough.padded_s
+        best = min(m.duration_s / m.padded_s for m in full)
+        enough = next(m for m in full if m.duration_s / m.padded_s <= (1 + MAX_LOSS) * best)
+        return max(enough.padded_s, by_line_s) if enough is full[-1] else enough.padded_s
 
     def audio_of(self, duration_s: float) -> float:
         """Padded audio that adds this long to a batch, seconds. May be infinite."""

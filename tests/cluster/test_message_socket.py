@@ -143,7 +143,8 @@ def test_with_an_interval_the_messages_of_all_requests_come_at_the_same_moment(r
         async with asyncio.TaskGroup() as tasks:
             for number in range(5):
                 tasks.create_task(take(number / 20))
-        assert len({int(arrived_s) for arrived_s in arrived}) == 1
+        # The nearest multiple: uvloop rounds a time to milliseconds, so a timer may end before it.
+        assert len({round(arrived_s) for arrived_s in arrived}) == 1
 
     run(scenario)
 

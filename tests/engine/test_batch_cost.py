@@ -90,7 +90,8 @@ def test_an_efficient_batch_wastes_little() -> None:
     [
         pytest.param([9.0, 2.0, 1.5, 1.01, 1.0], 128.0, id="a larger one hardly gains"),
         pytest.param([9.0, 2.0, 1.0, 1.2, 1.4], 64.0, id="larger ones lose"),
-        pytest.param([1.0, 1.0, 1.0, 1.0, 1.0], SHORT_S, id="size does not matter"),
+        pytest.param([1.0, 1.0, 1.0, 1.0, 1.0], 32.0, id="size does not matter"),
+        pytest.param([1.0, 2.0, 1.8, 1.7, 1.7], 128.0, id="the short one was measured in a better moment"),
         pytest.param([9.0, 4.0, 2.0, 1.5, 1.0], 256.0, id="still gaining"),
     ],
 )
