@@ -51,7 +51,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         ],
         "windows": {"window_s": WINDOW_S, "overlap_s": OVERLAP_S},
         "batching": {"max_batch_items": BATCH_ITEMS},
-        "limits": {"model_wait_s": 30},
+        "limits": {"model_wait_s": WAIT_S},
     }
     # Serve finds a dead proxy by three failed checks.
     env = {"RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1"}

@@ -15,12 +15,16 @@ from openai.types.audio import TranscriptionDiarized, TranscriptionTextDoneEvent
 from testing import media
 from testing.server import START_S, Server
 from testing.voices import conversation, data_url
+from tests.server.faults.conftest import wait_until
 
 pytestmark = [pytest.mark.serve, pytest.mark.slow]
 
 TURNS = [(n % 3, 5.0 + n % 4) for n in range(14)]
 TALK = ("talk.wav", media.wav((conversation(TURNS) / 32768).astype(np.float32)))
-"""126 s, 26 chunks."""
+"""126 s."""
+
+CHUNKS = 26
+"""Steps of the diarizer for it."""
 
 SPEAKERS = ["Ann" if voice == 1 else "AB"[voice // 2] for voice, _ in TURNS]
 KNOWN: Any = {"known_speaker_names": ["Ann"], "known_speaker_references": [data_url(1)]}
@@ -84,6 +88,8 @@ def test_one_that_dies_in_mid_file_changes_no_speaker(
     server: Server, client: openai.OpenAI, undisturbed: TranscriptionDiarized
 ) -> None:
     with ThreadPoolExecutor(1) as thread:
+        # /ready is behind: it has to have all steps of the requests before this one.
+        wait_until(lambda: diarizer(server, "speakers")["steps"] % CHUNKS == 0)
         began = diarizer(server, "speakers")["steps"]
         answer = thread.submit(transcribe, client, **KNOWN)
         wait_for_steps(server, began + 4, answer)
