@@ -191,6 +191,15 @@ def held_bytes(process: psutil.Process) -> int:
     return status_bytes(process.pid, "RssAnon")
 
 
+def has_windows(process: psutil.Process) -> bool:
+    """Whether a replica has copied audio from the memory of an ingress: only then does its own have pages."""
+    for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            if descriptor.readlink().name.startswith("memfd:audio") and descriptor.stat().st_blocks > 0:
+                return True
+    return False
+
+
 def status_bytes(process_id: int, field: str) -> int:
     """A size in a process's status, such as `VmPeak` (see proc_pid_status(5))."""
     status = dict(line.split(":", 1) for line in Path(f"/proc/{process_id}/status").read_text().splitlines())

@@ -7,13 +7,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import httpx2
-import psutil
 import pytest
 
 from serve_app.cluster.calls import MAX_BY_VALUE_BYTES
 from serve_app.window import SAMPLE_RATE
 from testing import media
-from testing.server import Server
+from testing.server import Server, has_windows
 from tests.server.faults.conftest import (
     BATCH_ITEMS,
     LONG_WINDOW_S,
@@ -146,10 +145,11 @@ def wait_until_served(server: Server) -> None:
 
 
 def kill_at_work(server: Server, model: str, answer: "Future[dict[str, Any]]") -> None:
-    """Let the model go on by some windows, then kill its oldest replica and wait until windows are missed."""
+    """Let the model go on by some windows, then kill a replica that has some, and wait until windows are missed."""
     wait_for_windows(server, model, 4 * BATCH_ITEMS, answer)
     lost = times_lost(server, model)
-    min(server.processes(f"model {model}"), key=psutil.Process.create_time).kill()
+    # Another one may still be loading.
+    next(process for process in server.processes(f"model {model}") if has_windows(process)).kill()
     wait_until(lambda: times_lost(server, model) > lost)
     assert not answer.done()
 
