@@ -175,29 +175,27 @@ def is_named(arguments: list[str], name: str) -> bool:
 
 def open_files(process: psutil.Process) -> set[str]:
     """What a process has open on disk, files without a name included."""
-    folder = f"/proc/{process.pid}/fd"
-    links = set()
-    for number in os.listdir(folder):
-        try:
-            links.add(os.readlink(f"{folder}/{number}"))
-        except FileNotFoundError:
-            continue
+    links = {link for _, link in _descriptors(process)}
     return {link for link in links if link.startswith("/") and not link.startswith(("/dev/", "/proc/"))}
+
+
+def has_windows(process: psutil.Process) -> bool:
+    """Whether a replica has copied audio from the memory of an ingress: only then does its own have pages."""
+    memory = [descriptor for descriptor, link in _descriptors(process) if link.startswith("/memfd:audio")]
+    return bool(memory) and all(descriptor.stat().st_blocks > 0 for descriptor in memory)
+
+
+def _descriptors(process: psutil.Process) -> Iterator[tuple[Path, str]]:
+    """What a process has open: each descriptor, and what it leads to."""
+    for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            yield descriptor, str(descriptor.readlink())
 
 
 def held_bytes(process: psutil.Process) -> int:
     """Memory of a process's own. Pages of files are not: Linux takes those of idle processes away and brings them back when they
     are used, which looks like growth. Nor are those of Ray's object store, which a process has once it has read there."""
     return status_bytes(process.pid, "RssAnon")
-
-
-def has_windows(process: psutil.Process) -> bool:
-    """Whether a replica has copied audio from the memory of an ingress: only then does its own have pages."""
-    for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-            if descriptor.readlink().name.startswith("memfd:audio") and descriptor.stat().st_blocks > 0:
-                return True
-    return False
 
 
 def status_bytes(process_id: int, field: str) -> int:
